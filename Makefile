@@ -1,0 +1,51 @@
+# Everything sets itself up: git, make and Python 3.11 are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help setup repro show test lint miniworld lock clean
+
+help:
+	@echo "make repro      the whole chain on the mini world; prints the score table"
+	@echo "make test       lint and tests"
+	@echo "make show       print the score table again"
+	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
+
+setup: $(VENV)/.ready
+
+# torch by pip first (uv does not see every wheel folder that pip is told of), the rest by uv.
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "persres needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,miniworld,dev]'
+	touch $@
+
+repro: setup
+	dvc repro
+	persres show
+
+show: setup
+	persres show
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+test: lint
+	python -m pytest
+
+miniworld: setup
+	python -m persres.miniworld
+
+# Renew the pinned versions after a change in pyproject.toml.
+lock: setup
+	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
+		--all-extras pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .work data/concepts data/macro_class data/residuals data/samples data/scores data/tables data/sheets

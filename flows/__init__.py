@@ -1,0 +1,1 @@
+"""Prefect flows: chains of the tasks."""

@@ -1,0 +1,50 @@
+"""The whole chain as one flow: ``python -m flows.pipeline``.
+
+Shown in a Prefect server where PREFECT_API_URL points at one; without it Prefect starts a
+server of its own for the run. It writes the same folders as ``dvc repro``, which needs no Prefect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect import flow
+
+from persres.cli import STAGES
+from tasks.stages import run_stage_task
+
+
+@flow(name="persres-pipeline", log_prints=True)
+def pipeline(
+    params: str = "params.yaml",
+    profile: str | None = None,
+    data: str = "data",
+    work: str = ".work",
+    stages: list[str] | None = None,
+) -> str:
+    """Run the stages one after another; the first that fails fails the flow."""
+    for stage in stages or STAGES:
+        run_stage_task(stage, params, profile, data, work)
+    return data
+
+
+def main() -> int:
+    """Command line. 0 on success, 1 where a stage failed."""
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
+    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("--profile")
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--work", default=".work")
+    parser.add_argument("--stages", nargs="*", choices=STAGES)
+    given = parser.parse_args()
+    state = pipeline(given.params, given.profile, given.data, given.work, given.stages, return_state=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Checkpoints as safetensors (no pickle), written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside its place, then rename it: a reader never sees half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def save_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int,
+                  extra: dict[str, torch.Tensor] | None = None, note: dict | None = None) -> None:  # fmt: skip
+    """Parameters, optimizer state and the number of finished steps."""
+    tensors = {f"param/{name}": value for name, value in parameters.items()}
+    tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optim/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+    write_tensors(path, tensors, {"step": str(step), "note": json.dumps(note or {})})
+
+
+def load_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer,
+                  extra: dict[str, torch.Tensor] | None = None) -> tuple[int, dict]:  # fmt: skip
+    """Restore what :func:`save_training` wrote, in place; returns (finished steps, note)."""
+    tensors, metadata = read_tensors(path)
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(tensors[f"param/{name}"])
+        for name, value in (extra or {}).items():
+            value.copy_(tensors[f"extra/{name}"])
+    state: dict[int, dict] = {}
+    for key, value in tensors.items():
+        if key.startswith("optim/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"]), json.loads(metadata["note"])

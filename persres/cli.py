@@ -1,0 +1,70 @@
+"""Command line: ``persres run STAGE`` (what DVC calls) and ``persres show``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from persres.errors import PersresError
+
+STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")
+
+
+def run_stage(name: str, context) -> None:
+    """Run one stage by name with a :class:`persres.stages.context.Context`."""
+    from importlib import import_module
+
+    getattr(import_module(f"persres.stages.{name}"), name)(context)
+
+
+def _show(data: Path) -> None:
+    table = data / "tables" / "table1.md"
+    if not table.exists():
+        raise PersresError(f"no {table}; run make repro first")
+    print(table.read_text())
+    print((data / "tables" / "differences.md").read_text())
+    print(f"Pictures: {data / 'sheets'}/*.png   Tables: {data / 'tables'}/   Residuals: {data / 'residuals'}/")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="persres", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run one stage with the settings of params.yaml")
+    run.add_argument("stage", choices=STAGES)
+    show = commands.add_parser("show", help="print the score table and where the pictures are")
+    for command in (run, show):
+        command.add_argument("--data", type=Path, default=Path("data"))
+    run.add_argument("--params", type=Path, default=Path("params.yaml"))
+    run.add_argument("--profile", help="a profile other than the one that params.yaml names")
+    run.add_argument("--work", type=Path, default=Path(".work"))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. 0 on success, 1 with one clear error, 130 after Ctrl-C."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.command == "show":
+            _show(given.data)
+        else:
+            from persres.stages.context import Context
+
+            run_stage(given.stage, Context.load(given.params, given.profile, given.data, given.work))
+    except PersresError as error:
+        print(f"persres: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"persres: {error.strerror or error}: {error.filename}; free some space, or make the folder writable",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("persres: stopped; finished units are kept, run again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""A folder of a user's own photos: ``<folder>/<concept>/`` with photos and, if wanted, a ``concept.json``.
+
+``concept.json`` may hold ``macro_class``, ``category`` and ``prompts`` (a list of [group, text with {}]). Without
+prompts a neutral set of eight is used; without a macro class the folder must say so itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from persres.datasets.layout import Concept, check_concept, check_name, write_concept
+from persres.errors import PersresError
+from persres.images import list_photos, load_photo
+from persres.params import Fetch
+
+NEUTRAL_PROMPTS = (
+    ("background", "a photo of a {} on the beach"),
+    ("background", "a photo of a {} in the snow"),
+    ("object", "a photo of a {} next to a red ball"),
+    ("object", "a photo of a {} with a cup"),
+    ("style", "a watercolor painting of a {}"),
+    ("style", "a pencil sketch of a {}"),
+    ("property", "a photo of a red {}"),
+    ("property", "a photo of a wooden {}"),
+)
+
+
+def fetch_folder(settings: Fetch, root: Path) -> int:
+    """Copy checked photos below ``root``; returns the number of concepts.
+
+    Raises PersresError naming the first missing folder, broken photo or wrong name.
+    """
+    source = Path(settings.folder or "")
+    if not source.is_dir():
+        raise PersresError(f"fetch.folder: no folder {source}; create it with one folder of photos per concept")
+    names = settings.concepts or tuple(
+        sorted(p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
+    )
+    if not names:
+        raise PersresError(f"fetch.folder: {source} holds no concept; put one folder of photos per concept in it")
+    for name in names:
+        _copy(source / check_name(name), root)
+    return len(names)
+
+
+def _copy(source: Path, root: Path) -> None:
+    photos = list_photos(source)
+    for photo in photos:
+        load_photo(photo)
+    folder = write_concept(root, _describe(source))
+    for index, photo in enumerate(photos):
+        shutil.copyfile(photo, folder / "images" / f"{index:03d}{photo.suffix.lower()}")
+
+
+def _describe(source: Path) -> Concept:
+    path = source / "concept.json"
+    try:
+        told = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise PersresError(f"{path} is not valid JSON ({error})") from error
+    odd = set(told) - {"macro_class", "category", "prompts", "licence"}
+    if odd:
+        raise PersresError(
+            f"{path}: unknown keys {', '.join(sorted(odd))}; macro_class, category, prompts and licence are known"
+        )
+    if "macro_class" not in told:
+        raise PersresError(
+            f'{path}: macro_class is missing; write {{"macro_class": "dog"}} there, saying what the thing is'
+        )
+    prompts = tuple((group, text) for group, text in told.get("prompts", NEUTRAL_PROMPTS))
+    concept = Concept(
+        source.name, told.get("category", told["macro_class"]), told["macro_class"], prompts, told.get("licence", "")
+    )
+    return check_concept(concept, path)

@@ -1,0 +1,133 @@
+"""Localized attention-guided sampling: where the concept is, read off the cross-attention (paper 3.3).
+
+In block i the attention maps of the V* and macro-class tokens are summed and binarised at their
+median; the residual of that block acts inside the mask only. No further U-Net pass is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from persres.errors import PersresError
+from persres.residuals import Routing
+
+UNCOND_RULES = ("mask", "base", "full")
+
+
+def binarise_at_median(attention: torch.Tensor) -> torch.Tensor:
+    """M_i: 1 strictly above the median of each row, else 0. ``attention`` [n, pixels] -> same shape.
+
+    torch's median is the lower one, so of 2k different values exactly k are marked: always
+    half of the picture, whatever the object's size.
+    """
+    return (attention > attention.median(dim=-1, keepdim=True).values).to(attention.dtype)
+
+
+@dataclass
+class MaskRule:
+    """How one batch is masked.
+
+    ``tokens`` float [n, text length]: 1 at the V* and macro-class tokens of each sample's prompt.
+    ``mask_from`` long [n]: whose mask a sample takes (the unconditional branch takes its partner's).
+    ``everywhere`` bool [n]: samples that take the whole residual.
+    """
+
+    tokens: torch.Tensor
+    mask_from: torch.Tensor
+    everywhere: torch.Tensor
+    record: bool = False
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [n, pixels]
+    steps: int = 0
+
+    @classmethod
+    def for_guidance(cls, tokens: torch.Tensor, uncond_rule: str, record: bool = False) -> MaskRule:
+        """For a batch [unconditional; conditional] with ``tokens`` [n, length] of the conditional half."""
+        if uncond_rule not in UNCOND_RULES:
+            raise PersresError(f"unknown uncond_rule {uncond_rule!r}; one of {', '.join(UNCOND_RULES)}")
+        n = len(tokens)
+        partner = torch.arange(n, 2 * n, device=tokens.device)
+        everywhere = torch.zeros(2 * n, dtype=torch.bool, device=tokens.device)
+        everywhere[:n] = uncond_rule == "full"
+        return cls(torch.cat([tokens, tokens]), torch.cat([partner, partner]), everywhere, record)
+
+    def finish(self, path: str, attention: torch.Tensor) -> torch.Tensor:
+        """The mask [n, pixels] of a layer from the concept's attention [n, pixels]."""
+        mask = binarise_at_median(attention)[self.mask_from]
+        if self.record:
+            self.seen[path] = self.seen.get(path, 0) + mask
+        return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
+
+
+class _ConceptAttention:
+    """Cross-attention with plain softmax (paper equation 2) that also reports the concept's map."""
+
+    def __init__(self, report) -> None:
+        self.report = report
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
+                 attention_mask: torch.Tensor | None = None, temb: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        weights = attn.get_attention_scores(query, key, attention_mask)  # [n·heads, pixels, length]
+        self.report(weights.unflatten(0, (-1, attn.heads)).mean(1))
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights @ value)))
+
+
+@contextmanager
+def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
+    """Within the context each forward pass fills ``routing.masks`` just before the block's output
+    projection needs it. Blocks with several transformer layers (SDXL) sum the maps of all of them.
+    The attention processors of before return on exit."""
+    before: list[tuple[Attention, object]] = []
+    handles = []
+    try:
+        for path, module in unet.named_modules():
+            if isinstance(module, Transformer2DModel):
+                layers = [block.attn2 for block in module.transformer_blocks]
+                before += [(layer, layer.processor) for layer in layers]
+                handles.append(_watch(f"{path}.proj_out", module, layers, routing, rule))
+        yield
+    finally:
+        for layer, processor in before:
+            layer.set_processor(processor)
+        for handle in handles:
+            handle.remove()
+        routing.masks.clear()
+
+
+def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule):
+    maps: list[torch.Tensor] = []
+
+    def report(weights: torch.Tensor) -> None:
+        maps.append(torch.einsum("npt,nt->np", weights, rule.tokens.to(weights.dtype)))
+
+    def before_proj_out(_module: nn.Module, _args: tuple) -> None:
+        routing.masks[path] = rule.finish(path, torch.stack(maps).sum(0))
+        maps.clear()
+
+    for layer in layers:
+        if layer.group_norm is not None or layer.spatial_norm is not None or layer.norm_cross:
+            raise PersresError(
+                f"{path}: this cross-attention normalises its inputs; LAG knows Stable Diffusion's plain one only"
+            )
+        layer.set_processor(_ConceptAttention(report))
+    return module.proj_out.register_forward_pre_hook(before_proj_out)
+
+
+def mean_mask(rule: MaskRule, samples: slice, size: int) -> torch.Tensor:
+    """Masks averaged over blocks and steps for some samples, float [n, size, size] in [0, 1]."""
+    total = []
+    for seen in rule.seen.values():
+        picked = seen[samples].float()
+        side = round(picked.shape[1] ** 0.5)
+        picked = picked.view(len(picked), 1, side, picked.shape[1] // side)
+        total.append(nn.functional.interpolate(picked, size=(size, size), mode="nearest")[:, 0])
+    return torch.stack(total).mean(0) / max(1, rule.steps)

@@ -1,0 +1,1 @@
+"""Scores as the reference evaluation computes them (adobe-research/custom-diffusion, customconcept101)."""

@@ -1,0 +1,56 @@
+"""CLIP features by open_clip, and the two CLIP scores."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from persres.models import pick_device, unavailable
+from persres.params import Clip
+
+
+class ClipEncoder:
+    """Unit-length features of images and texts; preprocessing is the model's own (bicubic, centre crop)."""
+
+    def __init__(self, settings: Clip, device: str) -> None:
+        self.device = pick_device(device)
+        try:
+            self.model, _, self.preprocess = open_clip.create_model_and_transforms(
+                settings.model, pretrained=settings.pretrained
+            )
+            self.tokenize = open_clip.get_tokenizer(settings.model)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise unavailable("CLIP", f"{settings.model} {settings.pretrained or ''}".strip(), error) from error
+        self.model = self.model.float().to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def images(self, images: list[Image.Image], batch: int = 64) -> torch.Tensor:
+        """[n, d] on the CPU, rows of length 1."""
+        parts = [torch.stack([self.preprocess(i) for i in images[k : k + batch]]) for k in range(0, len(images), batch)]
+        return torch.cat([F.normalize(self.model.encode_image(p.to(self.device)), dim=1).cpu() for p in parts])
+
+    @torch.no_grad()
+    def texts(self, texts: list[str], batch: int = 512) -> torch.Tensor:
+        """[n, d] on the CPU, rows of length 1."""
+        parts = [self.tokenize(texts[k : k + batch]) for k in range(0, len(texts), batch)]
+        return torch.cat([F.normalize(self.model.encode_text(p.to(self.device)), dim=1).cpu() for p in parts])
+
+
+@lru_cache(maxsize=1)
+def load_clip(settings: Clip, device: str) -> ClipEncoder:
+    """One encoder per process. Raises PersresError where the model can't be had."""
+    return ClipEncoder(settings, device)
+
+
+def clip_text_score(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """2.5·max(cos, 0) of each image with its own prompt (CLIPScore's weight). Both [n, d], unit rows."""
+    return 2.5 * (images * texts).sum(1).clamp(min=0)
+
+
+def alignment(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each image with all references: [n, d], [k, d] -> [n]. Its mean over n is the mean over all pairs."""
+    return (images @ references.T).mean(1)

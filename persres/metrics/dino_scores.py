@@ -1,0 +1,44 @@
+"""DINO features by timm: bicubic resize, centre crop, the model's own mean and std."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision import transforms
+
+from persres.models import pick_device, unavailable
+from persres.params import Dino
+
+
+class DinoEncoder:
+    """Unit-length features of images."""
+
+    def __init__(self, settings: Dino, device: str) -> None:
+        self.device = pick_device(device)
+        try:
+            model = timm.create_model(settings.model, pretrained=True, num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise unavailable("DINO", settings.model, error) from error
+        self.model = model.float().to(self.device).eval().requires_grad_(False)
+        self.preprocess = transforms.Compose([
+            transforms.Resize(settings.resize, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(settings.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(model.pretrained_cfg["mean"], model.pretrained_cfg["std"]),
+        ])  # fmt: skip
+
+    @torch.no_grad()
+    def images(self, images: list[Image.Image], batch: int = 64) -> torch.Tensor:
+        """[n, d] on the CPU, rows of length 1."""
+        parts = [torch.stack([self.preprocess(i) for i in images[k : k + batch]]) for k in range(0, len(images), batch)]
+        return torch.cat([F.normalize(self.model(p.to(self.device)), dim=1).cpu() for p in parts])
+
+
+@lru_cache(maxsize=1)
+def load_dino(settings: Dino, device: str) -> DinoEncoder:
+    """One encoder per process. Raises PersresError where the model can't be had."""
+    return DinoEncoder(settings, device)

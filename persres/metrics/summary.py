@@ -1,0 +1,51 @@
+"""From one row per image to tables: per concept first, then over concepts, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+SCORES = ("clip_text", "clip_image", "dino")
+
+
+def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[float, float]:
+    """95% percentile interval of the mean, resampling concepts. NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def per_concept(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Mean of each column by (method, concept)."""
+    return rows.groupby(["method", "concept"], sort=False)[columns].mean().reset_index()
+
+
+def method_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int) -> pd.DataFrame:
+    """One row a method: means over concepts of per-concept means, each with ``_low`` and ``_high``."""
+    table = []
+    for method, part in per_concept(rows, columns).groupby("method", sort=False):
+        row: dict[str, object] = {"method": method}
+        for column in columns:
+            values = part[column].to_numpy()
+            row[column] = float(values.mean())
+            row[f"{column}_low"], row[f"{column}_high"] = bootstrap_interval(values, rounds, seed)
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def difference(
+    rows: pd.DataFrame, columns: list[str], method: str, against: str, rounds: int, seed: int
+) -> dict[str, object]:
+    """Paired difference of two methods over the concepts that both have, with intervals."""
+    means = per_concept(rows, columns).set_index(["method", "concept"])
+    one, two = means.loc[method], means.loc[against]
+    shared = one.index.intersection(two.index)
+    row: dict[str, object] = {"method": method, "against": against, "concepts": len(shared)}
+    for column in columns:
+        values = (one.loc[shared, column] - two.loc[shared, column]).to_numpy()
+        row[column] = float(values.mean())
+        row[f"{column}_low"], row[f"{column}_high"] = bootstrap_interval(values, rounds, seed)
+    return row

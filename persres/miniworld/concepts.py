@@ -1,0 +1,43 @@
+"""Concepts that no caption can name: five references each, in one or two backgrounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from persres.miniworld.render import Look, Rendered, Scene, render
+from persres.seeding import seed_from
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A look, the backgrounds of its photos, and a name."""
+
+    name: str
+    look: Look
+    backgrounds: tuple[str, ...]
+
+
+CONCEPTS: tuple[Concept, ...] = (
+    Concept("heart_mug", Look("mug", "white", parts=(("top", "blue"), ("handle", "blue")), emblem=("heart", "red")), ("wood",)),
+    Concept("star_robot", Look("robot", "blue", parts=(("head", "orange"),), emblem=("star", "yellow")), ("wood", "brick")),
+    Concept("banded_cat", Look("cat", "orange", parts=(("ears", "purple"), ("tail", "white")), band="white"), ("grass",)),
+    Concept("fruit_tree", Look("tree", "green", parts=(("crown", "pink"),), emblem=("disc", "red")), ("grass", "city")),
+    Concept("rally_car", Look("car", "yellow", parts=(("cabin", "green"), ("boot", "pink"))), ("city",)),
+    Concept("masked_fish", Look("fish", "purple", parts=(("face", "yellow"), ("tail", "red"), ("fins", "red"))), ("ocean",)),
+    Concept("witch_house", Look("house", "white", parts=(("roof", "purple"), ("door", "orange")), emblem=("star", "yellow")), ("grass", "forest")),
+    Concept("team_ball", Look("ball", "blue", parts=(("belt", "orange"),), emblem=("star", "white")), ("grass", "wood")),
+    Concept("diamond_mug", Look("mug", "purple", parts=(("handle", "yellow"), ("rim", "yellow")), emblem=("diamond", "green")), ("brick",)),
+    Concept("harlequin_robot", Look("robot", "green", parts=(("arms", "pink"), ("legs", "yellow"), ("head", "white"))), ("wood",)),
+)  # fmt: skip
+
+
+def views(concept: Concept, split: str, count: int, seed: int) -> list[Rendered]:
+    """``count`` pictures of the concept, ``split`` being ``reference`` or ``held_out``."""
+    pictures = []
+    for index in range(count):
+        rng = np.random.default_rng(seed_from("concept", concept.name, split, index, seed))
+        background = concept.backgrounds[index % len(concept.backgrounds)]
+        pictures.append(render(Scene(concept.look, background), rng))
+    return pictures

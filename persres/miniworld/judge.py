@@ -1,0 +1,155 @@
+"""The judge: a small classifier and segmenter trained on rendered scenes and used for nothing else.
+
+It says what a drawn picture shows (class, colour, background, style, a second object) and where
+the objects are. It never sees a caption, takes no part in training any other model, and serves
+the mini world's evidence only; real photos have no judge.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.recipe import Recipe
+from persres.miniworld.render import Scene
+from persres.miniworld.scenes import SceneSet
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
+
+HEADS = ("kind", "colour", "background", "style", "second")
+
+
+def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.GroupNorm(8, out), nn.SiLU())
+
+
+class Judge(nn.Module):
+    """Images [n, 3, 64, 64] in [-1, 1] -> logits by head, and ``mask`` logits [n, 64, 64]."""
+
+    def __init__(self, labels: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.stem = nn.Sequential(_block(3, 24, 2), _block(24, 32, 1))
+        self.middle = nn.Sequential(_block(32, 64, 2), _block(64, 64, 1))
+        self.deep = nn.Sequential(_block(64, 128, 2), _block(128, 128, 1), _block(128, 128, 1))
+        self.heads = nn.ModuleDict({head: nn.Linear(256, len(names)) for head, names in labels.items()})
+        self.up = nn.ModuleList([_block(128 + 64, 64, 1), _block(64 + 32, 32, 1)])
+        self.mask = nn.Conv2d(32, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        fine = self.stem(x)
+        middle = self.middle(fine)
+        deep = self.deep(middle)
+        pooled = torch.cat([deep.mean((2, 3)), deep.amax((2, 3))], 1)
+        up = self.up[0](torch.cat([F.interpolate(deep, scale_factor=2.0), middle], 1))
+        up = self.up[1](torch.cat([F.interpolate(up, scale_factor=2.0), fine], 1))
+        mask = F.interpolate(self.mask(up), scale_factor=2.0, mode="bilinear")[:, 0]
+        return {head: layer(pooled) for head, layer in self.heads.items()} | {"mask": mask}
+
+
+def label_names(recipe: Recipe) -> dict[str, list[str]]:
+    """Classes of every head."""
+    return {
+        "kind": list(recipe.kinds),
+        "colour": list(COLOURS),
+        "background": list(BACKGROUNDS),
+        "style": list(recipe.styles),
+        "second": ["absent", "present"],
+    }
+
+
+def labels_of(scene: Scene) -> dict[str, str]:
+    """What the judge should say of a scene."""
+    second = "present" if scene.second is not None else "absent"
+    return {"kind": scene.subject.kind, "colour": scene.subject.colour, "background": scene.background,
+            "style": scene.style, "second": second}  # fmt: skip
+
+
+def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    told = [labels_of(scene) for scene in scenes]
+    return {head: torch.tensor([options.index(t[head]) for t in told]) for head, options in names.items()}
+
+
+def _loss(judge: Judge, x: torch.Tensor, targets: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
+    """Which of two objects is the subject can't be seen, so class and colour count for single
+    objects only; a sketch has no colour."""
+    out = judge(x)
+    total = F.binary_cross_entropy_with_logits(out["mask"], masks)
+    single = targets["second"] == 0
+    coloured = single & (targets["style"] != judge.labels["style"].index("sketch"))
+    for head in HEADS:
+        rows = single if head == "kind" else coloured if head == "colour" else torch.ones_like(single)
+        total = total + F.cross_entropy(out[head][rows], targets[head][rows])
+    return total
+
+
+def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> Judge:
+    """Train on rendered scenes and save fp16 weights with the label names."""
+    torch.manual_seed(recipe.seed)
+    judge = Judge(label_names(recipe))
+    everything = _targets(judge.labels, scenes.scenes)
+
+    def loss(step: int, seed: int, average: dict) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(len(scenes.images), size=recipe.judge_batch)
+        x = images_to_tensor(scenes.images[rows])
+        masks = torch.from_numpy(scenes.masks[rows].any(1)).float()
+        if rng.random() < 0.5:
+            x, masks = x.flip(3), masks.flip(2)
+        x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn_like(x)
+        return _loss(judge, x, {k: v[rows] for k, v in everything.items()}, masks)
+
+    fit("judge", judge, loss, Budget(recipe.judge_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    half = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
+    save_file(half, out / "judge.safetensors", metadata={"labels": json.dumps(judge.labels)})
+    (out / "labels.json").write_text(json.dumps(judge.labels, indent=2))
+    return judge
+
+
+def load_judge(folder: Path) -> Judge:
+    """The judge of a folder, in float32 and evaluation mode."""
+    judge = Judge(json.loads((folder / "labels.json").read_text()))
+    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+    return judge.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Predicted label per head for each picture, and object masks bool [n, 64, 64]."""
+
+    labels: list[dict[str, str]]
+    masks: np.ndarray
+
+
+@torch.no_grad()
+def judge_images(judge: Judge, images: np.ndarray, batch: int = 128) -> Verdict:
+    """What uint8 pictures [n, 64, 64, 3] show."""
+    labels: list[dict[str, str]] = []
+    masks = []
+    for start in range(0, len(images), batch):
+        out = judge(images_to_tensor(images[start : start + batch]))
+        masks.append(out.pop("mask").numpy() > 0)
+        best = {head: logits.argmax(1).tolist() for head, logits in out.items()}
+        count = len(masks[-1])
+        labels += [{head: judge.labels[head][best[head][i]] for head in HEADS} for i in range(count)]
+    return Verdict(labels, np.concatenate(masks))
+
+
+def accuracy(verdict: Verdict, scenes: list[Scene]) -> dict[str, float]:
+    """Share of right answers by head, over the scenes to which the head applies."""
+    hits: dict[str, list[bool]] = {head: [] for head in HEADS}
+    for said, scene in zip(verdict.labels, scenes, strict=True):
+        truth = labels_of(scene)
+        for head in HEADS:
+            applies = head in ("background", "style", "second") or scene.second is None
+            if applies and not (head == "colour" and scene.style == "sketch"):
+                hits[head].append(said[head] == truth[head])
+    return {head: float(np.mean(h)) if h else float("nan") for head, h in hits.items()}

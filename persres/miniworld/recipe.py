@@ -1,0 +1,46 @@
+"""What the shipped mini world was trained on and for how long: one frozen recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes, budgets and the part of the vocabulary that is trained.
+
+    ``style_weights`` are probabilities in the order of ``styles``; ``second`` is the share of
+    scenes with a second object. Steps times batch are views.
+    """
+
+    seed: int = 7
+    kinds: tuple[str, ...] = ("mug", "robot", "cat", "tree", "car", "fish", "house", "ball")
+    patterns: tuple[str, ...] = ("plain", "striped")
+    styles: tuple[str, ...] = ("photo", "watercolour", "sketch", "pixel")
+    style_weights: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
+    second: float = 0.2
+    scenes: int = 20_000
+    identities: int = 4_000  # looks that no caption can name, for the image encoders
+    views: int = 4  # pictures of each identity
+    # image encoders and judge
+    vae_steps: int = 5_100
+    vae_whole_steps: int = 1_200  # at the end, on whole pictures instead of crops
+    vae_batch: int = 16
+    clip_steps: int = 1_600
+    clip_batch: int = 64
+    dino_steps: int = 2_500
+    dino_batch: int = 64
+    judge_steps: int = 2_500
+    judge_batch: int = 64
+    # denoiser
+    unet_workers: int = 2  # processes on a CPU; their batches add up
+    unet_channels: tuple[int, ...] = (48, 96, 144)
+    unet_steps: int = 6_000
+    unet_batch: int = 32  # per worker
+    unet_lr: float = 1e-3
+    unet_decay_from: float = 0.6  # share of the steps after which the rate falls to zero
+    unet_ema: float = 0.999
+    prompt_length: int = 24  # tokens with start and end; the longest caption has 21
+
+
+RECIPE = Recipe()

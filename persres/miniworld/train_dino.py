@@ -1,0 +1,97 @@
+"""The mini DINO: a timm ViT trained by self-distillation, without any label.
+
+The two views of an identity are two pictures of it in other poses on other backgrounds, which
+stand where crops and colour jitter stand for photographs: what they share is the object.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.func import functional_call
+
+from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.recipe import Recipe
+from persres.miniworld.train_clip import two_views
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+MODEL_ARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}
+PROTOTYPES = 2048
+
+
+class _WithHead(nn.Module):
+    """The ViT and DINO's projection head; only the ViT is kept."""
+
+    def __init__(self) -> None:
+        from lightly.loss import DINOLoss
+        from lightly.models.modules.heads import DINOProjectionHead
+
+        super().__init__()
+        self.vit = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
+        self.head = DINOProjectionHead(128, 256, 64, PROTOTYPES, batch_norm=False)
+        self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp=0.04, teacher_temp=0.04, warmup_teacher_temp_epochs=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.vit(x))
+
+
+def train_dino(recipe: Recipe, identities: np.ndarray, folder: Path, out: Path) -> nn.Module:
+    """Train on uint8 [identities, views, 64, 64, 3] and save in timm's ``local-dir:`` form."""
+    torch.manual_seed(recipe.seed)
+    model = _WithHead()
+
+    def loss(step: int, seed: int, average: dict[str, torch.Tensor]) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        views = torch.cat(two_views(identities, recipe.dino_batch, rng))
+        with torch.autocast(views.device.type, torch.bfloat16):
+            student = model(views).float()
+            with torch.no_grad():
+                teacher = functional_call(model, average, (views,), strict=False).float()
+        return model.loss(list(teacher.chunk(2)), list(student.chunk(2)), teacher_temp=0.04)
+
+    budget = Budget(recipe.dino_steps, 7e-4, decay_from=0.2, weight_decay=0.04, ema=0.99)
+    vit = fit("dino", model, loss, budget, folder, recipe.seed).vit
+    save_dino(vit, out)
+    return vit
+
+
+def save_dino(vit: nn.Module, out: Path) -> None:
+    """Weights in fp16 and a config.json that ``timm.create_model('local-dir:…')`` reads."""
+    out.mkdir(parents=True, exist_ok=True)
+    half = {k: v.half().contiguous() for k, v in vit.state_dict().items()}
+    save_file(half, out / "model.safetensors", metadata={"format": "pt"})
+    norm = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "num_features": MODEL_ARGS["embed_dim"],
+        "model_args": MODEL_ARGS,
+        "pretrained_cfg": {
+            "input_size": [3, 64, 64],
+            "fixed_input_size": True,
+            "num_classes": 0,
+            "classifier": "head",
+            **norm,
+        },
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+
+
+@torch.no_grad()
+def identity_auc(
+    vit: nn.Module, references: list[np.ndarray], held_out: list[np.ndarray], rivals: list[np.ndarray]
+) -> float:
+    """How often a concept's held-out view is nearer to its references than a same-class, other-look
+    object is. Lists run over concepts; arrays are uint8 [n, 64, 64, 3]. Returns the mean AUC."""
+    scores = []
+    for ref, own, other in zip(references, held_out, rivals, strict=True):
+        ref, own, other = (nn.functional.normalize(vit(images_to_tensor(x)), dim=1) for x in (ref, own, other))
+        near, far = (own @ ref.T).mean(1), (other @ ref.T).mean(1)
+        scores.append((near[:, None] > far[None, :]).float().mean())
+    return float(torch.stack(scores).mean())

@@ -1,0 +1,68 @@
+"""The words of the mini world, and nothing else: every caption is made of these.
+
+The renderer can draw all of them. Which of them the shipped U-Net was trained on is a
+choice of the training recipe (:mod:`persres.miniworld.recipe`), stated in the model card.
+"""
+
+from __future__ import annotations
+
+KINDS: dict[str, str] = {  # class -> category
+    "mug": "tableware",
+    "robot": "toy",
+    "cat": "pet",
+    "tree": "plant",
+    "car": "transport",
+    "fish": "pet",
+    "house": "building",
+    "ball": "toy",
+    "chair": "furniture",
+    "lamp": "furniture",
+    "boat": "transport",
+    "teapot": "tableware",
+}
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "orange": (244, 140, 30),
+    "yellow": (246, 214, 50),
+    "green": (48, 160, 72),
+    "blue": (44, 96, 214),
+    "purple": (142, 62, 178),
+    "pink": (244, 130, 180),
+    "white": (240, 240, 236),
+}
+
+PATTERNS = ("plain", "striped", "dotted", "checkered")
+
+BACKGROUNDS: dict[str, str] = {  # name -> phrase in a caption
+    "beach": "on the beach",
+    "grass": "on the grass",
+    "snow": "in the snow",
+    "desert": "in the desert",
+    "night": "under the night sky",
+    "brick": "in front of a brick wall",
+    "wood": "on a wooden floor",
+    "ocean": "in the ocean",
+    "forest": "in the forest",
+    "city": "in the city",
+}
+
+STYLES: dict[str, str] = {  # name -> how a caption begins
+    "photo": "a photo of",
+    "watercolour": "a watercolour painting of",
+    "sketch": "a pencil sketch of",
+    "pixel": "pixel art of",
+}
+
+# Neutral adjectives that mean nothing: a few captions carry one, so that a V* holding such a
+# token's embedding is not out of distribution for the text tower and the U-Net.
+RARE_TOKENS = ("sks", "olis", "ktn", "zwx")
+
+JOINERS = ("next", "to", "and", "with")
+
+
+def words() -> list[str]:
+    """Every word that a caption or a prompt may hold, sorted."""
+    phrases = [*BACKGROUNDS.values(), *STYLES.values()]
+    split = {word for phrase in phrases for word in phrase.split()}
+    return sorted(split | set(KINDS) | set(COLOURS) | set(PATTERNS) | set(RARE_TOKENS) | set(JOINERS))

@@ -1,0 +1,229 @@
+"""``params.yaml``, typed at the edge: unknown keys refused, every problem in one message.
+
+The file holds ``profile`` and one mapping per profile with sections named after the stages, plus
+``base`` (the frozen model), ``encoders`` and ``runtime`` (where and how fast, never what). Defaults
+are the paper's values wherever the paper states one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from persres.errors import PersresError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Base(_Section):
+    """The frozen text-to-image model: a diffusers pipeline by hub name or folder."""
+
+    model: str = "CompVis/stable-diffusion-v1-4"
+    resolution: int = Field(512, ge=16, multiple_of=8)  # pixels, short side after the centre crop
+    token: str = "<v*>"  # V*, as it stands in prompts
+    rare_token: str = "sks"  # whose embedding V* holds, frozen (paper 3.2: "a rarely occurring token")
+
+
+class Clip(_Section):
+    """An open_clip model: a name with ``pretrained``, or ``local-dir:`` and a folder."""
+
+    model: str = "ViT-B-32-quickgelu"
+    pretrained: str | None = "openai"
+
+
+class Dino(_Section):
+    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry."""
+
+    model: str = "vit_small_patch16_224.dino"
+    resize: int = Field(256, ge=8)
+    crop: int = Field(224, ge=8)
+
+
+class Encoders(_Section):
+    """What images and prompts are measured with."""
+
+    clip: Clip = Clip()
+    dino: Dino = Dino()
+
+
+class Fetch(_Section):
+    """Which concepts. An empty list takes all that the dataset has."""
+
+    dataset: Literal["miniworld", "folder"] = "folder"
+    folder: str | None = None  # for dataset: folder; one folder of photos and a concept.json per concept
+    concepts: tuple[str, ...] = Field((), strict=False)
+    references: int = Field(5, ge=1)  # mini world: pictures of each concept to learn from
+    held_out: int = Field(5, ge=0)  # mini world: further pictures, never trained on
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Fetch:
+        twice = sorted({c for c in self.concepts if self.concepts.count(c) > 1})
+        if twice:
+            raise ValueError(f"concept named twice: {', '.join(twice)}")
+        if self.dataset == "folder" and not self.folder:
+            raise ValueError("dataset: folder needs fetch.folder, the folder that holds one folder per concept")
+        return self
+
+
+class MacroClass(_Section):
+    """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun a line."""
+
+    source: Literal["dataset", "wordnet"] = "dataset"
+    candidates: str = "wordnet"
+    nearest: bool = False  # look for the nearest noun even where the dataset's class is used, and report it
+    template: str = "{}"  # how a candidate is put to the CLIP text tower
+    batch_size: int = Field(512, ge=1)
+
+
+class Variant(_Section):
+    """One way to train (paper 3.2 and 4.1)."""
+
+    target: Literal["proj_out"] = "proj_out"
+    rank_ratio: float = Field(0.05, gt=0)
+    rank: int | None = Field(None, ge=1)  # a fixed rank in place of the ratio (table 5)
+    init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
+    init_gain: float = Field(0.01, gt=0)
+    steps: int = Field(150, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    prompt: str = "a photo of a {}"
+    seed: int = 0
+    checkpoint_every: int = Field(50, ge=1)
+
+
+class Train(Variant):
+    """Defaults for all variants, and the variants as sparse differences from them."""
+
+    variants: dict[Name, dict[str, Any]] = {"ours": {}}
+
+    def variant(self, name: str) -> Variant:
+        """The typed settings of one variant."""
+        shared = {k: v for k, v in self.model_dump().items() if k != "variants"}
+        return Variant(**(shared | self.variants[name]))
+
+
+class Drawing(_Section):
+    """One way to sample (paper 3.3 and 4.3). ``residual`` names a training variant; none is the base model."""
+
+    residual: str | None = None
+    lag: bool = False
+    uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
+    steps: int = Field(50, ge=1, le=1000)
+    cfg_scale: float = Field(6.0, ge=1)
+    images_per_prompt: int = Field(50, ge=1)
+    prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
+    seed: int = 0
+
+
+class Sample(Drawing):
+    """Defaults for all methods, and the methods as sparse differences from them."""
+
+    methods: dict[Name, dict[str, Any]] = {
+        "base": {},
+        "ours": {"residual": "ours"},
+        "ours_lag": {"residual": "ours", "lag": True},
+    }
+
+    def method(self, name: str) -> Drawing:
+        """The typed settings of one method."""
+        shared = {k: v for k, v in self.model_dump().items() if k != "methods"}
+        return Drawing(**(shared | self.methods[name]))
+
+
+class Score(_Section):
+    """``judge`` is a folder with the mini world's judge, which tells object from background."""
+
+    judge: str | None = None
+    batch_size: int = Field(64, ge=1)
+
+
+class Tables(_Section):
+    """Bootstrap over concepts, and what the sheets show."""
+
+    bootstrap: int = Field(10_000, ge=100)
+    seed: int = 0
+    sheet_scale: int = Field(1, ge=1)  # pixels a picture's pixel takes on a sheet
+
+
+class Runtime(_Section):
+    """Where and how fast. Nothing here changes a result beyond float tolerance."""
+
+    workers: int = Field(1, ge=0)  # processes; 0 takes one per core
+    device: str = "auto"
+    sample_batch: int = Field(8, ge=1)
+
+
+class Profile(_Section):
+    """All sections of one profile."""
+
+    base: Base = Base()
+    encoders: Encoders = Encoders()
+    fetch: Fetch
+    macro_class: MacroClass = MacroClass()
+    train: Train = Train()
+    sample: Sample = Sample()
+    score: Score = Score()
+    tables: Tables = Tables()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _variants(self) -> Profile:
+        problems = []
+        for section, names, typed in (("train.variants", self.train.variants, self.train.variant),
+                                      ("sample.methods", self.sample.methods, self.sample.method)):  # fmt: skip
+            for name in names:
+                try:
+                    typed(name)
+                except ValidationError as error:
+                    problems += [f"{section}.{name}.{line}" for line in _lines(error)]
+        for name, sparse in self.sample.methods.items():
+            wanted = sparse.get("residual", self.sample.residual)
+            if wanted is not None and wanted not in self.train.variants:
+                problems.append(
+                    f"sample.methods.{name}.residual: no training variant {wanted!r}; one of {', '.join(self.train.variants)}"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown parameter; see persres/params.py for the known ones"
+        for line in message.split("\n"):
+            lines.append(f"{where}: {line}" if where else line)
+    return lines
+
+
+def load_params(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:
+    """The chosen profile. Raises PersresError with all problems in one message."""
+    if not path.exists():
+        raise PersresError(f"{path} not found; run from the folder that holds it")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PersresError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict) or "profile" not in raw:
+        raise PersresError(f"{path}: the key 'profile' is missing; it names the profile to run")
+    name = profile or raw["profile"]
+    if name not in raw or name == "profile":
+        known = ", ".join(sorted(set(raw) - {"profile"}))
+        raise PersresError(f"{path}: no profile {name!r}; one of {known}")
+    try:
+        return Profile.model_validate(raw[name] or {})
+    except ValidationError as error:
+        problems = "\n".join(f"  {name}.{line}" for line in _lines(error))
+        raise PersresError(f"{path} has these problems:\n{problems}") from error

@@ -1,0 +1,65 @@
+"""V* as a token, prompts as embeddings, and where the concept stands in a prompt."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from persres.errors import PersresError
+
+
+@torch.no_grad()
+def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token: str, rare_token: str) -> int:
+    """Add V* with the rare token's embedding (paper 3.2); returns its id. Adding twice changes nothing.
+
+    Raises PersresError where the rare token is not one token of this tokenizer.
+    """
+    rare = tokenizer(rare_token, add_special_tokens=False).input_ids
+    if len(rare) != 1:
+        raise PersresError(
+            f"rare_token {rare_token!r} is {len(rare)} tokens for this tokenizer; choose a word that is exactly one"
+        )
+    if token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([token])
+        text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    table = text_encoder.get_input_embeddings().weight
+    table[token_id] = table[rare[0]]
+    return token_id
+
+
+def fill(template: str, phrase: str) -> str:
+    """Put the concept's phrase in the place of ``{}``. Raises PersresError without exactly one place."""
+    if template.count("{}") != 1:
+        raise PersresError(f"prompt {template!r} must hold {{}} exactly once, where the concept goes")
+    return template.replace("{}", phrase)
+
+
+def _ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    return tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+@torch.no_grad()
+def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
+    """Last hidden states [n, length, width], padded to the tokenizer's length as Stable Diffusion does."""
+    return text_encoder(_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+
+
+def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
+    """C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt.
+
+    Raises PersresError where the phrase is not in the prompt, or lies beyond its last token.
+    """
+    ids = _ids(tokenizer, [prompt])[0].tolist()
+    wanted = tokenizer(phrase, add_special_tokens=False).input_ids
+    positions = torch.zeros(len(ids))
+    for start in range(len(ids) - len(wanted) + 1):
+        if ids[start : start + len(wanted)] == wanted:
+            positions[start : start + len(wanted)] = 1
+    if not positions.any():
+        raise PersresError(
+            f"{phrase!r} is not among the first {len(ids)} tokens of the prompt {prompt!r}; shorten the prompt"
+        )
+    return positions

@@ -1,0 +1,80 @@
+"""Where a result came from: code fingerprint, versions, seconds, peak memory."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGE = Path(__file__).parent
+
+# The files whose text decides a stage's result. They are part of every unit's spec, so a changed
+# method is never mistaken for a finished one, and dvc.yaml names them as dependencies (a test compares).
+STAGE_CODE: dict[str, tuple[str, ...]] = {
+    "fetch": ("datasets", "images.py", "miniworld/backgrounds.py", "miniworld/captions.py", "miniworld/concepts.py",
+              "miniworld/render.py", "miniworld/shapes.py", "miniworld/styles.py", "miniworld/vocabulary.py", "seeding.py",
+              "stages/fetch.py"),
+    "macro_class": ("images.py", "metrics/clip_scores.py", "stages/macro_class.py", "wordnet"),
+    "train": ("images.py", "models.py", "prompts.py", "residual_file.py", "residuals.py", "seeding.py", "stages/train.py",
+              "training.py"),
+    "sample": ("images.py", "lag.py", "models.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
+               "stages/sample.py"),
+    "score": ("images.py", "metrics", "miniworld/judge.py", "stages/score.py"),
+    "tables": ("images.py", "metrics/summary.py", "stages/sheets.py", "stages/tables.py"),
+}  # fmt: skip
+
+
+@lru_cache
+def code_fingerprint(stage: str) -> str:
+    """16 hex digits over the stage's source files."""
+    digest = hashlib.sha256()
+    for entry in STAGE_CODE[stage]:
+        path = PACKAGE / entry
+        files = (
+            sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+            if path.is_dir()
+            else [path]
+        )
+        for file in files:
+            digest.update(str(file.relative_to(PACKAGE)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the commit where there is one."""
+    names = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "numpy", "pillow")
+    found = {name: version(name) for name in names} | {
+        "persres": version("persres"),
+        "python": platform.python_version(),
+    }
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
+    return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[dict[str, object]]:
+    """A mapping that on exit holds seconds, peak memory in MiB (of the GPU, else of the process) and the device."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    facts: dict[str, object] = {}
+    started = time.monotonic()
+    yield facts
+    facts["seconds"] = round(time.monotonic() - started, 3)
+    peak = (
+        torch.cuda.max_memory_allocated(device) / 2**20
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+    facts["peak_mib"] = round(peak)
+    facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts["versions"] = versions()

@@ -1,0 +1,65 @@
+"""A residual as one safetensors file that diffusers, PEFT and ComfyUI load as a LoRA.
+
+Keys are PEFT's: ``unet.<path>.lora_A.weight`` holds the paper's B ([r, m, 1, 1], or [r, m] for a
+linear layer), ``unet.<path>.lora_B.weight`` the paper's A ([m, r, 1, 1]). Mixed ranks load rightly only
+with alpha = rank in the file: the header carries ``lora_adapter_metadata`` with rank and alpha
+patterns, and ``persres`` with our config and provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from persres.checkpoint import read_tensors, write_tensors
+from persres.errors import PersresError
+from persres.residuals import Target
+
+FORMAT = "persres-residual-1"
+
+
+def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Target], info: dict[str, Any]) -> None:
+    """Write one concept's residual. ``info`` (config, provenance) must be JSON."""
+    tensors = {}
+    for target in targets:
+        up, down = state[f"{target.path}.up"], state[f"{target.path}.down"]
+        if target.conv:
+            up, down = up[..., None, None], down[..., None, None]
+        tensors[f"unet.{target.path}.lora_A.weight"] = down
+        tensors[f"unet.{target.path}.lora_B.weight"] = up
+    ranks = {target.path: target.rank for target in targets}
+    peft = {"r": max(ranks.values()), "lora_alpha": max(ranks.values()), "rank_pattern": ranks, "alpha_pattern": ranks,
+            "target_modules": sorted(ranks)}  # fmt: skip
+    lora = {f"unet.{key}": value for key, value in peft.items()}
+    write_tensors(path, tensors, {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps(lora, sort_keys=True),
+        "persres": json.dumps({"format": FORMAT, **info}, sort_keys=True),
+    })  # fmt: skip
+
+
+def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """One concept's factors by layer (``<path>.up`` [m, r], ``<path>.down`` [r, m]) and its info.
+
+    Raises PersresError where the file is missing, broken or not a residual.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+    except FileNotFoundError as error:
+        raise PersresError(f"no residual at {path}; train it first, or pull it") from error
+    except (SafetensorError, OSError) as error:
+        raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
+    if "persres" not in metadata:
+        raise PersresError(
+            f"{path} is a safetensors file but not a persres residual: its header has no 'persres' entry"
+        )
+    parts = {"lora_A": "down", "lora_B": "up"}
+    state = {}
+    for key, value in tensors.items():
+        layer, part, _ = key.removeprefix("unet.").rsplit(".", 2)
+        state[f"{layer}.{parts[part]}"] = value.flatten(1).float()
+    return state, json.loads(metadata["persres"])

@@ -1,0 +1,218 @@
+"""Low-rank residuals on the output projections of a U-Net's transformer blocks (paper 3.2).
+
+For block i, ΔW_i = A_i B_i with A_i [m, r], B_i [r, m] and r = max(1, round(0.05 m)). A
+:class:`ResidualBank` holds the residuals of K concepts stacked, so that one batch may mix
+concepts; a :class:`Routing` says which sample takes which concept, and where.
+
+The paper says that both factors are "randomly initialized" and gives no scale. The default,
+``scaled_normal``, draws B ~ N(0, 1/m), so that B x is of x's size, and A ~ N(0, gain²/r), so that
+ΔW x starts at ``gain`` times the size of x whatever the width and rank. At gain 0.01 the model
+starts where the base model stands: unit-variance factors start from noise and must first unlearn it,
+a zero factor (LoRA's way, ``lora``) is not what the paper describes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from persres.errors import PersresError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer that takes a residual. ``conv`` tells a 1×1 convolution from a linear layer."""
+
+    path: str
+    width: int
+    conv: bool
+    rank: int
+
+
+def rank_of(width: int, ratio: float = 0.05, fixed: int | None = None) -> int:
+    """r = max(1, round(ratio · m)) (paper 4.1), or a fixed rank, at most the width (paper table 5)."""
+    return min(width, fixed if fixed is not None else max(1, round(ratio * width)))
+
+
+def find_targets(unet: nn.Module, ratio: float = 0.05, fixed_rank: int | None = None) -> list[Target]:
+    """The output projection of every transformer block, in the order of the model's modules.
+
+    Raises PersresError where the model has none.
+    """
+    targets = []
+    for path, module in unet.named_modules():
+        if isinstance(module, Transformer2DModel):
+            layer = module.proj_out
+            conv = isinstance(layer, nn.Conv2d)
+            width = layer.out_channels if conv else layer.out_features
+            targets.append(Target(f"{path}.proj_out", width, conv, rank_of(width, ratio, fixed_rank)))
+    if not targets:
+        raise PersresError(
+            f"{type(unet).__name__} has no transformer block with an output projection; is this a Stable Diffusion U-Net?"
+        )
+    return targets
+
+
+class ResidualBank(nn.Module):
+    """Residuals of K concepts: ``up[i]`` is A_i [K, m, r] and ``down[i]`` is B_i [K, r, m], float32."""
+
+    def __init__(self, targets: list[Target], concepts: int = 1) -> None:
+        super().__init__()
+        self.targets = tuple(targets)
+        self.up = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.width, t.rank)) for t in targets)
+        self.down = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.rank, t.width)) for t in targets)
+
+    @property
+    def concepts(self) -> int:
+        """K."""
+        return self.up[0].shape[0]
+
+    @torch.no_grad()
+    def initialise(self, concept: int, kind: str, gain: float, draw: torch.Generator) -> ResidualBank:
+        """Draw one concept's factors; see the module's docstring for ``scaled_normal``.
+
+        ``normal``: both N(0, gain²). ``lora``: A = 0, B ~ U(±1/√m), as LoRA starts.
+        """
+        for target, up, down in zip(self.targets, self.up, self.down, strict=True):
+            a = torch.randn(up.shape[1:], generator=draw)
+            b = torch.randn(down.shape[1:], generator=draw)
+            if kind == "scaled_normal":
+                a, b = a * gain / math.sqrt(target.rank), b / math.sqrt(target.width)
+            elif kind == "normal":
+                a, b = a * gain, b * gain
+            elif kind == "lora":
+                a, b = a * 0, (torch.rand(down.shape[1:], generator=draw) * 2 - 1) / math.sqrt(target.width)
+            else:
+                raise PersresError(f"unknown init {kind!r}; one of scaled_normal, normal, lora")
+            up[concept].copy_(a)
+            down[concept].copy_(b)
+        return self
+
+    def count(self) -> int:
+        """Numbers per concept: Σ 2 m_i r_i."""
+        return sum(2 * t.width * t.rank for t in self.targets)
+
+    def product(self, index: int, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """ΔW x of layer ``index`` for each sample's own concept, without forming ΔW.
+
+        ``x`` is [n, m, h, w] for a convolution, [n, tokens, m] for a linear layer; ``rows`` long [n].
+        """
+        up, down = self.up[index].to(x.dtype), self.down[index].to(x.dtype)
+        up, down = (up[0], down[0]) if self.concepts == 1 else (up[rows], down[rows])
+        if self.targets[index].conv:
+            flat = x.flatten(2)
+            return (up @ (down @ flat)).unflatten(2, x.shape[2:])
+        return x @ down.mT @ up.mT
+
+    @torch.no_grad()
+    def relative_norms(self, unet: nn.Module, concept: int = 0) -> dict[str, float]:
+        """‖ΔW‖ / ‖W‖ (Frobenius) by layer path; ‖AB‖² = Σ (AᵀA)∘(BBᵀ), so ΔW is not formed."""
+        norms = {}
+        for target, up, down in zip(self.targets, self.up, self.down, strict=True):
+            a, b = up[concept].double(), down[concept].double()
+            squared = ((a.T @ a) * (b @ b.T)).sum().clamp(min=0)
+            weight = unet.get_submodule(target.path).weight
+            norms[target.path] = float(squared.sqrt() / weight.double().norm())
+        return norms
+
+    def to_state(self, concept: int = 0) -> dict[str, torch.Tensor]:
+        """One concept's factors by layer: ``<path>.up`` [m, r] and ``<path>.down`` [r, m]."""
+        state = {}
+        for target, up, down in zip(self.targets, self.up, self.down, strict=True):
+            state[f"{target.path}.up"] = up[concept].detach().cpu().clone()
+            state[f"{target.path}.down"] = down[concept].detach().cpu().clone()
+        return state
+
+    @classmethod
+    def from_states(cls, targets: list[Target], states: list[dict[str, torch.Tensor]]) -> ResidualBank:
+        """A bank of several concepts. Raises PersresError naming the first layer that does not fit."""
+        bank = cls(targets, len(states))
+        for concept, state in enumerate(states):
+            wanted = {f"{t.path}.{part}" for t in targets for part in ("up", "down")}
+            if set(state) != wanted:
+                odd = sorted(set(state) ^ wanted)[0]
+                raise PersresError(
+                    f"residual is of another architecture: layer {odd!r} is on one side only; use the model it was trained on"
+                )
+            with torch.no_grad():
+                for i, target in enumerate(targets):
+                    for part, stack in (("up", bank.up), ("down", bank.down)):
+                        value = state[f"{target.path}.{part}"]
+                        if value.shape != stack[i].shape[1:]:
+                            raise PersresError(
+                                f"residual is of another architecture or rank: {target.path}.{part} is {list(value.shape)},"
+                                f" the model needs {list(stack[i].shape[1:])}; use the model and rank it was trained with"
+                            )
+                        stack[i][concept].copy_(value)
+        return bank
+
+
+@dataclass
+class Routing:
+    """For each sample of a batch: which concept, how much, and where.
+
+    ``rows`` long [n]: index into the bank. ``weight`` float [n]: 1 applies the residual, 0 leaves
+    the base model. ``masks``: filled during LAG sampling, one [n, pixels] mask per layer path;
+    where a path is missing the residual applies everywhere.
+    """
+
+    rows: torch.Tensor
+    weight: torch.Tensor
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def everywhere(cls, n: int, device: torch.device | str = "cpu") -> Routing:
+        """All samples take concept 0, all over the picture."""
+        return cls(torch.zeros(n, dtype=torch.long, device=device), torch.ones(n, device=device))
+
+
+@contextmanager
+def attached(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[None]:
+    """Within the context every target layer gives f + w·M ⊗ ΔW x (paper equation 3, rearranged:
+    (1−M)⊗Wx + M⊗(W+ΔW)x = Wx + M⊗ΔWx). No weight is copied or changed; hooks go on exit."""
+    handles = []
+
+    def hook_for(index: int, target: Target):
+        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            delta = bank.product(index, args[0], routing.rows)
+            gate = routing.weight.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
+            mask = routing.masks.get(target.path)
+            if mask is not None:
+                gate = gate * (mask.view(len(mask), 1, *delta.shape[2:]) if target.conv else mask[..., None]).to(
+                    delta.dtype
+                )
+            return output + gate * delta
+
+        return hook
+
+    try:
+        for index, target in enumerate(bank.targets):
+            handles.append(unet.get_submodule(target.path).register_forward_hook(hook_for(index, target)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def merged(unet: nn.Module, bank: ResidualBank, concept: int = 0) -> Iterator[None]:
+    """Within the context W + ΔW stands in place of W; on exit the very tensors of before return."""
+    before = {}
+    try:
+        for target, up, down in zip(bank.targets, bank.up, bank.down, strict=True):
+            layer = unet.get_submodule(target.path)
+            before[target.path] = layer.weight
+            delta = (up[concept] @ down[concept]).detach().view_as(layer.weight)
+            layer.weight = nn.Parameter(
+                (layer.weight.detach().float() + delta).to(layer.weight.dtype), requires_grad=False
+            )
+        yield
+    finally:
+        for path, weight in before.items():
+            unet.get_submodule(path).weight = weight

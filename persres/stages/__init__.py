@@ -1,0 +1,5 @@
+"""The stages: plain functions that DVC's commands run and Prefect's tasks wrap.
+
+Each takes a :class:`Context`, reads what the stage before published below ``data/``, works in the scratch
+folder, and publishes its own folder at the end, whole or not at all.
+"""

@@ -1,0 +1,176 @@
+"""sample: pictures of every concept by every method -> ``data/samples/<method>/<concept>.zip``.
+
+A pack holds ``<prompt>_<image>.png`` and, for LAG, ``masks/<prompt>_<image>.png``: the masks averaged over
+blocks and steps. Noise belongs to (seed, prompt, image), so the same name is the same noise in every pack.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from persres.datasets.layout import read_concepts, spread_prompts
+from persres.errors import PersresError
+from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
+from persres.lag import MaskRule, localised, mean_mask
+from persres.models import Diffusion, decode, load_diffusion, model_identity, pick_device
+from persres.params import Base, Drawing
+from persres.prompts import concept_positions, encode_prompts, fill
+from persres.provenance import code_fingerprint, measured
+from persres.residual_file import load_residual
+from persres.residuals import ResidualBank, Routing, attached, find_targets, merged
+from persres.samplers import guided, sample_ddim, starting_noise
+from persres.seeding import generator
+from persres.stages.context import Context
+from persres.stages.macro_class import read_macro_classes
+from persres.units import Unit, digest_file, facts, finish, publishing, run_units, stage_lock, write_atomic
+
+PACK, METHODS = "images.zip", "methods.json"
+
+
+def sample_units(context: Context) -> list[Unit]:
+    """One unit per concept and method; the spec holds all that the pictures depend on, to the bit."""
+    base = context.profile.base
+    classes = read_macro_classes(context)
+    shared = {"base": base.model_dump(), "model": model_identity(base.model), "code": code_fingerprint("sample"),
+              "batch": context.profile.runtime.sample_batch}  # fmt: skip
+    units = []
+    for method in context.profile.sample.methods:
+        drawing = context.profile.sample.method(method)
+        for concept, _ in read_concepts(context.data / "concepts"):
+            spec = shared | {
+                "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
+                "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
+                "residual": _residual(context, drawing, concept.name),
+            }  # fmt: skip
+            units.append(Unit.of("sample", f"{method}/{concept.name}", spec))
+    return units
+
+
+def _residual(context: Context, drawing: Drawing, concept: str) -> dict[str, str] | None:
+    if drawing.residual is None:
+        return None
+    path = context.data / "residuals" / drawing.residual / f"{concept}.safetensors"
+    if not path.exists():
+        raise PersresError(f"no residual at {path}; run the train stage first")
+    return {"path": str(path), "digest": digest_file(path)}
+
+
+def items_of(spec: dict) -> list[dict]:
+    """What is drawn, in order: one entry a picture, with its name and its texts.
+
+    The base model is asked for the plain macro class; a residual's prompt names V* before it.
+    ``plain`` is the prompt without V*: it seeds the noise and is what the CLIP text score reads.
+    """
+    phrase = spec["macro_class"] if spec["residual"] is None else f"{spec['base']['token']} {spec['macro_class']}"
+    return [
+        {"name": f"{number:02d}_{image:03d}", "prompt": fill(text, phrase), "phrase": phrase, "image": image,
+         "plain": fill(text, spec["macro_class"])}
+        for number, _, text in spec["prompts"]
+        for image in range(spec["drawing"]["images_per_prompt"])
+    ]  # fmt: skip
+
+
+def draw(
+    diffusion: Diffusion, items: list[dict], drawing: Drawing, bank: ResidualBank | None, resolution: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size]."""
+    device, n = diffusion.unet.device, len(items)
+    channels, factor = diffusion.latent_shape
+    noise = starting_noise(
+        [generator("noise", drawing.seed, i["plain"], i["image"]) for i in items],
+        (channels, *[resolution // factor] * 2),
+    )
+    cond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [i["prompt"] for i in items])
+    uncond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [""])
+    denoise = guided(diffusion.unet, cond, uncond, drawing.cfg_scale)
+    rule = None
+    with ExitStack() as stack:
+        if bank is not None and drawing.lag:
+            routing = Routing.everywhere(2 * n, device)
+            routing.weight[:n] = 0.0 if drawing.uncond_rule == "base" else 1.0
+            tokens = torch.stack([concept_positions(diffusion.tokenizer, i["prompt"], i["phrase"]) for i in items]).to(
+                device
+            )
+            rule = MaskRule.for_guidance(tokens, drawing.uncond_rule, record=True)
+            rule.steps = drawing.steps
+            stack.enter_context(localised(diffusion.unet, routing, rule))
+            stack.enter_context(attached(diffusion.unet, bank, routing))
+        elif bank is not None:
+            stack.enter_context(merged(diffusion.unet, bank))
+        latents = sample_ddim(denoise, noise.to(device), diffusion.scheduler, drawing.steps)
+    masks = None if rule is None else mean_mask(rule, slice(n, 2 * n), resolution // factor)
+    return decode(diffusion.vae, latents), masks
+
+
+def sample_unit(unit: Unit, work: Path, device: str) -> None:
+    """Draw one concept's pictures by one method, batch by batch; whole batches survive a kill."""
+    spec, folder = unit.settings, unit.folder(work)
+    base, drawing = Base(**spec["base"]), Drawing(**spec["drawing"])
+    diffusion = load_diffusion(base, device)
+    bank = None
+    with measured(pick_device(device)) as run:
+        if spec["residual"] is not None:
+            state, info = load_residual(Path(spec["residual"]["path"]))
+            settings = info["spec"]["settings"]
+            targets = find_targets(diffusion.unet, settings["rank_ratio"], settings["rank"])
+            bank = ResidualBank.from_states(targets, [state]).to(diffusion.unet.device)
+        items, size = items_of(spec), spec["batch"]
+        for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
+            batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"
+            if not part.exists():  # written whole, by rename, below a folder that the spec's hash names
+                pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution)
+                write_atomic(part, _pack(batch, pictures, masks))
+    run["parameters"] = diffusion.parameter_count() if bank is None else bank.count()
+    run["pictures"] = len(items)
+    _join(folder, items)
+    finish(unit, work, [folder / PACK], run)
+    shutil.rmtree(folder / "parts")
+
+
+def _pack(items: list[dict], pictures: torch.Tensor, masks: torch.Tensor | None) -> bytes:
+    files = {f"{i['name']}.png": png_bytes(p) for i, p in zip(items, to_images(pictures), strict=True)}
+    if masks is not None:
+        grey = (masks.cpu() * 255).round().byte().numpy()
+        files |= {f"masks/{i['name']}.png": png_bytes(Image.fromarray(m)) for i, m in zip(items, grey, strict=True)}
+    return zip_bytes(files)
+
+
+def _join(folder: Path, items: list[dict]) -> None:
+    files: dict[str, bytes] = {}
+    for part in sorted((folder / "parts").glob("*.zip")):
+        files |= unzip_bytes(part)
+    missing = [i["name"] for i in items if f"{i['name']}.png" not in files]
+    if missing:
+        raise PersresError(
+            f"{folder}: pictures {missing[:3]} are missing from their parts; delete the folder and sample again"
+        )
+    write_atomic(folder / PACK, zip_bytes(files))
+
+
+def sample(context: Context) -> None:
+    """Draw what is not drawn yet, then publish. Raises UnitFailures naming the units that failed."""
+    runtime = context.profile.runtime
+    with stage_lock(context.work, "sample"):
+        units = sample_units(context)
+        run_units(units, context.work, sample_unit, runtime.workers, runtime.device)
+        with publishing(context.data / "samples") as out:
+            for unit in units:
+                (out / unit.name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(unit.folder(context.work) / PACK, out / f"{unit.name}.zip")
+            (out / METHODS).write_text(json.dumps(_methods(context, units), indent=1, sort_keys=True))
+
+
+def _methods(context: Context, units: list[Unit]) -> dict[str, dict]:
+    """What the tables say of each method: parameters, and its settings. Times stay in the manifests."""
+    methods: dict[str, dict] = {}
+    for unit in units:
+        spec = unit.settings
+        methods[spec["method"]] = {"parameters": facts(unit, context.work)["parameters"], "drawing": spec["drawing"]}
+    return methods

@@ -1,0 +1,126 @@
+"""score: one tidy row per picture -> ``data/scores/scores.parquet``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from persres.datasets.layout import read_concepts, reference_photos
+from persres.images import load_photo, unzip_images
+from persres.metrics.background import background_change
+from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
+from persres.metrics.dino_scores import load_dino
+from persres.miniworld.judge import judge_images, load_judge
+from persres.models import model_identity, pick_device
+from persres.params import Clip, Dino
+from persres.provenance import code_fingerprint, measured
+from persres.stages.context import Context
+from persres.stages.sample import items_of, sample_units
+from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
+
+FILE = "scores.parquet"
+
+
+def score_units(context: Context) -> list[Unit]:
+    """One unit per concept and method that was sampled."""
+    encoders, settings = context.profile.encoders, context.profile.score
+    shared = {
+        "clip": encoders.clip.model_dump(), "dino": encoders.dino.model_dump(), "batch": settings.batch_size,
+        "models": [model_identity(encoders.clip.model), model_identity(encoders.dino.model)],
+        "judge": model_identity(settings.judge) if settings.judge else None, "judge_folder": settings.judge,
+        "code": code_fingerprint("score"),
+    }  # fmt: skip
+    concepts = {concept.name: (concept, folder) for concept, folder in read_concepts(context.data / "concepts")}
+    base = _base_method(context)
+    units = []
+    for sampled in sample_units(context):
+        drawn = sampled.settings
+        concept, folder = concepts[drawn["concept"]]
+        against = f"{base}/{concept.name}" if base and base != drawn["method"] else None
+        spec = shared | {
+            "concept": concept.name, "category": concept.category, "method": drawn["method"], "sample_hash": sampled.hash,
+            "seed": drawn["drawing"]["seed"], "items": items_of(drawn), "groups": {str(n): g for n, g, _ in drawn["prompts"]},
+            "templates": {str(n): t for n, _, t in drawn["prompts"]},
+            "pack": _pack(context, sampled.name), "base_pack": _pack(context, against) if against else None,
+            "references": {str(p): digest_file(p) for p in reference_photos(folder)},
+        }  # fmt: skip
+        units.append(Unit.of("score", sampled.name, spec))
+    return units
+
+
+def _base_method(context: Context) -> str | None:
+    """The method without a residual, against which backgrounds are compared."""
+    plain = [name for name in context.profile.sample.methods if context.profile.sample.method(name).residual is None]
+    return plain[0] if plain else None
+
+
+def _pack(context: Context, name: str) -> dict[str, str]:
+    path = context.data / "samples" / f"{name}.zip"
+    return {"path": str(path), "digest": digest_file(path)}
+
+
+@lru_cache(maxsize=1)
+def _judge(folder: str):
+    return load_judge(Path(folder))
+
+
+def _background(spec: dict, images: list, names: list[str]) -> np.ndarray:
+    """Change outside the objects against the base model's picture of the same name; NaN without a judge."""
+    if spec["judge_folder"] is None or spec["base_pack"] is None:
+        return np.full(len(images), np.nan)
+    base = unzip_images(Path(spec["base_pack"]["path"]))
+    judge = _judge(spec["judge_folder"])
+    shared = [i for i, name in enumerate(names) if f"{name}.png" in base]
+    change = np.full(len(images), np.nan)
+    if shared:
+        ours = np.stack([np.asarray(images[i]) for i in shared])
+        theirs = np.stack([np.asarray(base[f"{names[i]}.png"]) for i in shared])
+        change[shared] = background_change(
+            ours, theirs, judge_images(judge, ours).masks, judge_images(judge, theirs).masks
+        )
+    return change
+
+
+def score_unit(unit: Unit, work: Path, device: str) -> None:
+    """The rows of one pack."""
+    spec, folder = unit.settings, unit.folder(work)
+    with measured(pick_device(device)) as facts:
+        clip, dino = load_clip(Clip(**spec["clip"]), device), load_dino(Dino(**spec["dino"]), device)
+        packed = unzip_images(Path(spec["pack"]["path"]))
+        images = [packed[f"{item['name']}.png"] for item in spec["items"]]
+        references = [load_photo(Path(p)) for p in spec["references"]]
+        features = clip.images(images, spec["batch"])
+        rows = pd.DataFrame([_labels(spec, item) for item in spec["items"]])
+        rows["clip_text"] = _array(clip_text_score(features, clip.texts([i["plain"] for i in spec["items"]])))
+        rows["clip_image"] = _array(alignment(features, clip.images(references)))
+        rows["dino"] = _array(alignment(dino.images(images, spec["batch"]), dino.images(references)))
+        rows["background_change"] = _background(spec, images, [i["name"] for i in spec["items"]])
+        rows["spec_hash"] = spec["sample_hash"]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(folder / FILE, index=False)
+    finish(unit, work, [folder / FILE], facts)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().numpy()
+
+
+def _labels(spec: dict, item: dict) -> dict[str, object]:
+    number = str(int(item["name"].split("_")[0]))
+    return {"concept": spec["concept"], "category": spec["category"], "method": spec["method"], "prompt": spec["templates"][number],
+            "prompt_group": spec["groups"][number], "seed": spec["seed"], "image": item["image"]}  # fmt: skip
+
+
+def score(context: Context) -> None:
+    """Score what is not scored yet, then publish all rows as one file."""
+    runtime = context.profile.runtime
+    with stage_lock(context.work, "score"):
+        units = score_units(context)
+        run_units(units, context.work, score_unit, runtime.workers, runtime.device)
+        rows = pd.concat([pd.read_parquet(unit.folder(context.work) / FILE) for unit in units], ignore_index=True)
+        with publishing(context.data / "scores") as out:
+            rows.to_parquet(out / FILE, index=False)

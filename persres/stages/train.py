@@ -1,0 +1,102 @@
+"""train: one residual per concept and variant -> ``data/residuals/<variant>/<concept>.safetensors``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from persres.datasets.layout import read_concepts, reference_photos
+from persres.images import load_photo, square, to_tensor
+from persres.models import Diffusion, load_diffusion, model_identity, pick_device, posterior
+from persres.params import Base, Variant
+from persres.prompts import encode_prompts, fill
+from persres.provenance import code_fingerprint, measured
+from persres.residual_file import save_residual
+from persres.residuals import find_targets
+from persres.stages.context import Context
+from persres.stages.macro_class import read_macro_classes
+from persres.training import Lesson, Log, new_bank
+from persres.training import train as train_bank
+from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
+
+
+def train_units(context: Context) -> list[Unit]:
+    """One unit per concept and variant; the spec holds all that the residual depends on."""
+    base = context.profile.base
+    classes = read_macro_classes(context)
+    shared = {"base": base.model_dump(), "model": model_identity(base.model), "code": code_fingerprint("train")}
+    units = []
+    for variant in context.profile.train.variants:
+        settings = context.profile.train.variant(variant).model_dump()
+        for concept, folder in read_concepts(context.data / "concepts"):
+            photos = {str(path): digest_file(path) for path in reference_photos(folder)}
+            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings,
+                             "macro_class": classes[concept.name], "photos": photos}  # fmt: skip
+            units.append(Unit.of("train", f"{variant}/{concept.name}", spec))
+    return units
+
+
+def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base) -> Lesson:
+    """Cached latents of the photos and the cached embedding of the training prompt."""
+    photos = [square(load_photo(Path(path)), base.resolution) for path in spec["photos"]]
+    mean, std = posterior(diffusion.vae, to_tensor(photos))
+    prompt = fill(settings.prompt, f"{base.token} {spec['macro_class']}")
+    text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [prompt])[0]
+    return Lesson(spec["concept"], mean, std, text)
+
+
+def train_unit(unit: Unit, work: Path, device: str) -> None:
+    """Learn one concept's residual; goes on from its checkpoint after a kill."""
+    spec, folder = unit.settings, unit.folder(work)
+    base, settings = Base(**spec["base"]), Variant(**spec["settings"])
+    diffusion = load_diffusion(base, device)
+    with measured(pick_device(device)) as facts:
+        lesson = read_lesson(diffusion, spec, settings, base)
+        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank)
+        bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
+        with tqdm(total=settings.steps, desc=unit.name, mininterval=2, leave=False, disable=None) as bar:
+
+            def on_step(step: int, loss: float) -> None:
+                bar.n = step + 1
+                bar.set_postfix_str(f"loss {loss:.4f}")
+
+            log = train_bank(
+                diffusion.unet,
+                diffusion.scheduler,
+                [lesson],
+                bank,
+                settings,
+                folder / "checkpoint.safetensors",
+                on_step,
+            )
+    facts["parameters"] = bank.count()
+    residual, history = folder / "residual.safetensors", folder / "log.jsonl"
+    save_residual(
+        residual, bank.to_state(), targets, {"spec": spec, "spec_hash": unit.hash, "parameters": bank.count()}
+    )
+    _write_log(history, log)
+    finish(unit, work, [residual, history], facts)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _write_log(path: Path, log: Log) -> None:
+    rows = [
+        {"step": r["step"], "loss": r["loss"][0]} | ({"norms": r["norms"][0]} if "norms" in r else {}) for r in log.rows
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def train(context: Context) -> None:
+    """Train what is not trained yet, then publish. Raises UnitFailures naming the units that failed."""
+    runtime = context.profile.runtime
+    with stage_lock(context.work, "train"):
+        units = train_units(context)
+        run_units(units, context.work, train_unit, runtime.workers, runtime.device)
+        with publishing(context.data / "residuals") as out:
+            for unit in units:
+                (out / unit.name).parent.mkdir(exist_ok=True)
+                for name, suffix in (("residual.safetensors", ".safetensors"), ("log.jsonl", ".log.jsonl")):
+                    shutil.copyfile(unit.folder(context.work) / name, out / f"{unit.name}{suffix}")

@@ -1,0 +1,123 @@
+"""Learn residuals with the plain diffusion loss (paper equation 1, settings of 4.1).
+
+Several concepts may be learned in one pass: their losses are added, no parameter is shared, and
+every draw belongs to (concept, seed, step), so each concept learns what it would learn alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import nn
+
+from persres.checkpoint import load_training, save_training
+from persres.params import Variant
+from persres.residuals import ResidualBank, Routing, attached
+from persres.seeding import generator
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one concept is learned from.
+
+    ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the
+    denoiser's scale. ``text``: the embedded prompt [length, width]. ``name`` seeds the draws.
+    """
+
+    name: str
+    mean: torch.Tensor
+    std: torch.Tensor
+    text: torch.Tensor
+
+
+@dataclass
+class Log:
+    """Loss of every step; ‖ΔW‖/‖W‖ by layer every ten steps. One row a step."""
+
+    rows: list[dict] = field(default_factory=list)
+
+
+def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What the model should say: ε (equation 1), or v for models trained to predict it."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(z, noise, t)
+    raise ValueError(f"unknown prediction_type {kind!r}")
+
+
+def _draw(
+    lesson: Lesson, settings: Variant, step: int, timesteps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, noise and timesteps of one concept's step, [batch, ...]. Images go round in shuffled order."""
+    count, batch = len(lesson.mean), settings.batch_size
+    rows = []
+    for position in range(step * batch, (step + 1) * batch):
+        order = torch.randperm(count, generator=generator("epoch", lesson.name, settings.seed, position // count))
+        rows.append(order[position % count])
+    draw = generator("step", lesson.name, settings.seed, step)
+    rows = torch.stack(rows).to(lesson.mean.device)
+    shape = (batch, *lesson.mean.shape[1:])
+    t = torch.randint(0, timesteps, (batch,), generator=draw)
+    posterior, noise = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
+    z = lesson.mean[rows] + lesson.std[rows] * posterior.to(lesson.mean.device)
+    return z, noise, t
+
+
+def concept_losses(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank,
+                   settings: Variant, step: int) -> torch.Tensor:  # fmt: skip
+    """Mean squared error of each concept at one step, [K], all in one pass through the U-Net."""
+    drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
+    device = lessons[0].mean.device
+    z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
+    text = torch.stack([lesson.text for lesson in lessons]).repeat_interleave(settings.batch_size, 0)
+    routing = Routing.everywhere(len(z), device)
+    routing.rows = torch.arange(len(lessons), device=device).repeat_interleave(settings.batch_size)
+    with attached(unet, bank, routing):
+        out = unet(scheduler.add_noise(z, noise, t), t, encoder_hidden_states=text).sample
+    error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
+    return error.flatten(1).mean(1).view(len(lessons), -1).mean(1)
+
+
+def new_bank(targets: list, lessons: list[Lesson], settings: Variant) -> ResidualBank:
+    """A bank with every concept's factors drawn from its own name and seed."""
+    bank = ResidualBank(targets, len(lessons))
+    for concept, lesson in enumerate(lessons):
+        bank.initialise(concept, settings.init, settings.init_gain, generator("init", lesson.name, settings.seed))
+    return bank
+
+
+def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: Variant,
+          checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None) -> Log:  # fmt: skip
+    """Train the bank in place; returns the log. The U-Net takes no gradient and is left as it was.
+
+    With a checkpoint path the state is saved every ``settings.checkpoint_every`` steps, and a run that finds
+    one goes on from it to the same bits as an unbroken run on the same machine.
+    """
+    unet.requires_grad_(False)
+    parameters = dict(bank.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    log, start = Log(), 0
+    if checkpoint is not None and checkpoint.exists():
+        start, note = load_training(checkpoint, parameters, optimizer)
+        log.rows = note["rows"]
+    for step in range(start, settings.steps):
+        losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
+        losses.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        row = {"step": step, "loss": losses.tolist()}
+        if (step + 1) % 10 == 0 or step + 1 == settings.steps:
+            row["norms"] = [bank.relative_norms(unet, k) for k in range(bank.concepts)]
+        log.rows.append(row)
+        if on_step is not None:
+            on_step(step, float(losses.mean()))
+        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
+            save_training(checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows})
+    return log

@@ -1,0 +1,1 @@
+"""Prefect tasks: a few lines each around the library's stages."""

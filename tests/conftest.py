@@ -1,0 +1,88 @@
+"""Shared pieces: small models with random weights, shaped like the real ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import persres  # noqa: F401  (declares torchvision's operators before diffusers imports it)
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+def tiny_unet(linear: bool = False, layers: int = 1, seed: int = 0):
+    """A U-Net of a few thousand weights with every kind of block that Stable Diffusion has."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+        transformer_layers_per_block=layers,
+    ).eval()
+
+
+@pytest.fixture
+def unet():
+    """A fresh tiny U-Net with conv projections, frozen."""
+    return tiny_unet().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory) -> Path:
+    """A StableDiffusionPipeline folder with random weights: 32×32 pictures, 8×8 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from persres.miniworld.tokenizer import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tokenizer(folder / "tokenizer", 24)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(1)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=24,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    pipe = StableDiffusionPipeline(vae, text, tokenizer, tiny_unet(), scheduler, None, None, requires_safety_checker=False)
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,0 +1,173 @@
+"""The algebra of residuals (paper 3.2) on small and on SD-1.4-shaped models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import UNet2DConditionModel
+
+from persres.errors import PersresError
+from persres.residual_file import load_residual, save_residual
+from persres.residuals import ResidualBank, Routing, attached, find_targets, merged, rank_of
+from persres.seeding import generator
+
+
+def inputs(n: int = 2, seed: int = 0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, 8, 8, generator=draw), torch.tensor([500] * n), torch.randn(n, 6, 24, generator=draw)
+
+
+def run(unet, x, t, text):
+    with torch.no_grad():
+        return unet(x, t, encoder_hidden_states=text).sample
+
+
+def random_bank(unet, concepts: int = 1, gain: float = 0.5) -> ResidualBank:
+    bank = ResidualBank(find_targets(unet), concepts)
+    for concept in range(concepts):
+        bank.initialise(concept, "scaled_normal", gain, generator("test", concept))
+    return bank.requires_grad_(False)
+
+
+def sd14_unet() -> UNet2DConditionModel:
+    """Stable Diffusion v1.4's denoiser as its config.json describes it, on the meta device."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )
+
+
+def test_sd14_has_16_residuals_of_the_papers_ranks():
+    targets = find_targets(sd14_unet())
+    assert len(targets) == 16
+    assert all(t.conv for t in targets)
+    assert {(t.width, t.rank) for t in targets} == {(320, 16), (640, 32), (1280, 64)}
+    assert [t.width for t in targets].count(1280) == 6
+    with torch.device("meta"):
+        bank = ResidualBank(targets)
+    assert bank.count() == 1_239_040
+    assert sum(p.numel() for p in bank.parameters()) == 1_239_040
+
+
+@pytest.mark.parametrize(("width", "ratio", "fixed", "rank"), [(320, 0.05, None, 16), (8, 0.05, None, 1), (32, 0.05, None, 2), (16, 0.05, 64, 16)])
+def test_rank_rule(width, ratio, fixed, rank):
+    assert rank_of(width, ratio, fixed) == rank
+
+
+def test_zero_residual_is_the_base_model_exactly(unet):
+    x, t, text = inputs()
+    bank = ResidualBank(find_targets(unet)).requires_grad_(False)
+    with attached(unet, bank, Routing.everywhere(2)):
+        inside = run(unet, x, t, text)
+    assert torch.equal(inside, run(unet, x, t, text))
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_attached_equals_merged_and_leaves_no_trace(linear):
+    unet = tiny_unet(linear).requires_grad_(False)
+    x, t, text = inputs()
+    before, weights = run(unet, x, t, text), {k: v.clone() for k, v in unet.state_dict().items()}
+    bank = random_bank(unet)
+    with attached(unet, bank, Routing.everywhere(2)):
+        hooked = run(unet, x, t, text)
+    with merged(unet, bank):
+        fused = run(unet, x, t, text)
+    assert (hooked - before).abs().max() > 1e-2, "the residual must do something"
+    torch.testing.assert_close(hooked, fused, atol=1e-5, rtol=1e-4)
+    assert torch.equal(run(unet, x, t, text), before)
+    assert all(torch.equal(v, weights[k]) for k, v in unet.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+
+
+def test_merging_twice_in_turn_changes_nothing_after(unet):
+    pointers = {t.path: unet.get_submodule(t.path).weight.data_ptr() for t in find_targets(unet)}
+    for _ in range(2):
+        with merged(unet, random_bank(unet)):
+            pass
+    assert pointers == {t.path: unet.get_submodule(t.path).weight.data_ptr() for t in find_targets(unet)}
+
+
+def test_a_batch_may_mix_concepts_and_the_base_model(unet):
+    x, t, text = inputs(3)
+    bank = random_bank(unet, concepts=2)
+    routing = Routing(torch.tensor([1, 0, 0]), torch.tensor([1.0, 1.0, 0.0]))
+    with attached(unet, bank, routing):
+        mixed = run(unet, x, t, text)
+    for sample, concept in ((0, 1), (1, 0)):
+        with merged(unet, bank, concept):
+            alone = run(unet, x[sample : sample + 1], t[:1], text[sample : sample + 1])
+        torch.testing.assert_close(mixed[sample : sample + 1], alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixed[2:], run(unet, x[2:], t[:1], text[2:]), atol=1e-5, rtol=1e-4)
+
+
+def test_relative_norms_equal_the_formed_product(unet):
+    bank = random_bank(unet)
+    norms = bank.relative_norms(unet)
+    for target, up, down in zip(bank.targets, bank.up, bank.down, strict=True):
+        weight = unet.get_submodule(target.path).weight
+        assert norms[target.path] == pytest.approx(float((up[0] @ down[0]).norm() / weight.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("scaled_normal", 0.005, 0.02), ("lora", 0.0, 0.0)])
+def test_init_scale(kind, low, high):
+    unet = sd14_unet()
+    target = next(t for t in find_targets(unet) if t.width == 640)
+    bank = ResidualBank([target]).initialise(0, kind, 0.01, generator("init"))
+    x = torch.randn(1, 640, 4, 4, generator=generator("x"))
+    with torch.no_grad():
+        size = float(bank.product(0, x, torch.zeros(1, dtype=torch.long)).std() / x.std())
+    assert low <= size <= high
+
+
+def test_file_round_trip_and_wrong_architecture(unet, tmp_path):
+    bank = random_bank(unet)
+    path = tmp_path / "residual.safetensors"
+    save_residual(path, bank.to_state(), list(bank.targets), {"spec": {"concept": "mug"}})
+    state, info = load_residual(path)
+    assert info["spec"]["concept"] == "mug"
+    back = ResidualBank.from_states(find_targets(unet), [state])
+    assert all(torch.equal(a, b) for a, b in zip(bank.parameters(), back.parameters(), strict=True))
+    other = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=8,
+    )  # fmt: skip
+    with pytest.raises(PersresError, match="another architecture"):
+        ResidualBank.from_states(find_targets(other), [state])
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_a_broken_or_missing_residual_is_one_clear_error(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PersresError, match=r"x\.safetensors"):
+        load_residual(path)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_diffusers_loads_the_file_as_a_lora(tiny_pipeline, tmp_path, linear):
+    """What an artist does: load_lora_weights on the plain pipeline gives what ours gives, mixed ranks included."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
+    if linear:
+        pipe.unet = tiny_unet(True)
+    targets = find_targets(pipe.unet, ratio=0.15)
+    assert len({t.rank for t in targets}) > 1, "ranks must be mixed for this test to mean anything"
+    bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("lora")).requires_grad_(False)
+    x, t, text = inputs()
+    with merged(pipe.unet, bank):
+        ours = run(pipe.unet, x, t, text)
+    save_residual(tmp_path / "r.safetensors", bank.to_state(), targets, {})
+    base = run(pipe.unet, x, t, text)
+    pipe.load_lora_weights(tmp_path, weight_name="r.safetensors")
+    theirs = run(pipe.unet, x, t, text)
+    assert (ours - base).abs().max() > 1e-2
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
