@@ -62,7 +62,7 @@ def load_diffusion(base: Base, device: str) -> Diffusion:
     place = pick_device(device)
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
-            base.model, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+            base.model, safety_checker=None, requires_safety_checker=False, dtype=torch.float32
         )
     except (OSError, ValueError, KeyError) as error:
         raise unavailable("the base model", base.model, error) from error

@@ -117,7 +117,7 @@ def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank
             row["norms"] = [bank.relative_norms(unet, k) for k in range(bank.concepts)]
         log.rows.append(row)
         if on_step is not None:
-            on_step(step, float(losses.mean()))
+            on_step(step, float(losses.detach().mean()))
         if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
             save_training(checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows})
     return log

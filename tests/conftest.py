@@ -11,6 +11,7 @@ import torch
 import persres  # noqa: F401  (declares torchvision's operators before diffusers imports it)
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
+torch.set_num_threads(1)  # tests run side by side; more threads would only wait for one another
 ROOT = Path(__file__).parent.parent
 
 
@@ -83,6 +84,57 @@ def tiny_pipeline(tmp_path_factory) -> Path:
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
-    pipe = StableDiffusionPipeline(vae, text, tokenizer, tiny_unet(), scheduler, None, None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(
+        vae, text, tokenizer, tiny_unet(), scheduler, None, None, requires_safety_checker=False
+    )
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tmp_path_factory) -> dict:
+    """CLIP and DINO folders with random weights, as params name them."""
+    from safetensors.torch import save_file
+
+    from persres.miniworld.recipe import RECIPE
+    from persres.miniworld.train_clip import new_clip, write_empty
+    from persres.miniworld.train_dino import ARCHITECTURE, MODEL_ARGS, save_dino
+
+    folder = tmp_path_factory.mktemp("encoders")
+    write_empty(RECIPE, folder / "clip")
+    clip, _ = new_clip(folder / "clip", 0)
+    state = {k: v.contiguous() for k, v in clip.state_dict().items() if k != "attn_mask"}
+    save_file(state, folder / "clip" / "open_clip_model.safetensors")
+    import timm
+
+    save_dino(timm.create_model(ARCHITECTURE, **MODEL_ARGS), folder / "dino")
+    return {
+        "clip": {"model": f"local-dir:{folder / 'clip'}", "pretrained": None},
+        "dino": {"model": f"local-dir:{folder / 'dino'}", "resize": 64, "crop": 64},
+    }
+
+
+@pytest.fixture
+def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
+    """A params.yaml for a chain of seconds: three mini-world concepts, random models."""
+    import yaml
+
+    (tmp_path / "nouns.txt").write_text("mug\nrobot\ncat\n")
+    profile = {
+        "base": {"model": str(tiny_pipeline), "resolution": 32},
+        "encoders": tiny_encoders,
+        "fetch": {
+            "dataset": "miniworld",
+            "concepts": ["heart_mug", "star_robot", "banded_cat"],
+            "references": 3,
+            "held_out": 1,
+        },
+        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(tmp_path / "nouns.txt")},
+        "train": {"steps": 6, "batch_size": 2, "checkpoint_every": 2},
+        "sample": {"steps": 3, "images_per_prompt": 2, "prompts": 4},
+        "tables": {"bootstrap": 200},
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 3},
+    }
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
+    return path

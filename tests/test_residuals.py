@@ -56,7 +56,10 @@ def test_sd14_has_16_residuals_of_the_papers_ranks():
     assert sum(p.numel() for p in bank.parameters()) == 1_239_040
 
 
-@pytest.mark.parametrize(("width", "ratio", "fixed", "rank"), [(320, 0.05, None, 16), (8, 0.05, None, 1), (32, 0.05, None, 2), (16, 0.05, 64, 16)])
+@pytest.mark.parametrize(
+    ("width", "ratio", "fixed", "rank"),
+    [(320, 0.05, None, 16), (8, 0.05, None, 1), (32, 0.05, None, 2), (16, 0.05, 64, 16)],
+)
 def test_rank_rule(width, ratio, fixed, rank):
     assert rank_of(width, ratio, fixed) == rank
 

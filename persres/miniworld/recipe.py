@@ -28,9 +28,9 @@ class Recipe:
     vae_batch: int = 16
     clip_steps: int = 1_600
     clip_batch: int = 64
-    dino_steps: int = 2_500
-    dino_batch: int = 64
-    judge_steps: int = 2_500
+    dino_steps: int = 1_200
+    dino_batch: int = 48
+    judge_steps: int = 1_500
     judge_batch: int = 64
     # denoiser
     unet_workers: int = 2  # processes on a CPU; their batches add up

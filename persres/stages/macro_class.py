@@ -7,6 +7,7 @@ import json
 import torch
 
 from persres.datasets.layout import read_concepts, reference_photos
+from persres.errors import PersresError
 from persres.images import load_photo
 from persres.metrics.clip_scores import ClipEncoder, load_clip
 from persres.params import MacroClass
@@ -61,5 +62,8 @@ def nearest_nouns(encoder: ClipEncoder, photos: list, nouns: list[str], features
 
 def read_macro_classes(context: Context) -> dict[str, str]:
     """The chosen class by concept."""
-    found = json.loads((context.data / "macro_class" / FILE).read_text())
+    path = context.data / "macro_class" / FILE
+    if not path.exists():
+        raise PersresError(f"no {path}; run the macro_class stage first")
+    found = json.loads(path.read_text())
     return {name: entry["chosen"] for name, entry in found["concepts"].items()}

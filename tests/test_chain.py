@@ -1,0 +1,236 @@
+"""The six stages on tiny random models: what they leave, what they redo, and what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from persres.cli import STAGES, main, run_stage
+from persres.images import unzip_images
+from persres.stages.context import Context
+from persres.stages.sample import items_of, sample_units
+from persres.stages.train import train_units
+from persres.units import MANIFEST, digest_folder
+
+
+def context(params: Path, name: str = "a") -> Context:
+    return Context.load(params, None, params.parent / name / "data", params.parent / name / "work")
+
+
+def run_all(params: Path, name: str = "a", stages=STAGES) -> Context:
+    where = context(params, name)
+    for stage in stages:
+        run_stage(stage, where)
+    return where
+
+
+def change(params: Path, section: str, **values) -> None:
+    told = yaml.safe_load(params.read_text())
+    told["tiny"][section] |= values
+    params.write_text(yaml.safe_dump(told))
+
+
+def manifests(work: Path, stage: str) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in (work / stage).glob(f"*/{MANIFEST}")}
+
+
+def test_the_chain_leaves_what_it_promises(tiny_params):
+    where = run_all(tiny_params)
+    data = where.data
+    assert {p.name for p in (data / "concepts").iterdir()} == {"heart_mug", "star_robot", "banded_cat"}
+    classes = json.loads((data / "macro_class" / "macro_class.json").read_text())
+    assert {c: e["chosen"] for c, e in classes["concepts"].items()} == {
+        "heart_mug": "mug",
+        "star_robot": "robot",
+        "banded_cat": "cat",
+    }
+    assert all(len(e["top"]) == 3 for e in classes["concepts"].values())
+    assert {p.name for p in (data / "residuals" / "ours").glob("*.safetensors")} == {
+        "heart_mug.safetensors",
+        "star_robot.safetensors",
+        "banded_cat.safetensors",
+    }
+    log = [json.loads(line) for line in (data / "residuals" / "ours" / "heart_mug.log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(6))
+    pack = unzip_images(data / "samples" / "ours_lag" / "heart_mug.zip")
+    assert len([n for n in pack if n.startswith("masks/")]) == 8
+    assert len(pack) == 16
+    rows = pd.read_parquet(data / "scores" / "scores.parquet")
+    assert len(rows) == 3 * 3 * 8
+    assert set(rows.columns) >= {
+        "concept",
+        "category",
+        "prompt",
+        "prompt_group",
+        "method",
+        "seed",
+        "clip_text",
+        "clip_image",
+        "dino",
+        "spec_hash",
+    }
+    assert rows[["clip_text", "clip_image", "dino"]].notna().all().all()
+    assert set(rows["prompt_group"]) == {"background", "object", "style", "property"}
+    table = pd.read_csv(data / "tables" / "table1.csv")
+    assert list(table["method"]) == ["base", "ours", "ours_lag"]
+    for score in ("clip_text", "clip_image", "dino"):
+        assert (table[f"{score}_low"] <= table[score]).all() and (table[score] <= table[f"{score}_high"]).all()
+        means = rows.groupby(["method", "concept"])[score].mean().groupby("method").mean()
+        assert table.set_index("method")[score].to_dict() == pytest.approx(means.to_dict())
+    assert table["params"][1] < table["params"][0]
+    sheet = Image.open(data / "sheets" / "heart_mug.png")
+    assert sheet.width > 4 * 160 and sheet.height > 5 * 160
+    again = manifests(where.work, "sample")
+    run_all(tiny_params)
+    assert manifests(where.work, "sample") == again, "nothing is drawn twice"
+
+
+def test_a_new_guidance_scale_trains_nothing_again(tiny_params):
+    where = run_all(tiny_params, stages=STAGES[:4])
+    trained, drawn = manifests(where.work, "train"), manifests(where.work, "sample")
+    change(tiny_params, "sample", cfg_scale=3.0)
+    after = run_all(tiny_params, stages=STAGES[2:4])
+    assert manifests(after.work, "train") == trained
+    assert len(manifests(after.work, "sample")) == 2 * len(drawn)
+
+
+def test_runtime_is_no_part_of_a_result_but_the_photos_are(tiny_params):
+    where = run_all(tiny_params, stages=STAGES[:2])
+    before = {u.name: u.hash for u in train_units(where)}
+    change(tiny_params, "runtime", workers=2)
+    assert {u.name: u.hash for u in train_units(context(tiny_params))} == before
+    photo = next((where.data / "concepts" / "heart_mug" / "images").iterdir())
+    Image.new("RGB", (64, 64), "red").save(photo)
+    after = {u.name: u.hash for u in train_units(context(tiny_params))}
+    assert [n for n in before if before[n] != after[n]] == ["ours/heart_mug"]
+
+
+def test_base_prompts_lack_v_star_and_noise_names_agree(tiny_params):
+    where = run_all(tiny_params, stages=STAGES[:3])
+    specs = {u.name: u.settings for u in sample_units(where)}
+    base, ours = items_of(specs["base/heart_mug"]), items_of(specs["ours/heart_mug"])
+    assert [i["plain"] for i in base] == [i["plain"] for i in ours] == [i["prompt"] for i in base]
+    assert all("<v*> mug" in i["prompt"] and "<v*>" not in i["plain"] for i in ours)
+
+
+@pytest.mark.parametrize("stage", ["train", "sample"])
+def test_kill_9_then_run_again(tiny_params, stage):
+    """Finished units are not redone and the result equals an unbroken run's, to the byte."""
+    change(tiny_params, "train", steps=30)
+    change(tiny_params, "sample", steps=12)
+    whole = run_all(tiny_params, "whole", STAGES[:4])
+    first = STAGES[: STAGES.index(stage)]
+    broken = run_all(tiny_params, "broken", first)
+    command = [
+        sys.executable,
+        "-m",
+        "persres.cli",
+        "run",
+        stage,
+        "--params",
+        str(tiny_params),
+        "--data",
+        str(broken.data),
+        "--work",
+        str(broken.work),
+    ]
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not manifests(broken.work, stage) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = manifests(broken.work, stage)
+    published = {"train": "residuals", "sample": "samples"}[stage]
+    assert done and len(done) < (3 if stage == "train" else 9), "the kill must fall between units"
+    assert not (broken.data / published).exists(), "nothing half-published"
+    run_stage(stage, broken)
+    assert all(manifests(broken.work, stage)[path] == stamp for path, stamp in done.items())
+    if stage == "train":
+        assert residual_tensors(whole.data / published) == residual_tensors(broken.data / published)
+    else:
+        assert digest_folder(whole.data / published) == digest_folder(broken.data / published)
+
+
+def residual_tensors(folder: Path) -> dict[str, bytes]:
+    from persres.checkpoint import read_tensors
+
+    return {
+        f"{p.name}/{k}": v.numpy().tobytes()
+        for p in folder.rglob("*.safetensors")
+        for k, v in read_tensors(p)[0].items()
+    }
+
+
+def test_ctrl_c_stops_within_two_seconds(tiny_params):
+    change(tiny_params, "train", steps=5000)
+    change(tiny_params, "runtime", workers=2)
+    where = run_all(tiny_params, stages=STAGES[:2])
+    command = [
+        sys.executable,
+        "-m",
+        "persres.cli",
+        "run",
+        "train",
+        "--params",
+        str(tiny_params),
+        "--data",
+        str(where.data),
+        "--work",
+        str(where.work),
+    ]
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not list((where.work / "train").glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert time.monotonic() - started < 2
+    assert process.returncode == 130
+    assert "stopped" in error and "Traceback" not in error
+    assert not (where.data / "residuals").exists()
+    while time.monotonic() - started < 2 and group_members(process.pid):
+        time.sleep(0.05)
+    assert not group_members(process.pid), "no worker stays behind"
+
+
+def group_members(group: int) -> str:
+    return subprocess.run(["pgrep", "-a", "-g", str(group)], capture_output=True, text=True, check=False).stdout
+
+
+def test_one_broken_concept_fails_loudly_once_and_leaves_the_others(tiny_params, capsys):
+    where = run_all(tiny_params, stages=STAGES[:2])
+    (where.data / "concepts" / "star_robot" / "images" / "001.png").write_bytes(b"\x89PNG broken")
+    arguments = ["run", "train", "--params", str(tiny_params), "--data", str(where.data), "--work", str(where.work)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert (
+        "1 of 3 units failed" in error
+        and "ours/star_robot" in error
+        and "001.png" in error
+        and "Traceback" not in error
+    )
+    assert len(manifests(where.work, "train")) == 2
+    assert not (where.data / "residuals").exists()
+
+
+def test_unknown_parameter_and_missing_stage_are_one_error(tiny_params, tmp_path, capsys):
+    arguments = ["--params", str(tiny_params), "--data", str(tmp_path / "d"), "--work", str(tmp_path / "w")]
+    assert main(["run", "train", *arguments]) == 1
+    assert "run the macro_class stage first" in capsys.readouterr().err
+    change(tiny_params, "train", stepz=1)
+    assert main(["run", "train", *arguments]) == 1
+    assert "tiny.train.stepz: unknown parameter" in capsys.readouterr().err

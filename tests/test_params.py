@@ -1,0 +1,106 @@
+"""The typed edge: every problem at once, unknown keys refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from persres.errors import PersresError
+from persres.params import Drawing, Variant, load_params
+from persres.provenance import STAGE_CODE
+
+
+def write(tmp_path, **sections):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"profile": "mini", "mini": {"fetch": {"dataset": "miniworld"}} | sections}))
+    return path
+
+
+def test_the_shipped_file_holds_both_profiles(repo):
+    for name in ("mini", "paper"):
+        load_params(repo / "params.yaml", name)
+
+
+def test_defaults_are_the_papers(repo):
+    paper = load_params(repo / "params.yaml", "paper")
+    variant, drawing = paper.train.variant("ours"), paper.sample.method("ours_lag")
+    assert paper.base.model == "CompVis/stable-diffusion-v1-4"
+    assert (variant.rank_ratio, variant.steps, variant.batch_size, variant.lr) == (0.05, 150, 4, 1e-3)
+    assert (drawing.steps, drawing.cfg_scale, drawing.lag, drawing.images_per_prompt) == (50, 6.0, True, 50)
+    assert (paper.encoders.dino.resize, paper.encoders.dino.crop) == (256, 224)
+
+
+def test_all_problems_in_one_message(tmp_path):
+    path = write(tmp_path, train={"stepz": 3, "lr": -1}, sample={"steps": "many"}, nonsense={})
+    with pytest.raises(PersresError) as caught:
+        load_params(path)
+    text = str(caught.value)
+    for part in (
+        "mini.train.stepz: unknown parameter",
+        "mini.train.lr",
+        "mini.sample.steps",
+        "mini.nonsense: unknown parameter",
+    ):
+        assert part in text
+
+
+def test_problems_inside_variants_are_named(tmp_path):
+    path = write(
+        tmp_path,
+        train={"variants": {"ours": {"rnak": 1}}},
+        sample={"methods": {"a": {"residual": "theirs"}, "b": {"lagg": True}}},
+    )
+    with pytest.raises(PersresError) as caught:
+        load_params(path)
+    for part in (
+        "train.variants.ours.rnak: unknown parameter",
+        "sample.methods.b.lagg: unknown parameter",
+        "no training variant 'theirs'",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("concepts", [["a", "b", "a"]])
+def test_a_concept_named_twice(tmp_path, concepts):
+    with pytest.raises(PersresError, match="concept named twice: a"):
+        load_params(write(tmp_path, fetch={"dataset": "miniworld", "concepts": concepts}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "just words",
+        "profile: mini",
+        "profile: other\nmini: {}",
+        "mini: [",
+        "profile: mini\nmini: {fetch: {dataset: folder}}",
+    ],
+)
+def test_broken_files(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(PersresError, match=r"params\.yaml"):
+        load_params(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(PersresError, match="not found"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_sparse_variants_over_typed_defaults(tmp_path):
+    params = load_params(write(tmp_path, train={"lr": 0.01, "variants": {"ours": {}, "rank1": {"rank": 1}}}))
+    assert params.train.variant("rank1") == Variant(lr=0.01, rank=1)
+    assert params.sample.method("base") == Drawing()
+
+
+def test_dvc_watches_exactly_the_code_and_params_that_decide_a_stage(repo):
+    stages = yaml.safe_load((repo / "dvc.yaml").read_text())["stages"]
+    assert set(stages) == set(STAGE_CODE)
+    for name, stage in stages.items():
+        code = {d for d in stage["deps"] if d.startswith("persres/") and "/weights" not in d}
+        assert code == {f"persres/{entry}" for entry in STAGE_CODE[name]}
+        assert all((repo / d).exists() for d in code)
+        assert not any("runtime" in p for p in stage["params"])
+        assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])

@@ -1,0 +1,97 @@
+"""Training: what it touches, that it learns, that a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from persres.params import Variant
+from persres.residuals import ResidualBank, find_targets
+from persres.training import Lesson, concept_losses, diffusion_target, new_bank, train
+
+SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def lesson(name: str = "mug", seed: int = 0) -> Lesson:
+    draw = torch.Generator().manual_seed(seed)
+    mean = torch.randn(3, 4, 8, 8, generator=draw)
+    return Lesson(name, mean, torch.full_like(mean, 0.01), torch.randn(6, 24, generator=draw))
+
+
+def settings(**changes) -> Variant:
+    return Variant(**({"steps": 12, "batch_size": 2, "lr": 1e-2, "checkpoint_every": 4} | changes))
+
+
+def learn(unet, lessons, variant, checkpoint=None, stop_after=None):
+    bank = new_bank(find_targets(unet), lessons, variant)
+
+    def on_step(step, loss):
+        if stop_after is not None and step + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        log = train(unet, SCHEDULER, lessons, bank, variant, checkpoint, on_step)
+    except KeyboardInterrupt:
+        log = None
+    return bank, log
+
+
+def test_training_lowers_the_loss_and_touches_only_the_residuals(unet):
+    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    variant = settings(steps=60)
+    start = ResidualBank(find_targets(unet))
+    bank, log = learn(unet, [lesson()], variant)
+    with torch.no_grad():
+        probe = lambda b: torch.stack(
+            [concept_losses(unet, SCHEDULER, [lesson()], b, variant, s) for s in range(1000, 1020)]
+        ).mean()  # noqa: E731
+        assert probe(bank) < 0.97 * probe(start), "training must help on steps it never saw"
+    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert all(p.grad is None for p in unet.parameters())
+    assert len(log.rows) == 60
+    assert set(log.rows[9]["norms"][0]) == {t.path for t in bank.targets}
+
+
+def test_gradient_reaches_every_factor(unet):
+    bank = new_bank(find_targets(unet), [lesson()], settings())
+    concept_losses(unet, SCHEDULER, [lesson()], bank, settings(), 0).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in bank.parameters())
+
+
+@pytest.mark.parametrize("stop_after", [5, 8, 11])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(unet, tmp_path, stop_after):
+    whole, log = learn(unet, [lesson()], settings())
+    learn(unet, [lesson()], settings(), tmp_path / "c.safetensors", stop_after)
+    assert (tmp_path / "c.safetensors").exists()
+    resumed, log_resumed = learn(unet, [lesson()], settings(), tmp_path / "c.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert log.rows == log_resumed.rows
+
+
+def test_concepts_learned_together_equal_concepts_learned_alone(unet):
+    lessons = [lesson("mug", 0), lesson("robot", 1)]
+    together, _ = learn(unet, lessons, settings())
+    for index, one in enumerate(lessons):
+        alone, _ = learn(unet, [one], settings())
+        for a, b in zip(together.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a[index], b[0], atol=1e-4, rtol=1e-3)
+
+
+def test_seed_and_name_decide_the_draws(unet):
+    first, _ = learn(unet, [lesson()], settings())
+    again, _ = learn(unet, [lesson()], settings())
+    other, _ = learn(unet, [lesson()], settings(seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_targets_of_both_prediction_types():
+    z, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    assert torch.equal(diffusion_target(SCHEDULER, z, noise, t), noise)
+    v = DDIMScheduler.from_config(SCHEDULER.config, prediction_type="v_prediction")
+    alpha = SCHEDULER.alphas_cumprod[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(diffusion_target(v, z, noise, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * z)
+    bad = DDIMScheduler.from_config(SCHEDULER.config, prediction_type="sample")
+    with pytest.raises(ValueError, match="prediction_type"):
+        diffusion_target(bad, z, noise, t)

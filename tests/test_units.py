@@ -1,0 +1,112 @@
+"""Units: done by manifest only, failures named once, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from persres.errors import PersresError, UnitFailures
+from persres.units import MANIFEST, Unit, digest_folder, finish, is_done, publishing, run_units, stage_lock
+
+
+def write_name(unit: Unit, work, device: str) -> None:
+    """A unit's work: fail where told to, else write one file and count the runs."""
+    folder = unit.folder(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    if unit.settings.get("fail"):
+        raise PersresError("told to fail")
+    if unit.settings.get("die"):
+        os._exit(9)
+    with (work / "runs.txt").open("a") as file:
+        file.write(unit.name + "\n")
+    (folder / "out.txt").write_text(unit.name)
+    finish(unit, work, [folder / "out.txt"])
+
+
+def units(*specs: dict) -> list[Unit]:
+    return [Unit.of("stage", f"unit{i}", spec) for i, spec in enumerate(specs)]
+
+
+def runs(work) -> list[str]:
+    return (work / "runs.txt").read_text().split() if (work / "runs.txt").exists() else []
+
+
+def test_done_units_are_skipped_and_a_changed_spec_is_not(tmp_path):
+    run_units(units({"a": 1}, {"a": 2}), tmp_path, write_name, 1, "cpu")
+    run_units(units({"a": 1}, {"a": 3}), tmp_path, write_name, 1, "cpu")
+    assert runs(tmp_path) == ["unit0", "unit1", "unit1"]
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "torn manifest", "other hash", "lost file", "changed file"])
+def test_existence_is_not_enough(tmp_path, damage):
+    (unit,) = units({"a": 1})
+    write_name(unit, tmp_path, "cpu")
+    folder = unit.folder(tmp_path)
+    assert is_done(unit, tmp_path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if damage == "no manifest":
+        (folder / MANIFEST).unlink()
+    elif damage == "torn manifest":
+        (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:40])
+    elif damage == "other hash":
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"spec_hash": "0"}))
+    elif damage == "lost file":
+        (folder / "out.txt").unlink()
+    else:
+        (folder / "out.txt").write_text("else")
+    assert not is_done(unit, tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fan_out_finishes_then_fails_once_naming_the_failed(tmp_path, workers):
+    with pytest.raises(UnitFailures) as caught:
+        run_units(
+            units({}, {"fail": True, "n": 1}, {"n": 2}, {"fail": True, "n": 3}), tmp_path, write_name, workers, "cpu"
+        )
+    assert set(caught.value.failures) == {"unit1", "unit3"}
+    assert sorted(runs(tmp_path)) == ["unit0", "unit2"]
+    assert "2 of 4 units failed" in str(caught.value)
+
+
+def test_a_dead_worker_is_a_named_failure(tmp_path):
+    with pytest.raises(UnitFailures, match="worker process died"):
+        run_units(units({"die": True}, {"n": 1}, {"n": 2}), tmp_path, write_name, 2, "cpu")
+
+
+def test_publishing_is_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "data" / "out"
+    with publishing(target) as fresh:
+        (fresh / "a").write_text("1")
+    with pytest.raises(ZeroDivisionError), publishing(target) as fresh:
+        (fresh / "a").write_text("2")
+        _ = 1 / 0
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in target.parent.iterdir()] == ["out"], "nothing half-written stays"
+    before = digest_folder(target)
+    with publishing(target) as fresh:
+        (fresh / "b").write_text("3")
+    assert digest_folder(target) != before
+    assert not (target / "a").exists()
+
+
+def test_an_unwritable_place_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PersresError, match="cannot write"), publishing(tmp_path / "file" / "out"):
+        pass
+    with pytest.raises(PersresError, match="cannot write"), stage_lock(tmp_path / "file", "train"):
+        pass
+
+
+def test_a_second_run_waits_for_the_first(tmp_path):
+    code = "import sys,time;from pathlib import Path;from persres.units import stage_lock\nwith stage_lock(Path(sys.argv[1]),'s'):\n print('in',flush=True);time.sleep(3)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "in\n"
+        started = time.monotonic()
+        with stage_lock(tmp_path, "s"):
+            assert time.monotonic() - started > 1
+        assert first.wait() == 0
