@@ -135,7 +135,7 @@ def test_a_wrong_description(tmp_path, described, message):
     with pytest.raises(PersresError, match=message):
         fetch(where)
     assert not (where.data / "concepts").exists(), "nothing half-written"
-    assert not [p for p in where.data.iterdir()] if where.data.exists() else True
+    assert not where.data.exists() or not list(where.data.iterdir())
 
 
 def test_one_broken_photo_stops_the_fetch_and_keeps_what_was(tmp_path):

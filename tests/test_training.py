@@ -37,16 +37,19 @@ def learn(unet, lessons, variant, checkpoint=None, stop_after=None):
     return bank, log
 
 
+@torch.no_grad()
+def probe(unet, bank, variant) -> float:
+    """Mean loss over twenty steps that training never drew."""
+    losses = [concept_losses(unet, SCHEDULER, [lesson()], bank, variant, step) for step in range(1000, 1020)]
+    return float(torch.stack(losses).mean())
+
+
 def test_training_lowers_the_loss_and_touches_only_the_residuals(unet):
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     variant = settings(steps=60)
     start = ResidualBank(find_targets(unet))
     bank, log = learn(unet, [lesson()], variant)
-    with torch.no_grad():
-        probe = lambda b: torch.stack(
-            [concept_losses(unet, SCHEDULER, [lesson()], b, variant, s) for s in range(1000, 1020)]
-        ).mean()  # noqa: E731
-        assert probe(bank) < 0.97 * probe(start), "training must help on steps it never saw"
+    assert probe(unet, bank, variant) < 0.97 * probe(unet, start, variant), "training must help on steps it never saw"
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
     assert all(p.grad is None for p in unet.parameters())
     assert len(log.rows) == 60

@@ -96,7 +96,7 @@ def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> Ju
     judge = Judge(label_names(recipe))
     everything = _targets(judge.labels, scenes.scenes)
 
-    def loss(step: int, seed: int, average: dict) -> torch.Tensor:
+    def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(scenes.images), size=recipe.judge_batch)
         x = images_to_tensor(scenes.images[rows])

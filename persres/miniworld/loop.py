@@ -36,15 +36,13 @@ class Budget:
         return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
 
 
-Loss = Callable[[int, int, dict[str, torch.Tensor]], torch.Tensor]
+Loss = Callable[[int, int], torch.Tensor]
 
 
 def fit(name: str, model: nn.Module, loss: Loss, budget: Budget, folder: Path,
         seed: int, on_step: Callable[[int], None] | None = None,
         average_gradients: Callable[[nn.Module], None] | None = None, chief: bool = True) -> nn.Module:  # fmt: skip
-    """Minimise ``loss(step, step_seed, average)`` over the model's parameters; returns the EMA copy.
-
-    ``average`` holds the running average of the parameters by name (DINO's teacher).
+    """Minimise ``loss(step, step_seed)`` over the model's parameters; returns the EMA copy.
 
     Every draw of a step follows from its seed, so a resumed run goes on as an unbroken one would.
     A checkpoint stands at ``folder/name.safetensors`` and is written by the chief worker only.
@@ -62,7 +60,7 @@ def fit(name: str, model: nn.Module, loss: Loss, budget: Budget, folder: Path,
             group["lr"] = budget.rate(step)
         step_seed = seed_from(name, seed, step)
         torch.manual_seed(step_seed)
-        value = loss(step, step_seed, averaged)
+        value = loss(step, step_seed)
         value.backward()
         if average_gradients is not None:
             average_gradients(model)

@@ -28,8 +28,8 @@ class Recipe:
     vae_batch: int = 16
     clip_steps: int = 1_600
     clip_batch: int = 64
-    dino_steps: int = 1_200
-    dino_batch: int = 48
+    dino_steps: int = 1_000
+    dino_batch: int = 64  # identities, two views each
     judge_steps: int = 1_500
     judge_batch: int = 64
     # denoiser

@@ -77,7 +77,7 @@ def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder:
     write_empty(recipe, out)
     model, tokenize = new_clip(out, recipe.seed)
 
-    def loss(step: int, seed: int, average: dict) -> torch.Tensor:
+    def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(scenes.images), size=recipe.clip_batch)
         captions = [random_caption(scenes.scenes[i], rng) for i in rows]

@@ -1,7 +1,9 @@
-"""The mini DINO: a timm ViT trained by self-distillation, without any label.
+"""The mini DINO: a timm ViT trained without any label, in the role of DINO ViT-S/16.
 
 The two views of an identity are two pictures of it in other poses on other backgrounds, which
-stand where crops and colour jitter stand for photographs: what they share is the object.
+stand where crops and colour jitter stand for photographs: what they share is the object. The loss
+is lightly's NT-Xent. Its DINO loss was tried first and collapsed at the batch sizes a CPU allows
+(identity AUC 0.50 after 250 steps of 96 pictures); NT-Xent needs no teacher and no centring.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.func import functional_call
 
 from persres.miniworld.loop import Budget, fit, images_to_tensor
 from persres.miniworld.recipe import Recipe
@@ -22,20 +23,17 @@ from persres.miniworld.train_clip import two_views
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}
-PROTOTYPES = 2048
 
 
 class _WithHead(nn.Module):
-    """The ViT and DINO's projection head; only the ViT is kept."""
+    """The ViT and a projection head; only the ViT is kept."""
 
     def __init__(self) -> None:
-        from lightly.loss import DINOLoss
-        from lightly.models.modules.heads import DINOProjectionHead
+        from lightly.models.modules.heads import SimCLRProjectionHead
 
         super().__init__()
         self.vit = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
-        self.head = DINOProjectionHead(128, 256, 64, PROTOTYPES, batch_norm=False)
-        self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp=0.04, teacher_temp=0.04, warmup_teacher_temp_epochs=1)
+        self.head = SimCLRProjectionHead(MODEL_ARGS["embed_dim"], 256, 64, batch_norm=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.vit(x))
@@ -43,19 +41,18 @@ class _WithHead(nn.Module):
 
 def train_dino(recipe: Recipe, identities: np.ndarray, folder: Path, out: Path) -> nn.Module:
     """Train on uint8 [identities, views, 64, 64, 3] and save in timm's ``local-dir:`` form."""
+    from lightly.loss import NTXentLoss
+
     torch.manual_seed(recipe.seed)
-    model = _WithHead()
+    model, contrast = _WithHead(), NTXentLoss(temperature=0.1)
 
-    def loss(step: int, seed: int, average: dict[str, torch.Tensor]) -> torch.Tensor:
-        rng = np.random.default_rng(seed)
-        views = torch.cat(two_views(identities, recipe.dino_batch, rng))
+    def loss(step: int, seed: int) -> torch.Tensor:
+        views = torch.cat(two_views(identities, recipe.dino_batch, np.random.default_rng(seed)))
         with torch.autocast(views.device.type, torch.bfloat16):
-            student = model(views).float()
-            with torch.no_grad():
-                teacher = functional_call(model, average, (views,), strict=False).float()
-        return model.loss(list(teacher.chunk(2)), list(student.chunk(2)), teacher_temp=0.04)
+            one, two = model(views).chunk(2)
+        return contrast(one.float(), two.float())
 
-    budget = Budget(recipe.dino_steps, 7e-4, decay_from=0.2, weight_decay=0.04, ema=0.99)
+    budget = Budget(recipe.dino_steps, 1e-3, decay_from=0.3, weight_decay=0.04, ema=0.99)
     vit = fit("dino", model, loss, budget, folder, recipe.seed).vit
     save_dino(vit, out)
     return vit

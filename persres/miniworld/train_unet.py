@@ -84,11 +84,11 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) ->
     scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
     latents = np.load(folder / "latents.npy", mmap_mode="r")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
-    text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder").to(device)
+    text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", dtype=torch.float32).to(device)
     scheduler = DDIMScheduler(**SCHEDULER)
     unet = new_unet(recipe).to(device)
 
-    def loss(step: int, seed: int, average: dict) -> torch.Tensor:
+    def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed_from(seed, rank))
         torch.manual_seed(seed_from(seed, rank, "noise"))
         rows = np.sort(rng.integers(len(scenes), size=recipe.unet_batch))

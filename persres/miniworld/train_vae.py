@@ -42,7 +42,7 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
     vae = new_vae(recipe.seed)
     whole_from = recipe.vae_steps - recipe.vae_whole_steps
 
-    def loss(step: int, seed: int, average: dict) -> torch.Tensor:
+    def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)])
         x = x.flip(3) if rng.random() < 0.5 else x

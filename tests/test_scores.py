@@ -1,0 +1,110 @@
+"""Scores against plain arithmetic, summaries against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from persres.errors import PersresError
+from persres.metrics.background import background_change
+from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
+from persres.metrics.dino_scores import DinoEncoder
+from persres.metrics.summary import bootstrap_interval, difference, method_table
+from persres.params import Clip, Dino
+
+
+def unit_rows(n: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_clip_text_is_two_and_a_half_times_the_positive_cosine():
+    images, texts = unit_rows(5, 0), unit_rows(5, 1)
+    for i, value in enumerate(clip_text_score(images, texts).tolist()):
+        cosine = sum(float(a) * float(b) for a, b in zip(images[i], texts[i], strict=True))
+        assert value == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
+
+
+def test_alignment_is_the_mean_over_all_pairs():
+    images, references = unit_rows(4, 0), unit_rows(3, 1)
+    pairs = [float(F.cosine_similarity(i, r, dim=0)) for i in images for r in references]
+    assert float(alignment(images, references).mean()) == pytest.approx(np.mean(pairs), abs=1e-6)
+
+
+def test_macro_average_weighs_concepts_equally():
+    rows = pd.DataFrame({"method": "m", "concept": ["a"] * 9 + ["b"], "s": [0.0] * 9 + [1.0]})
+    assert method_table(rows, ["s"], 200, 0)["s"][0] == 0.5
+
+
+def test_bootstrap_interval_covers_and_is_seeded():
+    values = np.random.default_rng(0).normal(3, 1, 40)
+    low, high = bootstrap_interval(values, 4000, 1)
+    assert (low, high) == bootstrap_interval(values, 4000, 1)
+    half = 1.96 * values.std() / np.sqrt(40)
+    assert low == pytest.approx(values.mean() - half, abs=0.08)
+    assert high == pytest.approx(values.mean() + half, abs=0.08)
+    assert np.isnan(bootstrap_interval(values[:1], 100, 0)).all()
+
+
+def test_paired_difference_uses_shared_concepts_only():
+    rows = pd.DataFrame(
+        {"method": ["a", "a", "b", "b", "b"], "concept": ["x", "y", "x", "y", "z"], "s": [1.0, 2.0, 0.5, 1.0, 99.0]}
+    )
+    row = difference(rows, ["s"], "a", "b", 200, 0)
+    assert row["concepts"] == 2
+    assert row["s"] == pytest.approx(0.75)
+    assert row["s_low"] >= 0.5 and row["s_high"] <= 1.0
+
+
+def test_background_change_counts_only_outside_both_objects():
+    base = np.zeros((1, 4, 4, 3), dtype=np.uint8)
+    ours = base.copy()
+    ours[0, 0, 0] = 255  # inside the object of ours
+    ours[0, 1, 1] = 255  # inside the object of the base's picture
+    ours[0, 3, 3] = 255  # outside
+    objects, base_objects = np.zeros((2, 1, 4, 4), dtype=bool)
+    objects[0, 0, 0] = base_objects[0, 1, 1] = True
+    assert background_change(ours, base, objects, base_objects)[0] == pytest.approx(1 / 14)
+    assert np.isnan(background_change(ours, base, np.ones_like(objects), base_objects)[0])
+
+
+def photo(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(80, 80), (120, 90), (90, 130)])
+def test_preprocessing_equals_plain_pillow_and_numpy(tiny_encoders, size):
+    image = photo(*size)
+    short = min(size)
+    resized = image.resize((int(size[0] * 64 / short), int(size[1] * 64 / short)), Image.BICUBIC)
+    left, top = round((resized.width - 64) / 2), round((resized.height - 64) / 2)
+    plain = (np.asarray(resized.crop((left, top, left + 64, top + 64)), dtype=np.float32) / 255 - 0.5) / 0.5
+    for encoder in (
+        ClipEncoder(Clip(**tiny_encoders["clip"]), "cpu"),
+        DinoEncoder(Dino(**tiny_encoders["dino"]), "cpu"),
+    ):
+        np.testing.assert_allclose(encoder.preprocess(image).permute(1, 2, 0).numpy(), plain, atol=1e-5)
+
+
+def test_features_do_not_depend_on_the_batch(tiny_encoders):
+    images = [photo(64 + 8 * i, 64) for i in range(5)]
+    for encoder in (
+        ClipEncoder(Clip(**tiny_encoders["clip"]), "cpu"),
+        DinoEncoder(Dino(**tiny_encoders["dino"]), "cpu"),
+    ):
+        whole = encoder.images(images)
+        torch.testing.assert_close(encoder.images(images, batch=2), whole, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings"),
+    [(ClipEncoder, Clip(model="local-dir:/nowhere", pretrained=None)), (DinoEncoder, Dino(model="local-dir:/nowhere"))],
+)
+def test_a_missing_encoder_is_one_clear_error(encoder, settings):
+    with pytest.raises(PersresError, match="cannot load"):
+        encoder(settings, "cpu")
