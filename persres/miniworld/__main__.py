@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from persres.miniworld import build, judge, train_clip, train_dino, train_unet, train_vae
+from persres.miniworld.evaluate import evaluate
 from persres.miniworld.recipe import RECIPE
 from persres.miniworld.scenes import load_identities, load_scenes
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--prompts", type=int, default=240, help="held-out prompts to measure the base model on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,7 @@ def main() -> None:
         print(f"{part}: {times[part]} s", flush=True)
     if set(arguments.parts) == set(PARTS):
         publish(arguments.work, arguments.out)
+        print(json.dumps(evaluate(arguments.out, arguments.work, RECIPE, arguments.prompts), indent=1))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ class Recipe:
     clip_batch: int = 64
     dino_steps: int = 1_000
     dino_batch: int = 64  # identities, two views each
-    judge_steps: int = 1_500
+    judge_steps: int = 1_000
     judge_batch: int = 64
     # denoiser
     unet_workers: int = 2  # processes on a CPU; their batches add up
     unet_channels: tuple[int, ...] = (48, 96, 144)
-    unet_steps: int = 6_000
+    unet_steps: int = 4_200
     unet_batch: int = 32  # per worker
     unet_lr: float = 1e-3
     unet_decay_from: float = 0.6  # share of the steps after which the rate falls to zero

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from persres.miniworld.captions import full_caption, random_caption
+from persres.miniworld.captions import random_caption
 from persres.miniworld.loop import Budget, fit, images_to_tensor
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.scenes import SceneSet
@@ -97,19 +97,3 @@ def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder:
     half = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
     save_file(half, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     return model
-
-
-@torch.no_grad()
-def quality(model: torch.nn.Module, tokenize, scenes: SceneSet, recipe: Recipe) -> dict[str, float]:
-    """Retrieval of the full caption among 250, and accuracy of single attributes by prompt."""
-    images, told = scenes.images[:250], scenes.scenes[:250]
-    image = model.encode_image(images_to_tensor(images), normalize=True)
-    text = model.encode_text(tokenize([full_caption(s) for s in told]), normalize=True)
-    found = (image @ text.T).argmax(1)
-    captions = [full_caption(s) for s in told]
-    hits = [captions[j] == captions[i] for i, j in enumerate(found.tolist())]
-    kinds = model.encode_text(tokenize([f"a photo of a {k}" for k in recipe.kinds]), normalize=True)
-    single = [i for i, s in enumerate(told) if s.second is None]
-    guess = (image[single] @ kinds.T).argmax(1).tolist()
-    right = [recipe.kinds[g] == told[i].subject.kind for g, i in zip(guess, single, strict=True)]
-    return {"retrieval_top1_of_250": float(np.mean(hits)), "class_accuracy": float(np.mean(right))}

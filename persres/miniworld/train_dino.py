@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.loop import Budget, fit
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.train_clip import two_views
 
@@ -78,17 +78,3 @@ def save_dino(vit: nn.Module, out: Path) -> None:
         },
     }
     (out / "config.json").write_text(json.dumps(config, indent=2))
-
-
-@torch.no_grad()
-def identity_auc(
-    vit: nn.Module, references: list[np.ndarray], held_out: list[np.ndarray], rivals: list[np.ndarray]
-) -> float:
-    """How often a concept's held-out view is nearer to its references than a same-class, other-look
-    object is. Lists run over concepts; arrays are uint8 [n, 64, 64, 3]. Returns the mean AUC."""
-    scores = []
-    for ref, own, other in zip(references, held_out, rivals, strict=True):
-        ref, own, other = (nn.functional.normalize(vit(images_to_tensor(x)), dim=1) for x in (ref, own, other))
-        near, far = (own @ ref.T).mean(1), (other @ ref.T).mean(1)
-        scores.append((near[:, None] > far[None, :]).float().mean())
-    return float(torch.stack(scores).mean())
