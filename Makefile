@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro show test lint miniworld lock clean
+.PHONY: help setup repro flow show test lint miniworld lock clean
 
 help:
 	@echo "make repro      the whole chain on the mini world; prints the score table"
@@ -29,6 +29,10 @@ repro: setup
 	dvc repro
 	persres show
 
+# The same chain as one Prefect flow; set PREFECT_API_URL to watch it in a server.
+flow: setup
+	python -m flows.pipeline
+
 show: setup
 	persres show
 
@@ -45,7 +49,7 @@ miniworld: setup
 # Renew the pinned versions after a change in pyproject.toml.
 lock: setup
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
-		--all-extras pyproject.toml -o constraints.txt
+		--all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
 	rm -rf .work data/concepts data/macro_class data/residuals data/samples data/scores data/tables data/sheets

@@ -7,17 +7,26 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from persres.errors import PersresError
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside its place, then rename it: a reader never sees half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a safetensors file beside its place, then rename it: a reader never sees half.
+
+    Raises PersresError where it can't be written; what stood there before is left.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
+    except (SafetensorError, OSError) as error:
+        raise PersresError(f"cannot write {path} ({error}); free some space, or make the folder writable") from error
     finally:
         partial.unlink(missing_ok=True)
 

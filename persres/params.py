@@ -123,6 +123,12 @@ class Drawing(_Section):
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _lag(self) -> Drawing:
+        if self.lag and self.residual is None:
+            raise ValueError("lag: true needs a residual to localise; say residual: <a training variant>")
+        return self
+
 
 class Sample(Drawing):
     """Defaults for all methods, and the methods as sparse differences from them."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
+from safetensors import SafetensorError
 from torch import nn
 
 from persres.checkpoint import load_training, save_training
@@ -105,8 +106,11 @@ def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     log, start = Log(), 0
     if checkpoint is not None and checkpoint.exists():
-        start, note = load_training(checkpoint, parameters, optimizer)
-        log.rows = note["rows"]
+        try:
+            start, note = load_training(checkpoint, parameters, optimizer)
+            log.rows = note["rows"]
+        except SafetensorError:
+            print(f"{checkpoint} is broken; starting from the first step", flush=True)
     for step in range(start, settings.steps):
         losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
         losses.sum().backward()

@@ -225,11 +225,19 @@ def _attempt(unit: Unit, work: Path, function: Work, device: str) -> str | None:
     except OSError as error:
         return f"{error.strerror or error}: {error.filename or unit.folder(work)}"
     except Exception as error:
-        (unit.folder(work)).mkdir(parents=True, exist_ok=True)
-        trace = unit.folder(work) / "traceback.txt"
-        trace.write_text(traceback.format_exc())
-        return f"{type(error).__name__}: {error} (see {trace})"
+        return f"{type(error).__name__}: {error} (see {_keep_trace(unit.folder(work))})"
     return None
+
+
+def _keep_trace(folder: Path) -> str:
+    """Where the traceback went: a file of the unit's folder, or, where none can be written, the output."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        return str(folder / "traceback.txt")
+    except OSError:
+        traceback.print_exc()
+        return "the traceback above"
 
 
 def _report(unit: Unit, reason: str | None, number: int, total: int, seconds: float) -> None:

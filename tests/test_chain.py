@@ -20,7 +20,7 @@ from persres.images import unzip_images
 from persres.stages.context import Context
 from persres.stages.sample import items_of, sample_units
 from persres.stages.train import train_units
-from persres.units import MANIFEST, digest_folder
+from persres.units import MANIFEST, digest_files
 
 
 def context(params: Path, name: str = "a") -> Context:
@@ -159,7 +159,12 @@ def test_kill_9_then_run_again(tiny_params, stage):
     if stage == "train":
         assert residual_tensors(whole.data / published) == residual_tensors(broken.data / published)
     else:
-        assert digest_folder(whole.data / published) == digest_folder(broken.data / published)
+        assert packs(whole.data / published) == packs(broken.data / published)
+
+
+def packs(folder: Path) -> dict[str, str]:
+    """Digests of the picture packs; the index beside them names paths, which differ by run here."""
+    return digest_files(sorted(folder.rglob("*.zip")), folder)
 
 
 def residual_tensors(folder: Path) -> dict[str, bytes]:

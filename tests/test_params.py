@@ -89,6 +89,11 @@ def test_a_missing_file(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
+def test_lag_without_a_residual_is_refused(tmp_path):
+    with pytest.raises(PersresError, match="needs a residual"):
+        load_params(write(tmp_path, sample={"methods": {"x": {"lag": True}}}))
+
+
 def test_sparse_variants_over_typed_defaults(tmp_path):
     params = load_params(write(tmp_path, train={"lr": 0.01, "variants": {"ours": {}, "rank1": {"rank": 1}}}))
     assert params.train.variant("rank1") == Variant(lr=0.01, rank=1)

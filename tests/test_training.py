@@ -98,3 +98,10 @@ def test_targets_of_both_prediction_types():
     bad = DDIMScheduler.from_config(SCHEDULER.config, prediction_type="sample")
     with pytest.raises(ValueError, match="prediction_type"):
         diffusion_target(bad, z, noise, t)
+
+
+def test_a_broken_checkpoint_means_a_fresh_start(unet, tmp_path):
+    whole, _ = learn(unet, [lesson()], settings())
+    (tmp_path / "c.safetensors").write_bytes(b"torn")
+    again, _ = learn(unet, [lesson()], settings(), tmp_path / "c.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))

@@ -110,3 +110,26 @@ def test_a_second_run_waits_for_the_first(tmp_path):
         with stage_lock(tmp_path, "s"):
             assert time.monotonic() - started > 1
         assert first.wait() == 0
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_what_was(tmp_path):
+    """A file-size limit stands in for a full disk: the write fails half-way."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from persres.checkpoint import write_tensors
+from persres.errors import PersresError
+path = Path(sys.argv[1])
+write_tensors(path, {"a": torch.ones(4)}, {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_tensors(path, {"a": torch.zeros(100_000)}, {})
+except PersresError as error:
+    print(error)
+"""
+    path = tmp_path / "r.safetensors"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout and "free some space" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
+    assert path.stat().st_size < 4096

@@ -31,7 +31,7 @@ from persres.stages.context import Context
 from persres.stages.macro_class import read_macro_classes
 from persres.units import Unit, digest_file, facts, finish, publishing, run_units, stage_lock, write_atomic
 
-PACK, METHODS = "images.zip", "methods.json"
+PACK, INDEX = "images.zip", "index.json"
 
 
 def sample_units(context: Context) -> list[Unit]:
@@ -164,7 +164,17 @@ def sample(context: Context) -> None:
             for unit in units:
                 (out / unit.name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(unit.folder(context.work) / PACK, out / f"{unit.name}.zip")
-            (out / METHODS).write_text(json.dumps(_methods(context, units), indent=1, sort_keys=True))
+            packs = [{"name": unit.name, "hash": unit.hash, "spec": unit.settings} for unit in units]
+            index = {"methods": _methods(context, units), "packs": packs}
+            (out / INDEX).write_text(json.dumps(index, indent=1))
+
+
+def read_index(context: Context) -> dict:
+    """What was sampled: ``methods`` (parameters, settings) and ``packs`` (name, spec hash, spec), in order."""
+    path = context.data / "samples" / INDEX
+    if not path.exists():
+        raise PersresError(f"no {path}; run the sample stage first")
+    return json.loads(path.read_text())
 
 
 def _methods(context: Context, units: list[Unit]) -> dict[str, dict]:

@@ -19,7 +19,7 @@ from persres.models import model_identity, pick_device
 from persres.params import Clip, Dino
 from persres.provenance import code_fingerprint, measured
 from persres.stages.context import Context
-from persres.stages.sample import items_of, sample_units
+from persres.stages.sample import items_of, read_index
 from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
 
 FILE = "scores.parquet"
@@ -35,27 +35,22 @@ def score_units(context: Context) -> list[Unit]:
         "code": code_fingerprint("score"),
     }  # fmt: skip
     concepts = {concept.name: (concept, folder) for concept, folder in read_concepts(context.data / "concepts")}
-    base = _base_method(context)
+    index = read_index(context)
+    base = next((name for name, about in index["methods"].items() if about["drawing"]["residual"] is None), None)
     units = []
-    for sampled in sample_units(context):
-        drawn = sampled.settings
+    for pack in index["packs"]:
+        drawn = pack["spec"]
         concept, folder = concepts[drawn["concept"]]
         against = f"{base}/{concept.name}" if base and base != drawn["method"] else None
         spec = shared | {
-            "concept": concept.name, "category": concept.category, "method": drawn["method"], "sample_hash": sampled.hash,
+            "concept": concept.name, "category": concept.category, "method": drawn["method"], "sample_hash": pack["hash"],
             "seed": drawn["drawing"]["seed"], "items": items_of(drawn), "groups": {str(n): g for n, g, _ in drawn["prompts"]},
             "templates": {str(n): t for n, _, t in drawn["prompts"]},
-            "pack": _pack(context, sampled.name), "base_pack": _pack(context, against) if against else None,
+            "pack": _pack(context, pack["name"]), "base_pack": _pack(context, against) if against else None,
             "references": {str(p): digest_file(p) for p in reference_photos(folder)},
         }  # fmt: skip
-        units.append(Unit.of("score", sampled.name, spec))
+        units.append(Unit.of("score", pack["name"], spec))
     return units
-
-
-def _base_method(context: Context) -> str | None:
-    """The method without a residual, against which backgrounds are compared."""
-    plain = [name for name in context.profile.sample.methods if context.profile.sample.method(name).residual is None]
-    return plain[0] if plain else None
 
 
 def _pack(context: Context, name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.images import load_photo, square, unzip_images
 from persres.stages.context import Context
-from persres.stages.sample import items_of, sample_units
+from persres.stages.sample import items_of, read_index
 
 GAP = 8
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged
@@ -18,8 +18,8 @@ CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so th
 def write_sheets(context: Context, out: Path) -> None:
     """Write ``<concept>.png`` for every concept."""
     by_concept: dict[str, list[dict]] = {}
-    for unit in sample_units(context):
-        by_concept.setdefault(unit.settings["concept"], []).append(unit.settings)
+    for pack in read_index(context)["packs"]:
+        by_concept.setdefault(pack["spec"]["concept"], []).append(pack["spec"])
     for concept, folder in read_concepts(context.data / "concepts"):
         _sheet(context, folder, by_concept[concept.name]).save(out / f"{concept.name}.png")
 

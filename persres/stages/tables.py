@@ -9,6 +9,7 @@ import pandas as pd
 
 from persres.metrics.summary import SCORES, difference, method_table
 from persres.stages.context import Context
+from persres.stages.sample import read_index
 from persres.stages.sheets import write_sheets
 from persres.units import publishing, stage_lock
 
@@ -16,7 +17,7 @@ from persres.units import publishing, stage_lock
 def tables(context: Context) -> None:
     """Publish table 1, the paired differences, scores by prompt group and one sheet per concept."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    methods = json.loads((context.data / "samples" / "methods.json").read_text())
+    methods = read_index(context)["methods"]
     settings = context.profile.tables
     columns = [*SCORES, "background_change"] if rows["background_change"].notna().any() else list(SCORES)
     with stage_lock(context.work, "tables"):
