@@ -28,13 +28,6 @@ def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, tok
     return token_id
 
 
-def fill(template: str, phrase: str) -> str:
-    """Put the concept's phrase in the place of ``{}``. Raises PersresError without exactly one place."""
-    if template.count("{}") != 1:
-        raise PersresError(f"prompt {template!r} must hold {{}} exactly once, where the concept goes")
-    return template.replace("{}", phrase)
-
-
 def _ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     return tokenizer(
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"

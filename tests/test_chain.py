@@ -18,7 +18,8 @@ from PIL import Image
 from persres.cli import STAGES, main, run_stage
 from persres.images import unzip_images
 from persres.stages.context import Context
-from persres.stages.sample import items_of, sample_units
+from persres.stages.packs import items_of
+from persres.stages.sample import sample_units
 from persres.stages.train import train_units
 from persres.units import MANIFEST, digest_files
 

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from persres.errors import PersresError
 from persres.models import decode, load_diffusion
 from persres.params import Base, Drawing
-from persres.prompts import add_concept_token, concept_positions, encode_prompts, fill
+from persres.prompt_text import fill
+from persres.prompts import add_concept_token, concept_positions, encode_prompts
 from persres.residuals import ResidualBank, find_targets
 from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator

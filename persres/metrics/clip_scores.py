@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from persres.models import pick_device, unavailable
+from persres.loading import pick_device, unavailable
 from persres.params import Clip
 
 

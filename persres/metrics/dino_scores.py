@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from persres.models import pick_device, unavailable
+from persres.loading import pick_device, unavailable
 from persres.params import Dino
 
 

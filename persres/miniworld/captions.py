@@ -39,10 +39,43 @@ def _caption(scene: Scene, subject: str, background: bool) -> str:
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption that leaves some attributes out, so that the model can be asked for few or many."""
-    say_colour, say_background, say_rare = rng.random(3) < (0.8, 0.85, 0.15)
+    return random_mention(scene, rng)[0]
+
+
+def random_mention(
+    scene: Scene, rng: np.random.Generator, colour: float = 0.8, background: float = 0.85
+) -> tuple[str, dict]:
+    """A loose caption, and what it says: attributes of the scene, None where it is silent.
+
+    ``colour`` and ``background`` are the chances that each is said.
+    """
+    say_colour, say_background, say_rare = (bool(x) for x in rng.random(3) < (colour, background, 0.15))
     rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))] if say_rare else ""
-    subject = noun_phrase(scene.subject, colour=bool(say_colour), rare=rare)
-    return _caption(scene, subject, bool(say_background))
+    caption = _caption(scene, noun_phrase(scene.subject, colour=say_colour, rare=rare), say_background)
+    silent = {"colour": not say_colour, "background": not say_background, "pattern": scene.subject.pattern == "plain"}
+    return caption, {key: None if silent.get(key) else value for key, value in attributes(scene).items()}
+
+
+def attributes(scene: Scene) -> dict:
+    """What a caption can say of a scene."""
+    subject, second = scene.subject, scene.second
+    return {
+        "kind": subject.kind,
+        "colour": subject.colour,
+        "pattern": subject.pattern,
+        "background": scene.background,
+        "style": scene.style,
+        "second": noun_phrase(second) if second is not None else "none",
+    }
+
+
+def true_of(said: list[dict], shown: list[dict]) -> np.ndarray:
+    """Which caption is true of which picture, bool [captions, pictures]: nothing said differs from what is shown."""
+    true = np.ones((len(said), len(shown)), dtype=bool)
+    for key in shown[0]:
+        words, facts = (np.array([str(row[key]) for row in rows]) for rows in (said, shown))
+        true &= (words[:, None] == facts[None, :]) | (words == "None")[:, None]
+    return true
 
 
 PROMPT_GROUPS = ("background", "object", "style", "property")

@@ -71,12 +71,18 @@ def _render_scene(recipe: Recipe, split: str, index: int) -> tuple[np.ndarray, n
     return np.asarray(drawn.image), masks
 
 
-def _render_identity(recipe: Recipe, index: int) -> np.ndarray:
-    """All views of one identity, each on another background, uint8 [views, 64, 64, 3]."""
+def identity_scenes(recipe: Recipe, index: int) -> tuple[list[Scene], np.random.Generator]:
+    """One nameless look on several backgrounds, with the generator that goes on to draw its poses."""
     rng = np.random.default_rng(seed_from("identity", index, recipe.seed))
     look = random_identity(recipe, rng)
     grounds = rng.permutation(list(BACKGROUNDS))[: recipe.views]
-    return np.stack([np.asarray(render(Scene(look, str(g)), rng).image) for g in grounds])
+    return [Scene(look, str(ground)) for ground in grounds], rng
+
+
+def _render_identity(recipe: Recipe, index: int) -> np.ndarray:
+    """All views of one identity, each on another background, uint8 [views, 64, 64, 3]."""
+    scenes, rng = identity_scenes(recipe, index)
+    return np.stack([np.asarray(render(scene, rng).image) for scene in scenes])
 
 
 def _cached(path: Path, make) -> dict[str, np.ndarray]:

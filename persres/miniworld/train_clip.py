@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from persres.miniworld.captions import random_caption
+from persres.miniworld.captions import attributes, random_caption, random_mention, true_of
 from persres.miniworld.loop import Budget, fit, images_to_tensor
 from persres.miniworld.recipe import Recipe
-from persres.miniworld.scenes import SceneSet
+from persres.miniworld.scenes import SceneSet, identity_scenes
 from persres.miniworld.tokenizer import write_tokenizer
 
 
@@ -65,8 +65,48 @@ def two_views(identities: np.ndarray, batch: int, rng: np.random.Generator) -> t
 def _contrast(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | float, same: torch.Tensor) -> torch.Tensor:
     """Symmetric contrastive loss with several right answers a row. ``same`` is bool [n, n]."""
     logits = scale * a @ b.T
-    target = same.float() / same.sum(1, keepdim=True)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    rows, columns = same.float() / same.sum(1, keepdim=True), same.T.float() / same.T.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, columns))
+
+
+def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder: Path) -> None:
+    """Go on with the text tower locked, so that the U-Net may already be learning from it.
+
+    Captions say less here (often the class alone), every true pair of a batch counts as a match, and half
+    of the pictures are nameless looks, which a caption calls by their class.
+    """
+    for part in (model.token_embedding, model.transformer, model.ln_final):
+        part.requires_grad_(False)
+    model.positional_embedding.requires_grad_(False)
+    named = [identity_scenes(recipe, index)[0] for index in range(len(identities))]
+
+    def loss(step: int, seed: int) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(len(scenes.images), size=recipe.clip_batch)
+        who, view = (
+            rng.integers(len(identities), size=recipe.clip_batch),
+            rng.integers(recipe.views, size=recipe.clip_batch),
+        )
+        shown = [scenes.scenes[i] for i in rows] + [named[i][v] for i, v in zip(who, view, strict=True)]
+        told = [random_mention(scene, rng, 0.5 * (i < len(rows)), 0.5) for i, scene in enumerate(shown)]
+        facts = [attributes(scene) for scene in shown]
+        for fact in facts[len(rows) :]:  # a nameless look has no one colour and pattern
+            fact["colour"] = fact["pattern"] = "mixed"
+        pixels = images_to_tensor(np.concatenate([scenes.images[rows], identities[who, view]]))
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            image, text = model.encode_image(pixels), model.encode_text(tokenize([caption for caption, _ in told]))
+        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        true = torch.from_numpy(true_of([said for _, said in told], facts)) | torch.eye(len(shown), dtype=torch.bool)
+        return _contrast(image, text, model.logit_scale.exp().clamp(max=100), true.T)
+
+    fit(
+        "clip_locked",
+        model,
+        loss,
+        Budget(recipe.clip_locked_steps, 5e-4, 50, 0.3, weight_decay=0.05),
+        folder,
+        recipe.seed,
+    )
 
 
 def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder: Path, out: Path) -> torch.nn.Module:
@@ -94,6 +134,7 @@ def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder:
         return value + 0.5 * _contrast(one, two, 10.0, torch.eye(len(one), dtype=torch.bool))
 
     fit("clip", model, loss, Budget(recipe.clip_steps, 1e-3, decay_from=0.3, weight_decay=0.05), folder, recipe.seed)
+    _train_locked(model, tokenize, recipe, scenes, identities, folder)
     half = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
     save_file(half, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     return model

@@ -19,9 +19,10 @@ from persres.datasets.layout import read_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
 from persres.lag import MaskRule, localised, mean_mask
-from persres.models import Diffusion, decode, load_diffusion, model_identity, pick_device
+from persres.loading import model_identity, pick_device
+from persres.models import Diffusion, decode, load_diffusion
 from persres.params import Base, Drawing
-from persres.prompts import concept_positions, encode_prompts, fill
+from persres.prompts import concept_positions, encode_prompts
 from persres.provenance import code_fingerprint, measured
 from persres.residual_file import load_residual
 from persres.residuals import ResidualBank, Routing, attached, find_targets, merged
@@ -29,9 +30,10 @@ from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 from persres.stages.context import Context
 from persres.stages.macro_class import read_macro_classes
+from persres.stages.packs import INDEX, items_of
 from persres.units import Unit, digest_file, facts, finish, publishing, run_units, stage_lock, write_atomic
 
-PACK, INDEX = "images.zip", "index.json"
+PACK = "images.zip"
 
 
 def sample_units(context: Context) -> list[Unit]:
@@ -60,21 +62,6 @@ def _residual(context: Context, drawing: Drawing, concept: str) -> dict[str, str
     if not path.exists():
         raise PersresError(f"no residual at {path}; run the train stage first")
     return {"path": str(path), "digest": digest_file(path)}
-
-
-def items_of(spec: dict) -> list[dict]:
-    """What is drawn, in order: one entry a picture, with its name and its texts.
-
-    The base model is asked for the plain macro class; a residual's prompt names V* before it.
-    ``plain`` is the prompt without V*: it seeds the noise and is what the CLIP text score reads.
-    """
-    phrase = spec["macro_class"] if spec["residual"] is None else f"{spec['base']['token']} {spec['macro_class']}"
-    return [
-        {"name": f"{number:02d}_{image:03d}", "prompt": fill(text, phrase), "phrase": phrase, "image": image,
-         "plain": fill(text, spec["macro_class"])}
-        for number, _, text in spec["prompts"]
-        for image in range(spec["drawing"]["images_per_prompt"])
-    ]  # fmt: skip
 
 
 def draw(
@@ -167,14 +154,6 @@ def sample(context: Context) -> None:
             packs = [{"name": unit.name, "hash": unit.hash, "spec": unit.settings} for unit in units]
             index = {"methods": _methods(context, units), "packs": packs}
             (out / INDEX).write_text(json.dumps(index, indent=1))
-
-
-def read_index(context: Context) -> dict:
-    """What was sampled: ``methods`` (parameters, settings) and ``packs`` (name, spec hash, spec), in order."""
-    path = context.data / "samples" / INDEX
-    if not path.exists():
-        raise PersresError(f"no {path}; run the sample stage first")
-    return json.loads(path.read_text())
 
 
 def _methods(context: Context, units: list[Unit]) -> dict[str, dict]:

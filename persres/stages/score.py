@@ -11,15 +11,15 @@ import torch
 
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.images import load_photo, unzip_images
+from persres.loading import model_identity, pick_device
 from persres.metrics.background import background_change
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.miniworld.judge import judge_images, load_judge
-from persres.models import model_identity, pick_device
 from persres.params import Clip, Dino
 from persres.provenance import code_fingerprint, measured
 from persres.stages.context import Context
-from persres.stages.sample import items_of, read_index
+from persres.stages.packs import items_of, read_index
 from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
 
 FILE = "scores.parquet"

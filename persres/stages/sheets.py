@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.images import load_photo, square, unzip_images
 from persres.stages.context import Context
-from persres.stages.sample import items_of, read_index
+from persres.stages.packs import items_of, read_index
 
 GAP = 8
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged

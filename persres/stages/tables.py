@@ -9,7 +9,7 @@ import pandas as pd
 
 from persres.metrics.summary import SCORES, difference, method_table
 from persres.stages.context import Context
-from persres.stages.sample import read_index
+from persres.stages.packs import read_index
 from persres.stages.sheets import write_sheets
 from persres.units import publishing, stage_lock
 

@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.images import load_photo, square, to_tensor
-from persres.models import Diffusion, load_diffusion, model_identity, pick_device, posterior
+from persres.loading import model_identity, pick_device
+from persres.models import Diffusion, load_diffusion, posterior
 from persres.params import Base, Variant
-from persres.prompts import encode_prompts, fill
+from persres.prompt_text import fill
+from persres.prompts import encode_prompts
 from persres.provenance import code_fingerprint, measured
 from persres.residual_file import save_residual
 from persres.residuals import find_targets
