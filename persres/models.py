@@ -7,7 +7,9 @@ from functools import lru_cache
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from persres.loading import pick_device, unavailable
 from persres.params import Base
@@ -41,6 +43,8 @@ def load_diffusion(base: Base, device: str) -> Diffusion:
     The pipeline's own scheduler settings are read as DDIM, which the paper samples with.
     """
     place = pick_device(device)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             base.model, safety_checker=None, requires_safety_checker=False, dtype=torch.float32

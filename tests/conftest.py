@@ -132,6 +132,7 @@ def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
         "macro_class": {"source": "dataset", "nearest": True, "candidates": str(tmp_path / "nouns.txt")},
         "train": {"steps": 6, "batch_size": 2, "checkpoint_every": 2},
         "sample": {"steps": 3, "images_per_prompt": 2, "prompts": 4},
+        "score": {},
         "tables": {"bootstrap": 200},
         "runtime": {"workers": 1, "device": "cpu", "sample_batch": 3},
     }

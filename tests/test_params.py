@@ -109,3 +109,15 @@ def test_dvc_watches_exactly_the_code_and_params_that_decide_a_stage(repo):
         assert all((repo / d).exists() for d in code)
         assert not any("runtime" in p for p in stage["params"])
         assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])
+
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
+    """DVC refuses a stage whose key is missing, defaults or not."""
+    told = yaml.safe_load((repo / "params.yaml").read_text())
+    for stage in yaml.safe_load((repo / "dvc.yaml").read_text())["stages"].values():
+        for key in stage["params"]:
+            value = told
+            for part in key.replace("${profile}", profile).split("."):
+                assert part in value, f"{key} is missing for {profile}"
+                value = value[part]

@@ -26,7 +26,11 @@ def fetch_miniworld(settings: Fetch, root: Path) -> int:
 def _write(concept: drawn.Concept, settings: Fetch, root: Path) -> None:
     kind = concept.look.kind
     record = Concept(
-        concept.name, KINDS[kind], kind, tuple(concept_prompts(kind, concept.backgrounds)), "CC0: drawn by persres"
+        concept.name,
+        KINDS[kind],
+        kind,
+        tuple(concept_prompts(kind, concept.backgrounds)),
+        "Apache-2.0: drawn by persres",
     )
     folder = write_concept(root, record)
     for split, place, count in (

@@ -152,7 +152,7 @@ def card(folder: Path, recipe: Recipe, quality: dict, seconds: dict[str, int]) -
     settings = "\n".join(f"- {key}: {value}" for key, value in asdict(recipe).items())
     return f"""# The mini world's models
 
-Trained from nothing on scenes that `persres/miniworld` draws (CC0), on a CPU. They stand where Stable Diffusion v1.4,
+Trained from nothing on scenes that `persres/miniworld` draws, on a CPU. They stand where Stable Diffusion v1.4,
 OpenCLIP ViT-B/32 and DINO ViT-S/16 stand in the paper, so that the whole pipeline can run in minutes. They are good for
 nothing else.
 

@@ -36,7 +36,7 @@ class Recipe:
     # denoiser
     unet_workers: int = 2  # processes on a CPU; their batches add up
     unet_channels: tuple[int, ...] = (48, 96, 144)
-    unet_steps: int = 4_200
+    unet_steps: int = 2_800
     unet_batch: int = 32  # per worker
     unet_lr: float = 1e-3
     unet_decay_from: float = 0.6  # share of the steps after which the rate falls to zero
