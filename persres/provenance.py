@@ -50,15 +50,17 @@ def code_fingerprint(stage: str) -> str:
 
 
 @lru_cache
+def library_versions() -> dict[str, str]:
+    """Versions of what computes."""
+    names = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "numpy", "pillow", "persres")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+@lru_cache
 def versions() -> dict[str, str]:
     """Versions of what computes, and the commit where there is one."""
-    names = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "numpy", "pillow")
-    found = {name: version(name) for name in names} | {
-        "persres": version("persres"),
-        "python": platform.python_version(),
-    }
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
-    return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
+    return library_versions() | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
 
 
 @contextmanager

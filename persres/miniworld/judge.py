@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene
 from persres.miniworld.scenes import SceneSet
@@ -93,20 +93,22 @@ def _loss(judge: Judge, x: torch.Tensor, targets: dict[str, torch.Tensor], masks
 def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> Judge:
     """Train on rendered scenes and save fp16 weights with the label names."""
     torch.manual_seed(recipe.seed)
-    judge = Judge(label_names(recipe))
+    device = training_device()
+    judge = Judge(label_names(recipe)).to(device)
     everything = _targets(judge.labels, scenes.scenes)
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(scenes.images), size=recipe.judge_batch)
-        x = images_to_tensor(scenes.images[rows])
-        masks = torch.from_numpy(scenes.masks[rows].any(1)).float()
+        x = images_to_tensor(scenes.images[rows]).to(device)
+        masks = torch.from_numpy(scenes.masks[rows].any(1)).float().to(device)
         if rng.random() < 0.5:
             x, masks = x.flip(3), masks.flip(2)
         x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn_like(x)
-        return _loss(judge, x, {k: v[rows] for k, v in everything.items()}, masks)
+        return _loss(judge, x, {k: v[rows].to(device) for k, v in everything.items()}, masks)
 
     fit("judge", judge, loss, Budget(recipe.judge_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
+    judge.cpu()
     out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
     save_file(half, out / "judge.safetensors", metadata={"labels": json.dumps(judge.labels)})

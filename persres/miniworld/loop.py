@@ -84,6 +84,11 @@ def fit(name: str, model: nn.Module, loss: Loss, budget: Budget, folder: Path,
     return model.eval()
 
 
+def training_device() -> torch.device:
+    """CUDA where there is some, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def images_to_tensor(images) -> torch.Tensor:
     """uint8 [n, h, w, 3] -> float [n, 3, h, w] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -28,7 +28,7 @@ class Recipe:
     vae_batch: int = 16
     clip_steps: int = 1_600
     clip_batch: int = 64
-    clip_locked_steps: int = 700  # then, with the text tower locked, on loose captions and nameless looks
+    clip_locked_steps: int = 600  # then, with the text tower locked, on loose captions and nameless looks
     dino_steps: int = 600
     dino_batch: int = 64  # identities, two views each
     judge_steps: int = 1_000

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from persres.miniworld.captions import attributes, random_caption, random_mention, true_of
-from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.scenes import SceneSet, identity_scenes
 from persres.miniworld.tokenizer import write_tokenizer
@@ -54,12 +54,26 @@ def new_clip(folder: Path, seed: int) -> tuple[torch.nn.Module, open_clip.tokeni
     return model, open_clip.tokenizer.HFTokenizer(str(folder), context_length=config["text_cfg"]["context_length"])
 
 
-def two_views(identities: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pictures each of ``batch`` identities, on different backgrounds, [batch, 3, 64, 64]."""
-    chosen = rng.permutation(len(identities))[:batch]
-    first = rng.integers(identities.shape[1], size=batch)
-    second = (first + 1 + rng.integers(identities.shape[1] - 1, size=batch)) % identities.shape[1]
+def pick_views(
+    identities: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """``count`` different identities, and two different views of each."""
+    chosen = rng.permutation(len(identities))[:count]
+    first = rng.integers(identities.shape[1], size=count)
+    return chosen, (first, (first + 1 + rng.integers(identities.shape[1] - 1, size=count)) % identities.shape[1])
+
+
+def two_views(identities: np.ndarray, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two pictures each of ``count`` identities, on different backgrounds, [count, 3, 64, 64]."""
+    chosen, (first, second) = pick_views(identities, count, rng)
     return images_to_tensor(identities[chosen, first]), images_to_tensor(identities[chosen, second])
+
+
+def _features(model: torch.nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit-length features of pictures and texts; the products run in bfloat16."""
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        image, text = model.encode_image(pixels), model.encode_text(tokens)
+    return F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
 
 
 def _contrast(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | float, same: torch.Tensor) -> torch.Tensor:
@@ -78,26 +92,27 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
     for part in (model.token_embedding, model.transformer, model.ln_final):
         part.requires_grad_(False)
     model.positional_embedding.requires_grad_(False)
+    device = training_device()
     named = [identity_scenes(recipe, index)[0] for index in range(len(identities))]
+    pairs = recipe.clip_batch // 2
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(scenes.images), size=recipe.clip_batch)
-        who, view = (
-            rng.integers(len(identities), size=recipe.clip_batch),
-            rng.integers(recipe.views, size=recipe.clip_batch),
-        )
-        shown = [scenes.scenes[i] for i in rows] + [named[i][v] for i, v in zip(who, view, strict=True)]
+        who, views = pick_views(identities, pairs, rng)
+        shown = [scenes.scenes[i] for i in rows] + [
+            named[i][v] for view in views for i, v in zip(who, view, strict=True)
+        ]
         told = [random_mention(scene, rng, 0.5 * (i < len(rows)), 0.5) for i, scene in enumerate(shown)]
         facts = [attributes(scene) for scene in shown]
         for fact in facts[len(rows) :]:  # a nameless look has no one colour and pattern
             fact["colour"] = fact["pattern"] = "mixed"
-        pixels = images_to_tensor(np.concatenate([scenes.images[rows], identities[who, view]]))
-        with torch.autocast(pixels.device.type, torch.bfloat16):
-            image, text = model.encode_image(pixels), model.encode_text(tokenize([caption for caption, _ in told]))
-        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        pictures = np.concatenate([scenes.images[rows], *(identities[who, view] for view in views)])
+        image, text = _features(model, images_to_tensor(pictures).to(device), tokenize([c for c, _ in told]).to(device))
         true = torch.from_numpy(true_of([said for _, said in told], facts)) | torch.eye(len(shown), dtype=torch.bool)
-        return _contrast(image, text, model.logit_scale.exp().clamp(max=100), true.T)
+        _, one, two = image.split([len(rows), pairs, pairs])
+        matching = _contrast(image, text, model.logit_scale.exp().clamp(max=100), true.T.to(device))
+        return matching + 0.5 * _contrast(one, two, 10.0, torch.eye(pairs, dtype=torch.bool, device=device))
 
     fit(
         "clip_locked",
@@ -117,24 +132,22 @@ def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder:
     write_empty(recipe, out)
     model, tokenize = new_clip(out, recipe.seed)
 
+    device, pairs = training_device(), recipe.clip_batch // 2
+    model = model.to(device)
+
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         rows = rng.integers(len(scenes.images), size=recipe.clip_batch)
         captions = [random_caption(scenes.scenes[i], rng) for i in rows]
-        one, two = two_views(identities, recipe.clip_batch // 2, rng)
-        pixels = torch.cat([images_to_tensor(scenes.images[rows]), one, two])
-        with torch.autocast(pixels.device.type, torch.bfloat16):
-            features = model.encode_image(pixels)
-            text = model.encode_text(tokenize(captions))
-        image, one, two = F.normalize(features.float(), dim=1).split([len(rows), len(one), len(two)])
-        text = F.normalize(text.float(), dim=1)
-        same = torch.tensor([[a == b for b in captions] for a in captions])
-        scale = model.logit_scale.exp().clamp(max=100)
-        value = _contrast(image, text, scale, same)
-        return value + 0.5 * _contrast(one, two, 10.0, torch.eye(len(one), dtype=torch.bool))
+        pixels = torch.cat([images_to_tensor(scenes.images[rows]), *two_views(identities, pairs, rng)])
+        image, text = _features(model, pixels.to(device), tokenize(captions).to(device))
+        image, one, two = image.split([len(rows), pairs, pairs])
+        same = torch.tensor([[a == b for b in captions] for a in captions], device=device)
+        matching = _contrast(image, text, model.logit_scale.exp().clamp(max=100), same)
+        return matching + 0.5 * _contrast(one, two, 10.0, torch.eye(pairs, dtype=torch.bool, device=device))
 
     fit("clip", model, loss, Budget(recipe.clip_steps, 1e-3, decay_from=0.3, weight_decay=0.05), folder, recipe.seed)
     _train_locked(model, tokenize, recipe, scenes, identities, folder)
-    half = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
+    half = {k: v.half().contiguous() for k, v in model.cpu().state_dict().items() if k != "attn_mask"}
     save_file(half, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     return model

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from persres.miniworld.loop import Budget, fit
+from persres.miniworld.loop import Budget, fit, training_device
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.train_clip import two_views
 
@@ -44,16 +44,17 @@ def train_dino(recipe: Recipe, identities: np.ndarray, folder: Path, out: Path) 
     from lightly.loss import NTXentLoss
 
     torch.manual_seed(recipe.seed)
-    model, contrast = _WithHead(), NTXentLoss(temperature=0.1)
+    device = training_device()
+    model, contrast = _WithHead().to(device), NTXentLoss(temperature=0.1)
 
     def loss(step: int, seed: int) -> torch.Tensor:
-        views = torch.cat(two_views(identities, recipe.dino_batch, np.random.default_rng(seed)))
+        views = torch.cat(two_views(identities, recipe.dino_batch, np.random.default_rng(seed))).to(device)
         with torch.autocast(views.device.type, torch.bfloat16):
             one, two = model(views).chunk(2)
         return contrast(one.float(), two.float())
 
     budget = Budget(recipe.dino_steps, 1e-3, decay_from=0.3, weight_decay=0.04, ema=0.99)
-    vit = fit("dino", model, loss, budget, folder, recipe.seed).vit
+    vit = fit("dino", model, loss, budget, folder, recipe.seed).vit.cpu()
     save_dino(vit, out)
     return vit
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
 
 CONFIG = {
@@ -39,12 +39,13 @@ def new_vae(seed: int) -> AutoencoderKL:
 
 def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL:
     """Train on uint8 [n, 64, 64, 3]; the latents come out normalised (mean 0, std 1 per channel)."""
-    vae = new_vae(recipe.seed)
+    device = training_device()
+    vae = new_vae(recipe.seed).to(device)
     whole_from = recipe.vae_steps - recipe.vae_whole_steps
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
-        x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)])
+        x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)]).to(device)
         x = x.flip(3) if rng.random() < 0.5 else x
         if step < whole_from:  # all convolutions: crops teach the same for a quarter of the time
             top, left = rng.integers(0, 33, 2)
@@ -55,7 +56,7 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
         return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edges + 1e-5 * posterior.kl().mean() / 1024
 
     fit("vae", vae, loss, Budget(recipe.vae_steps, 1.5e-3, ema=0.995), folder, recipe.seed)
-    return normalise(vae, images[:2048])
+    return normalise(vae.cpu(), images[:2048])
 
 
 @torch.no_grad()

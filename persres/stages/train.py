@@ -15,7 +15,7 @@ from persres.models import Diffusion, load_diffusion, posterior
 from persres.params import Base, Variant
 from persres.prompt_text import fill
 from persres.prompts import encode_prompts
-from persres.provenance import code_fingerprint, measured
+from persres.provenance import code_fingerprint, library_versions, measured
 from persres.residual_file import save_residual
 from persres.residuals import find_targets
 from persres.stages.context import Context
@@ -77,7 +77,10 @@ def train_unit(unit: Unit, work: Path, device: str) -> None:
     facts["parameters"] = bank.count()
     residual, history = folder / "residual.safetensors", folder / "log.jsonl"
     save_residual(
-        residual, bank.to_state(), targets, {"spec": spec, "spec_hash": unit.hash, "parameters": bank.count()}
+        residual,
+        bank.to_state(),
+        targets,
+        {"spec": spec, "spec_hash": unit.hash, "parameters": bank.count(), "versions": library_versions()},
     )
     _write_log(history, log)
     finish(unit, work, [residual, history], facts)
