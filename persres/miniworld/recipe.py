@@ -26,6 +26,7 @@ class Recipe:
     vae_steps: int = 5_100
     vae_whole_steps: int = 1_200  # at the end, on whole pictures instead of crops
     vae_batch: int = 16
+    vae_decoder_steps: int = 1_500  # then the decoder alone
     clip_steps: int = 1_600
     clip_batch: int = 64
     clip_locked_steps: int = 600  # then, with the text tower locked, on loose captions and nameless looks
