@@ -133,12 +133,17 @@ def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
     grid.save(folder / "grid.png", optimize=True)
     seconds = work / "seconds.json"
     times = json.loads(seconds.read_text()) if seconds.exists() else {}
-    (folder / "MODEL_CARD.md").write_text(card(folder, recipe, quality, times))
+    notes = work / "notes.md"
+    remarks = notes.read_text().strip() if notes.exists() else "None: one unbroken run of the recipe."
+    (folder / "MODEL_CARD.md").write_text(card(folder, recipe, quality, times, remarks))
     return quality
 
 
-def card(folder: Path, recipe: Recipe, quality: dict, seconds: dict[str, int]) -> str:
-    """The model card's text; every figure in it comes from ``quality`` or from the files."""
+def card(folder: Path, recipe: Recipe, quality: dict, seconds: dict[str, int], remarks: str) -> str:
+    """The model card's text; every figure in it comes from ``quality`` or from the files.
+
+    ``remarks`` says how the run behind these weights differed from the recipe (``notes.md`` of the work folder).
+    """
     sizes = {
         p.relative_to(folder).parts[0] + "/" + "/".join(p.relative_to(folder).parts[1:-1]): p
         for p in sorted(folder.rglob("*.safetensors"))
@@ -180,5 +185,10 @@ other-look object, `vae` on all styles.
 {settings}
 
 Seconds by part as the command counted them (two shared CPU cores, other work beside it, parts side by side): {json.dumps(seconds)}.
+
+### How this run differed from the recipe
+
+{remarks}
+
 `make miniworld` trains them again from nothing; bits may differ with the machine and the number of workers.
 """
