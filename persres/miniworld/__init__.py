@@ -1,0 +1,1 @@
+"""The embedded mini world: drawn scenes, and small models really trained on them."""
