@@ -171,15 +171,21 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     stage = units[0].stage
     todo = [unit for unit in units if not is_done(unit, work)]
     print(f"{stage}: {len(units)} units, {len(units) - len(todo)} already done", flush=True)
-    count = min(workers or os.cpu_count() or 1, len(todo))
-    runner = _run_here if count <= 1 else _run_in_processes
-    failures = runner(todo, work, function, count, device)
+    cores = os.cpu_count() or 1
+    count = min(workers or cores, len(units))
+    # Threads follow from the plan, not from what is left to do: sums over another number of threads
+    # differ in their last bits, and a resumed run should not.
+    threads = max(1, cores // count)
+    runner = _run_here if min(count, len(todo)) <= 1 else _run_in_processes
+    failures = runner(todo, work, function, (count, threads), device)
     if failures:
         raise UnitFailures(stage, failures, len(units))
 
 
-def _run_here(todo: list[Unit], work: Path, function: Work, count: int, device: str) -> dict[str, str]:
+def _run_here(todo: list[Unit], work: Path, function: Work, plan: tuple[int, int], device: str) -> dict[str, str]:
     failures = {}
+    if todo:
+        _set_threads(plan[1])
     for number, unit in enumerate(todo, 1):
         started = time.monotonic()
         reason = _attempt(unit, work, function, device)
@@ -189,10 +195,12 @@ def _run_here(todo: list[Unit], work: Path, function: Work, count: int, device: 
     return failures
 
 
-def _run_in_processes(todo: list[Unit], work: Path, function: Work, count: int, device: str) -> dict[str, str]:
+def _run_in_processes(
+    todo: list[Unit], work: Path, function: Work, plan: tuple[int, int], device: str
+) -> dict[str, str]:
     failures: dict[str, str] = {}
-    threads = max(1, (os.cpu_count() or 1) // count)
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,))
+    count = min(plan[0], len(todo))
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(plan[1],))
     started = time.monotonic()
     try:
         pending: dict[Future, Unit] = {pool.submit(_attempt, unit, work, function, device): unit for unit in todo}
@@ -245,12 +253,16 @@ def _report(unit: Unit, reason: str | None, number: int, total: int, seconds: fl
     print(f"{unit.stage} {number}/{total} {unit.name} {state} ({seconds:.0f} s)", flush=True)
 
 
-def _start_worker(threads: int) -> None:
-    """In a worker: its share of the cores, and an end when its parent is gone (kill -9 tells no child)."""
+def _set_threads(threads: int) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     torch.set_num_threads(threads)
+
+
+def _start_worker(threads: int) -> None:
+    """In a worker: its share of the cores, and an end when its parent is gone (kill -9 tells no child)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    _set_threads(threads)
     parent = parent_process()
 
     def watch() -> None:

@@ -133,3 +133,29 @@ except PersresError as error:
     assert "cannot write" in done.stdout and "free some space" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
     assert path.stat().st_size < 4096
+
+
+def note_threads(unit: Unit, work, device: str) -> None:
+    """A unit's work: record how many threads its sums run over."""
+    import torch
+
+    folder = unit.folder(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "threads").write_text(str(torch.get_num_threads()))
+    finish(unit, work, [folder / "threads"])
+
+
+def test_threads_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        todo = units({"n": 1}, {"n": 2}, {"n": 3})
+        run_units(todo, tmp_path, note_threads, 0, "cpu")
+        first = {u.name: (u.folder(tmp_path) / "threads").read_text() for u in todo}
+        (todo[1].folder(tmp_path) / MANIFEST).unlink()
+        torch.set_num_threads(7)
+        run_units(todo, tmp_path, note_threads, 0, "cpu")
+        assert {u.name: (u.folder(tmp_path) / "threads").read_text() for u in todo} == first
+    finally:
+        torch.set_num_threads(before)
