@@ -171,7 +171,7 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     stage = units[0].stage
     todo = [unit for unit in units if not is_done(unit, work)]
     print(f"{stage}: {len(units)} units, {len(units) - len(todo)} already done", flush=True)
-    cores = os.cpu_count() or 1
+    cores = _cores()
     count = min(workers or cores, len(units))
     # Threads follow from the plan, not from what is left to do: sums over another number of threads
     # differ in their last bits, and a resumed run should not.
@@ -180,6 +180,11 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     failures = runner(todo, work, function, (count, threads), device)
     if failures:
         raise UnitFailures(stage, failures, len(units))
+
+
+def _cores() -> int:
+    """Processors this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_here(todo: list[Unit], work: Path, function: Work, plan: tuple[int, int], device: str) -> dict[str, str]:
