@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +23,26 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:
+            _sort_header(file)
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (SafetensorError, OSError) as error:
         raise PersresError(f"cannot write {path} ({error}); free some space, or make the folder writable") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sort_header(file: BinaryIO) -> None:
+    """Put the header's entries in order, in place: the library writes metadata in an order that changes
+    from run to run, and then the same result would have another digest each time."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
+    ordered = json.dumps(metadata | header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(ordered) <= length:
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

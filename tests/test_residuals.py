@@ -174,3 +174,15 @@ def test_diffusers_loads_the_file_as_a_lora(tiny_pipeline, tmp_path, linear):
     theirs = run(pipe.unet, x, t, text)
     assert (ours - base).abs().max() > 1e-2
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_residual_is_the_same_bytes(unet, tmp_path):
+    """The library alone orders metadata differently from one run to the next."""
+    bank = random_bank(unet)
+    info = {"spec": {"concept": "mug", "prompt": 'a ‹V*› "mug"'}}
+    for number in range(12):
+        save_residual(tmp_path / f"{number}.safetensors", bank.to_state(), list(bank.targets), info)
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(12)}) == 1
+    state, back = load_residual(tmp_path / "0.safetensors")
+    assert back["spec"] == info["spec"]
+    assert torch.equal(state[f"{bank.targets[0].path}.up"], bank.up[0][0])
