@@ -176,8 +176,11 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     # Threads follow from the plan, not from what is left to do: sums over another number of threads
     # differ in their last bits, and a resumed run should not.
     threads = max(1, cores // count)
-    runner = _run_here if min(count, len(todo)) <= 1 else _run_in_processes
-    failures = runner(todo, work, function, (count, threads), device)
+    processes = min(count, len(todo))
+    if processes > 1:
+        failures = _run_in_processes(todo, work, function, device, processes, threads)
+    else:
+        failures = _run_here(todo, work, function, device, threads)
     if failures:
         raise UnitFailures(stage, failures, len(units))
 
@@ -187,10 +190,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run_here(todo: list[Unit], work: Path, function: Work, plan: tuple[int, int], device: str) -> dict[str, str]:
+def _run_here(todo: list[Unit], work: Path, function: Work, device: str, threads: int) -> dict[str, str]:
     failures = {}
     if todo:
-        _set_threads(plan[1])
+        _set_threads(threads)
     for number, unit in enumerate(todo, 1):
         started = time.monotonic()
         reason = _attempt(unit, work, function, device)
@@ -201,11 +204,11 @@ def _run_here(todo: list[Unit], work: Path, function: Work, plan: tuple[int, int
 
 
 def _run_in_processes(
-    todo: list[Unit], work: Path, function: Work, plan: tuple[int, int], device: str
+    todo: list[Unit], work: Path, function: Work, device: str, processes: int, threads: int
 ) -> dict[str, str]:
     failures: dict[str, str] = {}
-    count = min(plan[0], len(todo))
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(plan[1],))
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(threads,))
     started = time.monotonic()
     try:
         pending: dict[Future, Unit] = {pool.submit(_attempt, unit, work, function, device): unit for unit in todo}

@@ -144,13 +144,8 @@ def card(folder: Path, recipe: Recipe, quality: dict, seconds: dict[str, int], r
 
     ``remarks`` says how the run behind these weights differed from the recipe (``notes.md`` of the work folder).
     """
-    sizes = {
-        p.relative_to(folder).parts[0] + "/" + "/".join(p.relative_to(folder).parts[1:-1]): p
-        for p in sorted(folder.rglob("*.safetensors"))
-    }
-    counts = {
-        name.rstrip("/"): (sum(t.numel() for t in load_file(p).values()), p.stat().st_size) for name, p in sizes.items()
-    }
+    files = {path.parent.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.safetensors"))}
+    counts = {name: (sum(t.numel() for t in load_file(p).values()), p.stat().st_size) for name, p in files.items()}
     weights = "\n".join(f"| {name} | {n:,} | {size / 2**20:.1f} |" for name, (n, size) in counts.items())
     total = sum(size for _, size in counts.values()) / 2**20
     figures = json.dumps(quality, indent=1)

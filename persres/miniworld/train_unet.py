@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from persres.miniworld.captions import random_caption
-from persres.miniworld.loop import Budget, fit, images_to_tensor
+from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.scenes import load_scenes
 from persres.seeding import seed_from
@@ -78,7 +78,7 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) ->
     """One worker; with several, gradients are averaged, so their batches add up."""
     os.nice(10)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     if world > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
@@ -113,7 +113,7 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) ->
 
 def train_unet(recipe: Recipe, folder: Path) -> None:
     """Train with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
-    world = 1 if torch.cuda.is_available() else recipe.unet_workers
+    world = recipe.unet_workers if training_device().type == "cpu" else 1
     if world == 1:
         _train(0, 1, recipe, folder, "")
         return
