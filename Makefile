@@ -7,12 +7,14 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro flow show test lint miniworld lock clean
+.PHONY: help setup repro flow show test lint evidence sweep miniworld lock clean
 
 help:
 	@echo "make repro      the whole chain on the mini world; prints the score table"
 	@echo "make test       lint and tests"
 	@echo "make show       print the score table again"
+	@echo "make evidence   every figure of README and model card again -> data/evidence (about an hour on 2 cores)"
+	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
 
 setup: $(VENV)/.ready
@@ -42,6 +44,12 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+evidence: setup
+	python -m persres.evidence
+
+sweep: setup
+	python -m persres.evidence --sweep
 
 miniworld: setup
 	python -m persres.miniworld

@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
+from persres.lag_controls import Standin
 from persres.residuals import Routing
 
 UNCOND_RULES = ("mask", "base", "full")
@@ -43,11 +44,15 @@ class MaskRule:
     mask_from: torch.Tensor
     everywhere: torch.Tensor
     record: bool = False
+    standin: Standin | None = None  # a control's mask in place of the median's (persres.lag_controls)
+    sources: tuple[str, ...] = ()  # blocks whose attention decides for all; none: each block by its own (the paper)
+    latest: dict[str, torch.Tensor] = field(default_factory=dict)  # by source, in the newest pass that reached it
     seen: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [n, pixels]
     steps: int = 0
 
     @classmethod
-    def for_guidance(cls, tokens: torch.Tensor, uncond_rule: str, record: bool = False) -> MaskRule:
+    def for_guidance(cls, tokens: torch.Tensor, uncond_rule: str, record: bool = False, standin: Standin | None = None,
+                     sources: tuple[str, ...] = ()) -> MaskRule:  # fmt: skip
         """For a batch [unconditional; conditional] with ``tokens`` [n, length] of the conditional half."""
         if uncond_rule not in UNCOND_RULES:
             raise PersresError(f"unknown uncond_rule {uncond_rule!r}; one of {', '.join(UNCOND_RULES)}")
@@ -55,14 +60,33 @@ class MaskRule:
         partner = torch.arange(n, 2 * n, device=tokens.device)
         everywhere = torch.zeros(2 * n, dtype=torch.bool, device=tokens.device)
         everywhere[:n] = uncond_rule == "full"
-        return cls(torch.cat([tokens, tokens]), torch.cat([partner, partner]), everywhere, record)
+        return cls(torch.cat([tokens, tokens]), torch.cat([partner, partner]), everywhere, record, standin, sources)
 
     def finish(self, path: str, attention: torch.Tensor) -> torch.Tensor:
         """The mask [n, pixels] of a layer from the concept's attention [n, pixels]."""
-        mask = binarise_at_median(attention)[self.mask_from]
+        if self.sources:
+            attention = self._shared(path.removesuffix(".proj_out"), attention)
+        mask = (self.standin or binarise_at_median)(attention)[self.mask_from]
         if self.record:
             self.seen[path] = self.seen.get(path, 0) + mask
         return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
+
+    def _shared(self, block: str, attention: torch.Tensor) -> torch.Tensor:
+        """The sources' newest maps, brought to this block's size and averaged. Blocks before the first source
+        take the maps of the sampling step before; in the very first step, their own."""
+        if block in self.sources:
+            self.latest[block] = attention
+        if not self.latest:
+            return attention
+        side = round(attention.shape[1] ** 0.5)
+        return torch.stack([_resized(m / m.mean(1, keepdim=True), side) for m in self.latest.values()]).mean(0)
+
+
+def _resized(maps: torch.Tensor, side: int) -> torch.Tensor:
+    own = round(maps.shape[1] ** 0.5)
+    square = maps.float().view(len(maps), 1, own, own)
+    mode = "bilinear" if side > own else "area"  # no ties inside a coarse cell, so that a finer mask has its half
+    return nn.functional.interpolate(square, size=(side, side), mode=mode).flatten(1).to(maps.dtype)
 
 
 class _ConceptAttention:
@@ -88,6 +112,7 @@ def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[Non
     The attention processors of before return on exit."""
     before: list[tuple[Attention, object]] = []
     handles = []
+    _check_sources(unet, rule)
     try:
         for path, module in unet.named_modules():
             if isinstance(module, Transformer2DModel):
@@ -101,6 +126,13 @@ def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[Non
         for handle in handles:
             handle.remove()
         routing.masks.clear()
+
+
+def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
+    known = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
+    unknown = [block for block in rule.sources if block not in known]
+    if unknown:
+        raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule):

@@ -115,7 +115,13 @@ class Drawing(_Section):
     """One way to sample (paper 3.3 and 4.3). ``residual`` names a training variant; none is the base model."""
 
     residual: str | None = None
+    strength: float = Field(1.0, ge=0)  # times ΔW; 0 leaves V* alone in the prompt
     lag: bool = False
+    mask: Literal["attention", "inverted", "random", "disk"] = "attention"  # all but the first are controls
+    mask_blocks: tuple[str, ...] = Field(
+        (), strict=False
+    )  # whose attention masks all blocks; none: each its own (paper)
+    other_concept: bool = False  # a control: the next concept's residual in place of its own
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
@@ -127,6 +133,10 @@ class Drawing(_Section):
     def _lag(self) -> Drawing:
         if self.lag and self.residual is None:
             raise ValueError("lag: true needs a residual to localise; say residual: <a training variant>")
+        if (self.mask != "attention" or self.mask_blocks) and not self.lag:
+            raise ValueError("mask and mask_blocks have no effect without lag: true")
+        if self.residual is None and (self.other_concept or self.strength != 1.0):
+            raise ValueError("other_concept and strength need a residual; say residual: <a training variant>")
         return self
 
 
@@ -197,6 +207,8 @@ class Profile(_Section):
                 problems.append(
                     f"sample.methods.{name}.residual: no training variant {wanted!r}; one of {', '.join(self.train.variants)}"
                 )
+        if self.score.judge is not None and self.fetch.dataset != "miniworld":
+            problems.append("score.judge: the judge reads pictures of the mini world only; leave it out")
         if problems:
             raise ValueError("\n".join(problems))
         return self

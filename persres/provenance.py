@@ -26,7 +26,7 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
     "macro_class": ("images.py", "metrics/clip_scores.py", "stages/macro_class.py", "wordnet"),
     "train": ("images.py", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "seeding.py", "stages/train.py",
               "training.py"),
-    "sample": ("images.py", "lag.py", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
+    "sample": ("images.py", "lag.py", "lag_controls.py", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
                "stages/packs.py", "stages/sample.py"),
     "score": ("images.py", "metrics", "miniworld/judge.py", "stages/packs.py", "stages/score.py"),
     "tables": ("images.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),

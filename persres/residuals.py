@@ -98,6 +98,13 @@ class ResidualBank(nn.Module):
         """Numbers per concept: Σ 2 m_i r_i."""
         return sum(2 * t.width * t.rank for t in self.targets)
 
+    @torch.no_grad()
+    def scaled(self, strength: float) -> ResidualBank:
+        """In place: ``strength`` · ΔW for every concept; 0 leaves the base model. Returns the bank."""
+        for up in self.up:
+            up.mul_(strength)
+        return self
+
     def product(self, index: int, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """ΔW x of layer ``index`` for each sample's own concept, without forming ΔW.
 

@@ -6,6 +6,12 @@ import numpy as np
 import pandas as pd
 
 SCORES = ("clip_text", "clip_image", "dino")
+JUDGED = ("dino_object", "followed", "background_change")  # only where a judge reads the pictures
+
+
+def score_columns(rows: pd.DataFrame) -> list[str]:
+    """The paper's scores, and what a judge adds where there is one."""
+    return [*SCORES, *(c for c in JUDGED if c in rows and rows[c].notna().any())]
 
 
 def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[float, float]:

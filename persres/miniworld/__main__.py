@@ -43,6 +43,8 @@ def _vae(work: Path) -> None:
 def _latents(work: Path) -> None:
     vae = AutoencoderKL.from_pretrained(work / "sd" / "vae")
     train_unet.encode_latents(vae, _scenes(work).images, work / "latents.npy")
+    nameless = load_identities(RECIPE, work / "data")
+    train_unet.encode_latents(vae, nameless.reshape(-1, *nameless.shape[2:]), work / "latents-identities.npy")
 
 
 def _clip(work: Path) -> None:
@@ -66,7 +68,7 @@ def _unet(work: Path) -> None:
 PARTS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, what it leaves
     "data": (_data, f"data/identities-{RECIPE.identities}.npz"),
     "vae": (_vae, "sd/vae/config.json"),
-    "latents": (_latents, "latents.npy"),
+    "latents": (_latents, "latents-identities.npy"),
     "clip": (_clip, "sd/text_encoder/config.json"),
     "dino": (_dino, "dino/config.json"),
     "judge": (_judge, "judge/labels.json"),

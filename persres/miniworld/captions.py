@@ -42,6 +42,12 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> str:
     return random_mention(scene, rng)[0]
 
 
+def nameless_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of a look beyond words: a rare token stands for all of it, as V* will."""
+    rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))]
+    return _caption(scene, noun_phrase(scene.subject, colour=False, pattern=False, rare=rare), rng.random() < 0.85)
+
+
 def random_mention(
     scene: Scene, rng: np.random.Generator, colour: float = 0.8, background: float = 0.85
 ) -> tuple[str, dict]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from persres.errors import PersresError
 from persres.images import to_images
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder
@@ -53,7 +54,10 @@ def base_quality(
     """Accuracy of the judge's reading of ``count`` held-out prompts, and a grid of the first ones.
 
     ``second_object`` is the share of prompts with a second object in whose picture the judge sees one.
+    Raises PersresError for fewer prompts than the grid shows.
     """
+    if count < GRID[0] * GRID[1]:
+        raise PersresError(f"--prompts {count} does not fill the {GRID[0]}×{GRID[1]} grid; ask for more")
     scenes = [scene_at(recipe, "prompts", index)[0] for index in range(count)]
     pictures = draw_prompts(folder, scenes, cfg_scale, steps)
     verdict = judge_images(load_judge(folder / "judge"), pictures)

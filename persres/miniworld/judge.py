@@ -21,7 +21,7 @@ from persres.miniworld.loop import Budget, fit, images_to_tensor, training_devic
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene
 from persres.miniworld.scenes import SceneSet
-from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 
 HEADS = ("kind", "colour", "background", "style", "second")
 
@@ -143,6 +143,31 @@ def judge_images(judge: Judge, images: np.ndarray, batch: int = 128) -> Verdict:
         count = len(masks[-1])
         labels += [{head: judge.labels[head][best[head][i]] for head in HEADS} for i in range(count)]
     return Verdict(labels, np.concatenate(masks))
+
+
+def asked(template: str) -> dict[str, str]:
+    """What a concept prompt asks for around its ``{}``, by the heads that can tell; never the class.
+
+    A prompt that asks for a colour in a sketch, or a pattern, asks for nothing that the judge reads.
+    """
+    style = next(name for name, phrase in STYLES.items() if template.startswith(phrase))
+    background = next((name for name, phrase in BACKGROUNDS.items() if template.endswith(phrase)), None)
+    wanted = {"style": style if style != "photo" else None, "background": background}
+    before = template.split("{}")[0].split()[-1]
+    if "next to" in template:
+        wanted["second"] = "present"
+    elif before in COLOURS and style != "sketch":
+        wanted["colour"] = before
+    return {head: name for head, name in wanted.items() if name is not None}
+
+
+def followed(verdict: Verdict, templates: list[str]) -> np.ndarray:
+    """Share of what each prompt asks for that the judge sees, [n]; NaN where it asks for nothing readable."""
+    shares = []
+    for said, template in zip(verdict.labels, templates, strict=True):
+        wanted = asked(template)
+        shares.append(np.mean([said[head] == name for head, name in wanted.items()]) if wanted else np.nan)
+    return np.array(shares)
 
 
 def accuracy(verdict: Verdict, scenes: list[Scene]) -> dict[str, float]:

@@ -42,6 +42,12 @@ class Recipe:
     unet_lr: float = 1e-3
     unet_decay_from: float = 0.6  # share of the steps after which the rate falls to zero
     unet_ema: float = 0.999
+    # then from the saved weights with a fresh optimizer, on more of what is hard and on nameless looks
+    unet_second_steps: int = 2_000
+    unet_second_lr: float = 7e-4
+    unet_second_decay_from: float = 0.4
+    unet_nameless: float = 0.15  # share of pictures that show a look no caption can name
+    unet_favoured: tuple[tuple[str, float], ...] = (("robot", 1.5), ("cat", 1.3), ("watercolour", 1.7), ("second", 1.5))
     prompt_length: int = 24  # tokens with start and end; the longest caption has 21
 
 

@@ -7,6 +7,7 @@ which the class is decided, almost unweighted.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from persres.miniworld.captions import random_caption
+from persres.miniworld.captions import nameless_caption, random_caption
 from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
-from persres.miniworld.scenes import load_scenes
+from persres.miniworld.render import Scene
+from persres.miniworld.scenes import identity_scenes, load_scenes
 from persres.seeding import seed_from
 
 DROP_CAPTION = 0.1  # share of captions left empty, for classifier-free guidance
@@ -74,27 +76,82 @@ def _average_over_workers(model: torch.nn.Module) -> None:
             parameter.grad /= dist.get_world_size()
 
 
-def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) -> None:
+@dataclass(frozen=True)
+class Album:
+    """What a phase draws from: latents fp16 [2, n, 4, 16, 16] (plain and mirrored) and a scene for each of the n.
+
+    ``chance`` [n] sums to 1. ``nameless`` bool [n]: looks whose caption is a rare token.
+    """
+
+    latents: np.ndarray
+    scenes: list[Scene]
+    chance: np.ndarray
+    nameless: np.ndarray
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Latents [count, 4, 16, 16] and captions, some of them empty."""
+        rows = np.sort(rng.choice(len(self.scenes), size=count, p=self.chance))
+        flips = rng.integers(2, size=count)
+        z = torch.from_numpy(np.stack([self.latents[f, r] for f, r in zip(flips, rows, strict=True)])).float()
+        return z, ["" if rng.random() < DROP_CAPTION else self._caption(r, rng) for r in rows]
+
+    def _caption(self, row: int, rng: np.random.Generator) -> str:
+        return (nameless_caption if self.nameless[row] else random_caption)(self.scenes[row], rng)
+
+
+def first_album(recipe: Recipe, folder: Path) -> Album:
+    """All scenes alike."""
+    scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
+    count = len(scenes)
+    latents = np.load(folder / "latents.npy", mmap_mode="r")
+    return Album(latents, scenes, np.full(count, 1 / count), np.zeros(count, dtype=bool))
+
+
+def second_album(recipe: Recipe, folder: Path) -> Album:
+    """More of what is hard, and nameless looks under rare tokens: without them the denoiser has never
+    seen an emblem or a recoloured part, and a residual of rank 2 would have to invent them."""
+    first = first_album(recipe, folder)
+    scenes = [scene for index in range(recipe.identities) for scene in identity_scenes(recipe, index)[0]]
+    nameless = np.load(folder / "latents-identities.npy")
+    named = np.array([_favour(recipe, scene) for scene in first.scenes])
+    chance = np.concatenate([
+        named / named.sum() * (1 - recipe.unet_nameless),
+        np.full(len(scenes), recipe.unet_nameless / len(scenes)),
+    ])  # fmt: skip
+    return Album(
+        np.concatenate([first.latents, nameless], axis=1),
+        first.scenes + scenes,
+        chance / chance.sum(),
+        np.arange(len(chance)) >= len(named),
+    )
+
+
+def _favour(recipe: Recipe, scene: Scene) -> float:
+    """How many times as often a scene is shown."""
+    shown = {scene.subject.kind, scene.style, "second" if scene.second is not None else ""}
+    return float(np.prod([factor for what, factor in recipe.unet_favoured if what in shown]))
+
+
+def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str, second: bool) -> None:
     """One worker; with several, gradients are averaged, so their batches add up."""
     os.nice(10)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     device = training_device()
     if world > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
-    latents = np.load(folder / "latents.npy", mmap_mode="r")
+    album = (second_album if second else first_album)(recipe, folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", dtype=torch.float32).to(device)
     scheduler = DDIMScheduler(**SCHEDULER)
-    unet = new_unet(recipe).to(device)
+    unet = new_unet(recipe)
+    if second:
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet-first", torch_dtype=torch.float32)
+    unet = unet.to(device).train()
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed_from(seed, rank))
         torch.manual_seed(seed_from(seed, rank, "noise"))
-        rows = np.sort(rng.integers(len(scenes), size=recipe.unet_batch))
-        flips = rng.integers(2, size=recipe.unet_batch)
-        z = torch.from_numpy(np.stack([latents[f, r] for f, r in zip(flips, rows, strict=True)])).float()
-        captions = ["" if rng.random() < DROP_CAPTION else random_caption(scenes[r], rng) for r in rows]
+        z, captions = album.draw(rng, recipe.unet_batch)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         t = torch.randint(0, 1000, (len(z),))
         noise = torch.randn_like(z)
@@ -104,19 +161,34 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) ->
         out = unet(noisy.to(device), t.to(device), encoder_hidden_states=states).sample
         return F.mse_loss(out, target.to(device))
 
-    budget = Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
+    budget = _budget(recipe, second)
     average = _average_over_workers if world > 1 else None
-    fit("unet", unet, loss, budget, folder, recipe.seed, average_gradients=average, chief=rank == 0)
+    name = "unet-second" if second else "unet"
+    fit(name, unet, loss, budget, folder, recipe.seed, average_gradients=average, chief=rank == 0)
     if rank == 0:
-        unet.cpu().half().save_pretrained(folder / "sd" / "unet")
+        unet.cpu().half().save_pretrained(folder / ("sd/unet" if second else "unet-first"))
 
 
-def train_unet(recipe: Recipe, folder: Path) -> None:
-    """Train with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
+def _budget(recipe: Recipe, second: bool) -> Budget:
+    if second:
+        decay = recipe.unet_second_decay_from
+        return Budget(recipe.unet_second_steps, recipe.unet_second_lr, 100, decay, ema=recipe.unet_ema)
+    return Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
+
+
+def _phase(recipe: Recipe, folder: Path, second: bool) -> None:
     world = recipe.unet_workers if training_device().type == "cpu" else 1
     if world == 1:
-        _train(0, 1, recipe, folder, "")
+        _train(0, 1, recipe, folder, "", second)
         return
     meeting = folder / "workers.meet"
     meeting.unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_train, (world, recipe, folder, f"file://{meeting.resolve()}"), nprocs=world)
+    arguments = (world, recipe, folder, f"file://{meeting.resolve()}", second)
+    torch.multiprocessing.spawn(_train, arguments, nprocs=world)
+
+
+def train_unet(recipe: Recipe, folder: Path) -> None:
+    """Both phases, with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
+    if not (folder / "unet-first" / "config.json").exists():
+        _phase(recipe, folder, second=False)
+    _phase(recipe, folder, second=True)

@@ -19,6 +19,7 @@ from persres.datasets.layout import read_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
 from persres.lag import MaskRule, localised, mean_mask
+from persres.lag_controls import standin
 from persres.loading import model_identity, pick_device
 from persres.models import Diffusion, decode, load_diffusion
 from persres.params import Base, Drawing
@@ -49,19 +50,36 @@ def sample_units(context: Context) -> list[Unit]:
             spec = shared | {
                 "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
                 "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
-                "residual": _residual(context, drawing, concept.name),
+                "residual": _residual(context, drawing, concept.name, list(classes)),
             }  # fmt: skip
             units.append(Unit.of("sample", f"{method}/{concept.name}", spec))
     return units
 
 
-def _residual(context: Context, drawing: Drawing, concept: str) -> dict[str, str] | None:
+def _residual(context: Context, drawing: Drawing, concept: str, concepts: list[str]) -> dict[str, str] | None:
     if drawing.residual is None:
         return None
+    if drawing.other_concept:
+        if len(concepts) < 2:
+            raise PersresError("sample: other_concept needs at least two concepts; fetch another")
+        concept = concepts[(concepts.index(concept) + 1) % len(concepts)]
     path = context.data / "residuals" / drawing.residual / f"{concept}.safetensors"
     if not path.exists():
         raise PersresError(f"no residual at {path}; run the train stage first")
     return {"path": str(path), "digest": digest_file(path)}
+
+
+def lag_rule(diffusion: Diffusion, items: list[dict], drawing: Drawing) -> MaskRule:
+    """How a batch [unconditional; conditional] of these pictures is masked."""
+
+    def draws(pixels: int) -> list[torch.Generator]:
+        return [generator("mask", drawing.seed, i["plain"], i["image"], pixels) for i in items + items]
+
+    positions = [concept_positions(diffusion.tokenizer, i["prompt"], i["phrase"]) for i in items]
+    tokens, instead = torch.stack(positions).to(diffusion.unet.device), standin(drawing.mask, draws)
+    rule = MaskRule.for_guidance(tokens, drawing.uncond_rule, True, instead, drawing.mask_blocks)
+    rule.steps = drawing.steps
+    return rule
 
 
 def draw(
@@ -82,11 +100,7 @@ def draw(
         if bank is not None and drawing.lag:
             routing = Routing.everywhere(2 * n, device)
             routing.weight[:n] = 0.0 if drawing.uncond_rule == "base" else 1.0
-            tokens = torch.stack([concept_positions(diffusion.tokenizer, i["prompt"], i["phrase"]) for i in items]).to(
-                device
-            )
-            rule = MaskRule.for_guidance(tokens, drawing.uncond_rule, record=True)
-            rule.steps = drawing.steps
+            rule = lag_rule(diffusion, items, drawing)
             stack.enter_context(localised(diffusion.unet, routing, rule))
             stack.enter_context(attached(diffusion.unet, bank, routing))
         elif bank is not None:
@@ -107,7 +121,7 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
             state, info = load_residual(Path(spec["residual"]["path"]))
             settings = info["spec"]["settings"]
             targets = find_targets(diffusion.unet, settings["rank_ratio"], settings["rank"])
-            bank = ResidualBank.from_states(targets, [state]).to(diffusion.unet.device)
+            bank = ResidualBank.from_states(targets, [state]).scaled(drawing.strength).to(diffusion.unet.device)
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
             batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"

@@ -14,8 +14,10 @@ from persres.images import load_photo, unzip_images
 from persres.loading import model_identity, pick_device
 from persres.metrics.background import background_change
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
-from persres.metrics.dino_scores import load_dino
-from persres.miniworld.judge import judge_images, load_judge
+from persres.metrics.cut_out import cut_out, object_alignment
+from persres.metrics.dino_scores import DinoEncoder, load_dino
+from persres.metrics.summary import JUDGED
+from persres.miniworld.judge import Judge, followed, judge_images, load_judge
 from persres.params import Clip, Dino
 from persres.provenance import code_fingerprint, measured
 from persres.stages.context import Context
@@ -63,20 +65,31 @@ def _judge(folder: str):
     return load_judge(Path(folder))
 
 
-def _background(spec: dict, images: list, names: list[str]) -> np.ndarray:
-    """Change outside the objects against the base model's picture of the same name; NaN without a judge."""
-    if spec["judge_folder"] is None or spec["base_pack"] is None:
-        return np.full(len(images), np.nan)
+def _judged(spec: dict, images: list, names: list[str], references: list, dino: DinoEncoder) -> dict[str, np.ndarray]:
+    """What only a judge can tell: the object's identity without its background, whether the picture shows what the
+    prompt asks for, and the change outside the objects against the base model's picture of the same name."""
+    if spec["judge_folder"] is None:
+        return {column: np.full(len(images), np.nan) for column in JUDGED}
+    judge, templates = _judge(spec["judge_folder"]), [spec["templates"][_number(name)] for name in names]
+    pictures, originals = np.stack([np.asarray(i) for i in images]), np.stack([np.asarray(i) for i in references])
+    verdict, truth = judge_images(judge, pictures), judge_images(judge, originals)
+    alone = dino.images(cut_out(pictures, verdict.masks), spec["batch"])
+    return {
+        "dino_object": object_alignment(alone, dino.images(cut_out(originals, truth.masks)), verdict.masks),
+        "followed": followed(verdict, templates),
+        "background_change": _background(spec, judge, pictures, verdict.masks, names),
+    }
+
+
+def _background(spec: dict, judge: Judge, pictures: np.ndarray, masks: np.ndarray, names: list[str]) -> np.ndarray:
+    change = np.full(len(names), np.nan)
+    if spec["base_pack"] is None:
+        return change
     base = unzip_images(Path(spec["base_pack"]["path"]))
-    judge = _judge(spec["judge_folder"])
     shared = [i for i, name in enumerate(names) if f"{name}.png" in base]
-    change = np.full(len(images), np.nan)
     if shared:
-        ours = np.stack([np.asarray(images[i]) for i in shared])
         theirs = np.stack([np.asarray(base[f"{names[i]}.png"]) for i in shared])
-        change[shared] = background_change(
-            ours, theirs, judge_images(judge, ours).masks, judge_images(judge, theirs).masks
-        )
+        change[shared] = background_change(pictures[shared], theirs, masks[shared], judge_images(judge, theirs).masks)
     return change
 
 
@@ -93,7 +106,8 @@ def score_unit(unit: Unit, work: Path, device: str) -> None:
         rows["clip_text"] = _array(clip_text_score(features, clip.texts([i["plain"] for i in spec["items"]])))
         rows["clip_image"] = _array(alignment(features, clip.images(references)))
         rows["dino"] = _array(alignment(dino.images(images, spec["batch"]), dino.images(references)))
-        rows["background_change"] = _background(spec, images, [i["name"] for i in spec["items"]])
+        for column, values in _judged(spec, images, [i["name"] for i in spec["items"]], references, dino).items():
+            rows[column] = values
         rows["spec_hash"] = spec["sample_hash"]
     folder.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(folder / FILE, index=False)
@@ -104,8 +118,13 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().numpy()
 
 
+def _number(name: str) -> str:
+    """The prompt's number in a picture's name."""
+    return str(int(name.split("_")[0]))
+
+
 def _labels(spec: dict, item: dict) -> dict[str, object]:
-    number = str(int(item["name"].split("_")[0]))
+    number = _number(item["name"])
     return {"concept": spec["concept"], "category": spec["category"], "method": spec["method"], "prompt": spec["templates"][number],
             "prompt_group": spec["groups"][number], "seed": spec["seed"], "image": item["image"]}  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.metrics.summary import SCORES, difference, method_table
+from persres.metrics.summary import difference, method_table, score_columns
 from persres.stages.context import Context
 from persres.stages.packs import read_index
 from persres.stages.sheets import write_sheets
@@ -19,7 +19,7 @@ def tables(context: Context) -> None:
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
     methods = read_index(context)["methods"]
     settings = context.profile.tables
-    columns = [*SCORES, "background_change"] if rows["background_change"].notna().any() else list(SCORES)
+    columns = score_columns(rows)
     with stage_lock(context.work, "tables"):
         with publishing(context.data / "tables") as out:
             table = method_table(rows, columns, settings.bootstrap, settings.seed)
@@ -82,9 +82,11 @@ def _notes(context: Context, rows: pd.DataFrame) -> str:
             f"Nearest-noun candidates: {found['candidate_count']} from {found['candidates']}; the nearest is the dataset's class for {agree} of {len(found['concepts'])}."
         )
     if "background_change" in rows and rows["background_change"].notna().any():
-        lines.append(
-            "background_change: mean squared difference from the base model's picture outside the objects (pixels in [0, 1])."
-        )
+        lines += [
+            "dino_object: DINO with everything outside the objects painted grey, in pictures and references.",
+            "followed: share of what the prompt asks for around the concept (background, second object, style, colour) that the judge sees.",
+            "background_change: mean squared difference from the base model's picture outside the objects (pixels in [0, 1]).",
+        ]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,0 +1,73 @@
+"""The paper's silent or fixed choices, swept once on the mini world: init scale, learning rate and steps, rank, guidance branch.
+
+``balance`` is the product of the object's identity (DINO without its background) and the share of the prompt that
+the picture follows: a residual that learns nothing loses the first, one that learns too much the second.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from persres.metrics.summary import method_table, score_columns
+from persres.params import Variant
+from persres.residual_file import load_residual
+from persres.stages.context import Context
+from persres.stages.packs import read_index
+
+SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
+
+
+def sweep_table(context: Context, out: Path) -> pd.DataFrame:
+    """Write ``sweep.csv`` and ``sweep.md``: one row per method, its settings beside its scores."""
+    rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
+    columns, methods = score_columns(rows), read_index(context)["methods"]
+    table = method_table(rows, columns, context.profile.tables.bootstrap, 0)
+    table["balance"] = table["dino_object"] * table["followed"]
+    about = [_about(context, methods[name]) for name in table["method"]]
+    table = pd.concat([table[["method"]], pd.DataFrame(about), table.drop(columns="method")], axis=1)
+    table.to_csv(out / "sweep.csv", index=False)
+    (out / "sweep.md").write_text(_text(context, table, columns))
+    (out / "settings.json").write_text(
+        json.dumps(context.profile.model_dump(mode="json", exclude={"runtime"}), indent=1) + "\n"
+    )
+    return table
+
+
+def _about(context: Context, method: dict) -> dict[str, object]:
+    drawing = method["drawing"]
+    if drawing["residual"] is None:
+        return {"parameters": None} | dict.fromkeys(SHOWN) | {"sampling": "base", "last_losses": None}
+    folder = context.data / "residuals" / drawing["residual"]
+    first = sorted(folder.glob("*.safetensors"))[0]
+    settings = Variant(**load_residual(first)[1]["spec"]["settings"])
+    sampling = f"LAG, unconditional branch: {drawing['uncond_rule']}" if drawing["lag"] else "plain"
+    return {"parameters": method["parameters"]} | {name: getattr(settings, name) for name in SHOWN} | {
+        "sampling": sampling, "last_losses": _last_losses(folder)}  # fmt: skip
+
+
+def _last_losses(folder: Path, count: int = 25) -> float:
+    """Mean loss of the last steps over all concepts."""
+    tails = [
+        [json.loads(line)["loss"] for line in path.read_text().splitlines()[-count:]]
+        for path in folder.glob("*.log.jsonl")
+    ]
+    return sum(map(sum, tails)) / sum(map(len, tails))
+
+
+def _text(context: Context, table: pd.DataFrame, columns: list[str]) -> str:
+    shown = ["method", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
+    lines = ["# Sweep of what the paper leaves open", "", "| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
+    lines += ["| " + " | ".join(_cell(row[c]) for c in shown) + " |" for _, row in table.iterrows()]
+    rows = context.profile
+    lines += ["", f"{len(rows.fetch.concepts)} concepts × {rows.sample.prompts} prompts × {rows.sample.images_per_prompt} picture(s), {rows.sample.steps} steps. "
+              "balance = dino_object × followed. Intervals are in sweep.csv."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
