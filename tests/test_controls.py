@@ -103,7 +103,7 @@ def test_an_unknown_block_is_named_with_the_known_ones():
     [{"mask": "disk"}, {"mask_blocks": ["mid_block.attentions.0"]}, {"strength": 0.5}, {"other_concept": True}],
 )
 def test_controls_without_what_they_control_are_refused(settings):
-    with pytest.raises(ValueError, match="need|no effect"):
+    with pytest.raises(ValueError, match=r"need|no effect"):
         Drawing(**settings)
 
 

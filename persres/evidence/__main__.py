@@ -14,10 +14,12 @@ from pathlib import Path
 
 from persres.cli import STAGES, run_stage
 from persres.errors import PersresError
-from persres.evidence import report
+from persres.evidence import pages, report
 from persres.evidence.sweep import sweep_table
 from persres.stages.context import Context
 from persres.units import publishing, stage_lock
+
+PAGES = [Path("README.md"), report.WEIGHTS / "MODEL_CARD.md"]
 
 
 def chain(profile: str, params: Path, work: Path) -> Context:
@@ -32,10 +34,11 @@ def evidence(context: Context, out: Path, prompts: int, scenes: int, views: int)
     """Measure and publish; ``prompts`` for the base model, ``scenes`` nameable ones and ``views`` of each concept."""
     started = time.monotonic()
     with stage_lock(context.work, "evidence"), publishing(out) as fresh:
-        summary = report.quality(context, fresh, prompts)
+        summary = report.quality(context, prompts)
         summary["localisation"] = report.localisation(context, fresh, scenes, views)
         summary |= report.effects(context, fresh) | {"of": report.provenance(context)}
         report.write(fresh, summary)
+    pages.update(PAGES, summary)
     print((out / "claims.md").read_text(), f"\n{out}: {time.monotonic() - started:.0f} s after the chain", flush=True)
 
 

@@ -38,7 +38,7 @@ def localisation_figure(found: dict[str, pd.DataFrame], plain: dict[str, dict], 
                 axis.axhline(plain[name][key], linestyle="--", linewidth=1, color="grey")
                 axis.text(STEPS[-1], plain[name][key], f" {label}", fontsize=8, va="center", color="grey")
             axis.set(
-                title=f"{name}: {score.upper()}",
+                title=f"{name}: {score.upper().replace('IOU', 'IoU')}",
                 xlabel="t",
                 xticks=STEPS,
                 ylim=(0.2, 1.0) if score == "auc" else (0, 0.8),
@@ -68,7 +68,7 @@ def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t
             axis.set_axis_off()
             if i == 0:
                 axis.set_title(title, fontsize=8)
-    figure.suptitle(f"attention of V* and class at t = {t}", fontsize=10)
+    figure.suptitle(f"attention of V* and class at t = {t}", fontsize=10, y=0.92)
     _save(figure, path)
 
 

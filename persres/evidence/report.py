@@ -127,10 +127,10 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 5)
 
 
-def quality(context: Context, out: Path, prompts: int) -> dict:
-    """The base model by the judge, with its grid, and how well the encoders tell a concept from its like."""
-    accuracy, grid = base_quality(WEIGHTS, RECIPE, prompts)
-    grid.save(out / "grid.png", optimize=True)
+def quality(context: Context, prompts: int) -> dict:
+    """The base model by the judge, and how well the encoders tell a concept from its like."""
+    drawing = context.profile.sample
+    accuracy, _ = base_quality(WEIGHTS, RECIPE, prompts, drawing.cfg_scale, drawing.steps)
     encoders, device = context.profile.encoders, context.profile.runtime.device
     by_encoder = {
         "clip": identity_auc(load_clip(encoders.clip, device), RECIPE),

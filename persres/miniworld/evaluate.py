@@ -179,6 +179,23 @@ other-look object, `vae` on all styles.
 
 ![the base model's pictures](grid.png)
 
+## Evidence
+
+From `make evidence` (`data/evidence/summary.json`), measured again with what ships. What the judge reads in the base model's pictures:
+
+<!-- evidence:base -->
+<!-- /evidence -->
+
+How often a concept on a new background is nearer to its references than a same-class, other-look object:
+
+<!-- evidence:identity -->
+<!-- /evidence -->
+
+Where the summed attention of V* and class lies, by block, averaged over t = 200, 400, 600, 800; by step: `data/evidence/localisation.md`.
+
+<!-- evidence:localisation -->
+<!-- /evidence -->
+
 ## Made with
 
 {settings}

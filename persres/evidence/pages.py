@@ -1,0 +1,119 @@
+"""README and model card quote the summary and nothing else: their tables stand between markers and are written from it.
+
+A page holds ``<!-- evidence:NAME -->`` … ``<!-- /evidence -->``; :func:`fill` puts the block NAME between them. A test
+compares the pages with the summary, so a figure can't go stale unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from persres.errors import PersresError
+
+_MARKED = re.compile(r"(<!-- evidence:(\w+) -->\n)(.*?)(<!-- /evidence -->)", re.DOTALL)
+COLUMNS = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO", "dino_object": "DINO, object alone",
+           "followed": "prompt followed", "background_change": "background change"}  # fmt: skip
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _interval(found: dict, digits: int, sign: str = "") -> str:
+    if found["mean"] is None:
+        return "–"
+    return f"{found['mean']:{sign}.{digits}f} [{found['low']:{sign}.{digits}f}, {found['high']:{sign}.{digits}f}]"
+
+
+def _digits(column: str) -> int:
+    return 4 if column == "background_change" else 3
+
+
+def base(summary: dict) -> str:
+    """What the judge reads in the base model's pictures."""
+    found = summary["base"]
+    return _table([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
+
+
+def methods(summary: dict) -> str:
+    """Every method and control, overall."""
+    rows = [
+        [f"`{name}`", *(_interval(found["overall"][c], _digits(c)) for c in COLUMNS)]
+        for name, found in summary["methods"].items()
+    ]
+    return _table(["method", *COLUMNS.values()], rows)
+
+
+def claims(summary: dict) -> str:
+    """Every claim, its effect and whether it holds."""
+    rows = [[c["says"], COLUMNS.get(c["column"], c["column"].replace("_", " ")), _interval(c | {"mean": c["effect"]}, 4 if "change" in c["column"] and "per" not in c["column"] else 3, "+"),
+             f"{c['margin']:g}", "yes" if c["holds"] else "**no**"] for c in summary["claims"]]  # fmt: skip
+    return _table(["claim", "score", "difference", "margin", "holds"], rows)
+
+
+def groups(summary: dict) -> str:
+    """LAG minus no mask by prompt group."""
+    found = summary["lag_minus_ours"]
+    columns = [c for c in COLUMNS if c in next(iter(found.values()))]
+    rows = [[group, *(_interval(scores[c], _digits(c), "+") for c in columns)] for group, scores in found.items()]
+    return _table(["prompts", *(COLUMNS[c] for c in columns)], rows)
+
+
+def localisation(summary: dict) -> str:
+    """AUC and IoU by block, averaged over t, for both sets of scenes."""
+    found = summary["localisation"]
+    rows = []
+    for block in found["best_blocks"]:
+        cells = [
+            found[score] if part is None else found[part][score]
+            for part in (None, "concepts")
+            for score in ("auc", "iou")
+        ]
+        rows.append([f"`{block}`", *(f"{_mean(cell[block]):.2f}" for cell in cells)])
+    plain = found["without_attention"]
+    for label, auc, iou in (("a central disk", "centre_auc", "disk_iou"), ("a random half", None, "random_half_iou"),
+                            ("the best mask of half of the pixels", None, "half_mask_ceiling_iou")):  # fmt: skip
+        cells = [f"{plain[part][key]:.2f}" if key else "–" for part in ("nameable", "concepts") for key in (auc, iou)]
+        rows.append([f"*{label}*", *cells])
+    return _table(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)
+
+
+def _mean(by_step: dict[str, float]) -> float:
+    return sum(by_step.values()) / len(by_step)
+
+
+def identity(summary: dict) -> str:
+    """How well the encoders tell a concept from its like."""
+    found = summary["identity_auc_by_encoder"]
+    return _table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
+
+
+BLOCKS: dict[str, Callable[[dict], str]] = {
+    f.__name__: f for f in (base, methods, claims, groups, localisation, identity)
+}
+
+
+def fill(text: str, summary: dict) -> str:
+    """The page with every marked block written from the summary. Raises PersresError for an unknown block."""
+
+    def block(match: re.Match) -> str:
+        if match[2] not in BLOCKS:
+            raise PersresError(f"no evidence block {match[2]!r}; one of {', '.join(BLOCKS)}")
+        return match[1] + BLOCKS[match[2]](summary) + match[4]
+
+    return _MARKED.sub(block, text)
+
+
+def names(text: str) -> list[str]:
+    """The blocks that a page holds."""
+    return [match[2] for match in _MARKED.finditer(text)]
+
+
+def update(pages: list[Path], summary: dict) -> None:
+    """Rewrite the pages that exist."""
+    for page in pages:
+        if page.exists():
+            page.write_text(fill(page.read_text(), summary))
