@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from persres.checkpoint import read_tensors, write_tensors
 from persres.errors import PersresError
-from persres.residuals import Target
+from persres.residuals import ResidualBank, Target, find_targets
 
 FORMAT = "persres-residual-1"
 
@@ -63,3 +64,14 @@ def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         layer, part, _ = key.removeprefix("unet.").rsplit(".", 2)
         state[f"{layer}.{parts[part]}"] = value.flatten(1).float()
     return state, json.loads(metadata["persres"])
+
+
+def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
+    """The residual as a bank of one concept on the U-Net's device, at the ranks it was trained with.
+
+    Raises PersresError where the file is no residual, or one for another architecture.
+    """
+    state, info = load_residual(path)
+    settings = info["spec"]["settings"]
+    targets = find_targets(unet, settings["rank_ratio"], settings["rank"])
+    return ResidualBank.from_states(targets, [state]).to(next(unet.parameters()).device)

@@ -17,7 +17,8 @@ COLUMNS = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO",
            "followed": "prompt followed", "background_change": "background change"}  # fmt: skip
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
@@ -35,7 +36,7 @@ def _digits(column: str) -> int:
 def base(summary: dict) -> str:
     """What the judge reads in the base model's pictures."""
     found = summary["base"]
-    return _table([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
+    return table([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
 
 
 def methods(summary: dict) -> str:
@@ -44,14 +45,21 @@ def methods(summary: dict) -> str:
         [f"`{name}`", *(_interval(found["overall"][c], _digits(c)) for c in COLUMNS)]
         for name, found in summary["methods"].items()
     ]
-    return _table(["method", *COLUMNS.values()], rows)
+    return table(["method", *COLUMNS.values()], rows)
 
 
 def claims(summary: dict) -> str:
     """Every claim, its effect and whether it holds."""
-    rows = [[c["says"], COLUMNS.get(c["column"], c["column"].replace("_", " ")), _interval(c | {"mean": c["effect"]}, 4 if "change" in c["column"] and "per" not in c["column"] else 3, "+"),
-             f"{c['margin']:g}", "yes" if c["holds"] else "**no**"] for c in summary["claims"]]  # fmt: skip
-    return _table(["claim", "score", "difference", "margin", "holds"], rows)
+    return table(
+        ["claim", "score", "difference", "margin", "holds"], [_claim_row(claim) for claim in summary["claims"]]
+    )
+
+
+def _claim_row(claim: dict) -> list[str]:
+    column = claim["column"]
+    score = COLUMNS.get(column, column.replace("_", " "))
+    difference = _interval(claim | {"mean": claim["effect"]}, _digits(column), "+")
+    return [claim["says"], score, difference, f"{claim['margin']:g}", "yes" if claim["holds"] else "**no**"]
 
 
 def groups(summary: dict) -> str:
@@ -59,7 +67,7 @@ def groups(summary: dict) -> str:
     found = summary["lag_minus_ours"]
     columns = [c for c in COLUMNS if c in next(iter(found.values()))]
     rows = [[group, *(_interval(scores[c], _digits(c), "+") for c in columns)] for group, scores in found.items()]
-    return _table(["prompts", *(COLUMNS[c] for c in columns)], rows)
+    return table(["prompts", *(COLUMNS[c] for c in columns)], rows)
 
 
 def localisation(summary: dict) -> str:
@@ -78,7 +86,7 @@ def localisation(summary: dict) -> str:
                             ("the best mask of half of the pixels", None, "half_mask_ceiling_iou")):  # fmt: skip
         cells = [f"{plain[part][key]:.2f}" if key else "–" for part in ("nameable", "concepts") for key in (auc, iou)]
         rows.append([f"*{label}*", *cells])
-    return _table(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)
+    return table(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)
 
 
 def _mean(by_step: dict[str, float]) -> float:
@@ -88,7 +96,7 @@ def _mean(by_step: dict[str, float]) -> float:
 def identity(summary: dict) -> str:
     """How well the encoders tell a concept from its like."""
     found = summary["identity_auc_by_encoder"]
-    return _table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
+    return table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
 
 
 BLOCKS: dict[str, Callable[[dict], str]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.evidence import claims, figures
+from persres.evidence import claims, figures, pages
 from persres.evidence.localisation import TOKENS, baselines, measure
 from persres.evidence.scenes import concept_case, concept_named, joined, nameable_case
 from persres.loading import model_identity
@@ -19,8 +19,7 @@ from persres.miniworld.evaluate import base_quality, identity_auc
 from persres.miniworld.recipe import RECIPE
 from persres.models import load_diffusion
 from persres.provenance import versions
-from persres.residual_file import load_residual
-from persres.residuals import ResidualBank, find_targets
+from persres.residual_file import load_bank
 from persres.stages.context import Context
 
 WEIGHTS = Path(__file__).parent.parent / "miniworld" / "weights"
@@ -41,7 +40,8 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
     residuals = sorted((context.data / "residuals" / "ours").glob("*.safetensors"))
     nameable = nameable_case(diffusion, scenes, base.token)
     concepts = [
-        (concept_case(diffusion, concept_named(p.stem), views, base.token), _bank(diffusion, p)) for p in residuals
+        (concept_case(diffusion, concept_named(p.stem), views, base.token), load_bank(diffusion.unet, p))
+        for p in residuals
     ]
     sets = {"nameable scenes, base model": [(nameable, None)], "concepts, residual under LAG": concepts}
     tables = {name: pd.DataFrame(measure(diffusion, cases, base.token)) for name, cases in sets.items()}
@@ -59,13 +59,6 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
     return found | {"by_tokens": {w: float(first.loc[first["tokens"] == w, "auc"].mean()) for w in TOKENS}}
 
 
-def _bank(diffusion, path: Path) -> ResidualBank:
-    state, info = load_residual(path)
-    settings = info["spec"]["settings"]
-    targets = find_targets(diffusion.unet, settings["rank_ratio"], settings["rank"])
-    return ResidualBank.from_states(targets, [state]).to(diffusion.unet.device)
-
-
 def _nested(table: pd.DataFrame, score: str) -> dict[str, dict[str, float]]:
     both = table[table["tokens"] == "both"]
     return {block: {str(t): round(v, 4) for t, v in zip(part["t"], part[score], strict=True)}
@@ -80,47 +73,40 @@ def _ranking(table: pd.DataFrame) -> list[str]:
 def _localisation_text(tables: dict[str, pd.DataFrame], plain: dict[str, dict]) -> str:
     parts = ["# Where the concept's attention lies", ""]
     for name, table in tables.items():
-        known = plain[name]
+        known, both = plain[name], table[table["tokens"] == "both"]
         parts += [f"## {name} ({known['scenes']} scenes; the object fills {known['object_area']:.0%})", ""]
-        both = table[table["tokens"] == "both"]
-        for score in ("auc", "iou"):
-            wide = both.pivot(index="block", columns="t", values=score).loc[list(dict.fromkeys(both["block"]))]
-            parts += [
-                f"| {score.upper()}, block | " + " | ".join(f"t={t}" for t in wide.columns) + " |",
-                "|---" * (1 + len(wide.columns)) + "|",
-            ]
-            parts += [
-                f"| {block} | " + " | ".join(f"{v:.3f}" for v in row) + " |"
-                for block, row in zip(wide.index, wide.to_numpy(), strict=True)
-            ]
-            parts.append("")
-        parts += [f"Without attention: distance from the centre AUC {known['centre_auc']:.3f}; IoU of a central disk {known['disk_iou']:.3f}, of a random half "
-                  f"{known['random_half_iou']:.3f}; the best that a mask of half of the pixels can reach {known['half_mask_ceiling_iou']:.3f}.", ""]  # fmt: skip
+        for score, title in (("auc", "AUC"), ("iou", "IoU")):
+            parts += _by_step(both, score, title)
         means = {w: table.loc[table["tokens"] == w, "auc"].mean() for w in TOKENS}
         parts += [
-            "Mean AUC over blocks and t by token: " + ", ".join(f"{w} {v:.3f}" for w, v in means.items()) + ".",
-            "",
-        ]
+            f"Without attention: distance from the centre has AUC {known['centre_auc']:.3f}; a central disk has IoU "
+            f"{known['disk_iou']:.3f}, a random half {known['random_half_iou']:.3f}, the best mask of half of the pixels "
+            f"{known['half_mask_ceiling_iou']:.3f}.", "",
+            "Mean AUC over blocks and t by token: " + ", ".join(f"{w} {v:.3f}" for w, v in means.items()) + ".", "",
+        ]  # fmt: skip
     return "\n".join(parts)
+
+
+def _by_step(table: pd.DataFrame, score: str, title: str) -> list[str]:
+    wide = table.pivot(index="block", columns="t", values=score).loc[list(dict.fromkeys(table["block"]))]
+    header = [f"{title}, block", *(f"t={t}" for t in wide.columns)]
+    body = [[block, *(f"{v:.3f}" for v in row)] for block, row in zip(wide.index, wide.to_numpy(), strict=True)]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *body)] + [""]
 
 
 def method_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
     """method -> ``overall`` and ``groups`` -> score -> mean and interval; None where a score does not apply."""
-    columns = score_columns(rows)
-    found: dict[str, dict] = {m: {"groups": {}} for m in dict.fromkeys(rows["method"])}
-    parts = {None: rows} | dict(iter(rows.groupby("prompt_group", sort=False)))
-    for group, part in parts.items():
-        for _, row in method_table(part, columns, rounds, 0).iterrows():
-            scores = {
-                c: {k: _number(row[f"{c}{s}"]) for k, s in (("mean", ""), ("low", "_low"), ("high", "_high"))}
-                for c in columns
-            }
-            if group is None:
-                found[row["method"]]["overall"] = scores
-                found[row["method"]]["images"] = int((rows["method"] == row["method"]).sum())
-            else:
-                found[row["method"]]["groups"][group] = scores
-    return found
+    overall = _scores(rows, rounds)
+    groups = {group: _scores(part, rounds) for group, part in rows.groupby("prompt_group", sort=False)}
+    return {method: {"overall": scores, "images": int((rows["method"] == method).sum()),
+                     "groups": {group: found[method] for group, found in groups.items() if method in found}}
+            for method, scores in overall.items()}  # fmt: skip
+
+
+def _scores(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
+    columns, ends = score_columns(rows), {"mean": "", "low": "_low", "high": "_high"}
+    return {row["method"]: {c: {name: _number(row[c + end]) for name, end in ends.items()} for c in columns}
+            for _, row in method_table(rows, columns, rounds, 0).iterrows()}  # fmt: skip
 
 
 def _number(value: float) -> float | None:
@@ -132,10 +118,8 @@ def quality(context: Context, prompts: int) -> dict:
     drawing = context.profile.sample
     accuracy, _ = base_quality(WEIGHTS, RECIPE, prompts, drawing.cfg_scale, drawing.steps)
     encoders, device = context.profile.encoders, context.profile.runtime.device
-    by_encoder = {
-        "clip": identity_auc(load_clip(encoders.clip, device), RECIPE),
-        "dino": identity_auc(load_dino(encoders.dino, device), RECIPE),
-    }
+    loaded = {"clip": load_clip(encoders.clip, device), "dino": load_dino(encoders.dino, device)}
+    by_encoder = {name: identity_auc(encoder, RECIPE) for name, encoder in loaded.items()}
     return {"base": {name: accuracy[head] for name, head in QUALITY.items()}, "base_prompts": prompts,
             "identity_auc": min(by_encoder.values()), "identity_auc_by_encoder": by_encoder}  # fmt: skip
 
@@ -143,38 +127,30 @@ def quality(context: Context, prompts: int) -> dict:
 def effects(context: Context, out: Path) -> dict:
     """Methods, claims and broken methods from the score rows; writes their tables and figures."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    methods = method_figures(rows, context.profile.tables.bootstrap)
-    found = claims.examine(rows)
-    groups = claims.by_group(rows, GROUP_COLUMNS)
-    (out / "methods.md").write_text(
-        (context.data / "tables" / "table1.md").read_text().replace("# Table 1", "# Methods and controls", 1)
-    )
-    (out / "groups.md").write_text((context.data / "tables" / "groups.md").read_text())
-    (out / "claims.md").write_text(_claims_text(found, claims.examine_broken(rows)))
-    figures.frontier_figure(methods, out / "frontier.png")
-    figures.claims_figure(found, out / "claims.png")
-    figures.group_figure(groups, out / "lag_by_group.png")
-    return {
-        "methods": methods,
-        "claims": found,
+    found = {
+        "methods": method_figures(rows, context.profile.tables.bootstrap),
+        "claims": claims.examine(rows),
         "broken_still_hold": claims.examine_broken(rows),
-        "lag_minus_ours": groups,
+        "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
     }
+    for source, target, title in (
+        ("table1", "methods", "Methods and controls"),
+        ("groups", "groups", "By prompt group"),
+    ):
+        lines = (context.data / "tables" / f"{source}.md").read_text().split("\n", 1)
+        (out / f"{target}.md").write_text(f"# {title}\n{lines[1]}")
+    (out / "claims.md").write_text(_claims_text(found))
+    figures.frontier_figure(found["methods"], out / "frontier.png")
+    figures.claims_figure(found["claims"], out / "claims.png")
+    figures.group_figure(found["lag_minus_ours"], out / "lag_by_group.png")
+    return found
 
 
-def _claims_text(found: list[dict], broken: dict[str, dict[str, bool]]) -> str:
-    lines = ["# Claims", "", "| claim | score | effect [95%] | margin | holds |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {c['says']} | {c['column']} | {c['effect']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}] | {c['margin']} | {'yes' if c['holds'] else '**no**'} |"
-        for c in found
-    ]
-    lines += ["", "## Broken on purpose", "", "| broken | must fail | fails |", "|---|---|---|"]
-    lines += [
-        f"| {what} | {name} | {'**no**' if holds else 'yes'} |"
-        for what, names in broken.items()
-        for name, holds in names.items()
-    ]
-    return "\n".join(lines) + "\n"
+def _claims_text(summary: dict) -> str:
+    broken = [[what, name, "**no**" if holds else "yes"]
+              for what, names in summary["broken_still_hold"].items() for name, holds in names.items()]  # fmt: skip
+    fails = pages.table(["broken", "claim that must fall", "falls"], broken)
+    return f"# Claims\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
 
 
 def provenance(context: Context) -> dict:

@@ -25,8 +25,8 @@ from persres.models import Diffusion, decode, load_diffusion
 from persres.params import Base, Drawing
 from persres.prompts import concept_positions, encode_prompts
 from persres.provenance import code_fingerprint, measured
-from persres.residual_file import load_residual
-from persres.residuals import ResidualBank, Routing, attached, find_targets, merged
+from persres.residual_file import load_bank
+from persres.residuals import ResidualBank, Routing, attached, merged
 from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 from persres.stages.context import Context
@@ -118,10 +118,7 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
     bank = None
     with measured(pick_device(device)) as run:
         if spec["residual"] is not None:
-            state, info = load_residual(Path(spec["residual"]["path"]))
-            settings = info["spec"]["settings"]
-            targets = find_targets(diffusion.unet, settings["rank_ratio"], settings["rank"])
-            bank = ResidualBank.from_states(targets, [state]).scaled(drawing.strength).to(diffusion.unet.device)
+            bank = load_bank(diffusion.unet, Path(spec["residual"]["path"])).scaled(drawing.strength)
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
             batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"
