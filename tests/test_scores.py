@@ -12,8 +12,10 @@ from PIL import Image
 from persres.errors import PersresError
 from persres.metrics.background import background_change
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
+from persres.metrics.cut_out import GREY, cut_out, object_alignment
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.summary import bootstrap_interval, difference, method_table
+from persres.miniworld.judge import Verdict, asked, followed
 from persres.params import Clip, Dino
 
 
@@ -108,3 +110,36 @@ def test_features_do_not_depend_on_the_batch(tiny_encoders):
 def test_a_missing_encoder_is_one_clear_error(encoder, settings):
     with pytest.raises(PersresError, match="cannot load"):
         encoder(settings, "cpu")
+
+
+def test_cut_outs_keep_the_object_and_nothing_else():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    masks[:, 2:5, 3:6] = True
+    for picture, alone, mask in zip(pictures, cut_out(pictures, masks), masks, strict=True):
+        alone = np.asarray(alone)
+        assert (alone[mask] == picture[mask]).all() and (alone[~mask] == GREY).all()
+
+
+def test_identity_of_the_object_is_zero_where_none_was_drawn():
+    features = torch.nn.functional.normalize(torch.randn(2, 5), dim=1)
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    masks[0, :4] = True
+    found = object_alignment(features, features, masks)
+    assert found[0] == pytest.approx(float((features[0] @ features.T).mean()))
+    assert found[1] == 0.0
+
+
+def test_what_a_prompt_asks_for_is_read_off_its_words():
+    assert asked("a photo of a {} in the snow") == {"background": "snow"}
+    assert asked("a photo of a {} next to a red ball") == {"second": "present"}
+    assert asked("pixel art of a {} on the beach") == {"style": "pixel", "background": "beach"}
+    assert asked("a photo of a yellow {} under the night sky") == {"colour": "yellow", "background": "night"}
+    assert asked("a photo of a striped {}") == {}
+    verdict = Verdict(
+        [{"background": "snow", "colour": "red", "style": "photo", "second": "absent"}] * 3, np.zeros((3, 2, 2))
+    )
+    shares = followed(
+        verdict, ["a photo of a {} in the snow", "a photo of a red {} on the beach", "a photo of a striped {}"]
+    )
+    assert shares[:2].tolist() == [1.0, 0.5] and np.isnan(shares[2])
