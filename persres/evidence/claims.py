@@ -44,6 +44,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("lag_worth_random", "and more than a random half", "dino_per_change", "ours_lag", "lag_random", 1.0),
     Claim("lag_worth_disk", "and more than a central disk", "dino_per_change", "ours_lag", "lag_disk", 1.0),
     Claim("lag_worth_weaker", "and more than a residual that is simply weaker", "dino_per_change", "ours_lag", "weaker", 1.0),
+    Claim("shared_worth", "past the paper: masks from the best block buy more than each block's own", "dino_per_change", "lag_shared", "ours_lag", 0.3),
+    Claim("shared_worth_disk", "and more than a central disk", "dino_per_change", "lag_shared", "lag_disk", 0.3),
     Claim("lag_scenes_text", "LAG helps background and added-object prompts (CLIP text)", "clip_text", "ours_lag", "ours", 0.005, SCENES),
     Claim("lag_scenes_followed", "there the picture shows more of what was asked", "followed", "ours_lag", "ours", 0.005, SCENES),
     Claim("lag_looks_text", "LAG hurts style and property prompts (CLIP text)", "clip_text", "ours", "ours_lag", 0.0, LOOKS),

@@ -76,13 +76,13 @@ def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -
     """Identity over the base model against background change, with intervals: up and left is better."""
     base = methods["base"]["overall"][score]["mean"]
     figure, axis = plt.subplots(figsize=(7, 4.6))
-    for name, found in methods.items():
+    for place, (name, found) in enumerate(methods.items()):
         change, value = found["overall"]["background_change"], found["overall"][score]
         if change["mean"] is None:
             continue
         x, y = change["mean"], value["mean"] - base
         axis.errorbar(x, y, xerr=[[x - change["low"]], [change["high"] - x]], fmt="o", capsize=2, label=name)
-        axis.annotate(f" {name}", (x, y), fontsize=9)
+        axis.annotate(name, (x, y), xytext=(5, (5, -13)[place % 2]), textcoords="offset points", fontsize=9)
     axis.set(
         xlabel="background change (mean squared difference outside the objects)",
         ylabel=f"{score} over the base model",
@@ -120,8 +120,6 @@ def group_figure(groups: dict[str, dict], path: Path) -> None:
 def _bars(axis: Axes, values: dict[str, dict]) -> None:
     middle = np.array([v["mean"] for v in values.values()])
     spread = np.array([[v["mean"] - v["low"], v["high"] - v["mean"]] for v in values.values()]).T
-    axis.bar(
-        range(len(values)), middle, yerr=spread, capsize=3, color=["tab:green" if m > 0 else "tab:red" for m in middle]
-    )
+    axis.bar(range(len(values)), middle, yerr=spread, capsize=3, color="tab:blue")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(values)), list(values), rotation=30, fontsize=8)
