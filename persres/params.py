@@ -86,7 +86,7 @@ class MacroClass(_Section):
 class Variant(_Section):
     """One way to train (paper 3.2 and 4.1)."""
 
-    target: Literal["proj_out"] = "proj_out"
+    target: Literal["proj_out", "proj_in", "attn_kv"] = "proj_out"  # the other two are ablations
     rank_ratio: float = Field(0.05, gt=0)
     rank: int | None = Field(None, ge=1)  # a fixed rank in place of the ratio (table 5)
     init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
@@ -207,6 +207,10 @@ class Profile(_Section):
                 problems.append(
                     f"sample.methods.{name}.residual: no training variant {wanted!r}; one of {', '.join(self.train.variants)}"
                 )
+            elif wanted is not None and not problems and self.sample.method(name).lag:
+                target = self.train.variant(wanted).target
+                if target != "proj_out":
+                    problems.append(f"sample.methods.{name}.lag: masks act on proj_out, but {wanted} trains {target}")
         if self.score.judge is not None and self.fetch.dataset != "miniworld":
             problems.append("score.judge: the judge reads pictures of the mini world only; leave it out")
         if problems:

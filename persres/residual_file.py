@@ -73,5 +73,5 @@ def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
     """
     state, info = load_residual(path)
     settings = info["spec"]["settings"]
-    targets = find_targets(unet, settings["rank_ratio"], settings["rank"])
+    targets = find_targets(unet, settings["rank_ratio"], settings["rank"], settings["target"])
     return ResidualBank.from_states(targets, [state]).to(next(unet.parameters()).device)

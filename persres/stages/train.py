@@ -57,7 +57,7 @@ def train_unit(unit: Unit, work: Path, device: str) -> None:
     diffusion = load_diffusion(base, device)
     with measured(pick_device(device)) as facts:
         lesson = read_lesson(diffusion, spec, settings, base)
-        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank)
+        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
         with tqdm(total=settings.steps, desc=unit.name, mininterval=2, leave=False, disable=None) as bar:
 
