@@ -24,7 +24,6 @@ from torch import nn
 
 from persres.errors import PersresError
 
-
 PLACES = ("proj_out", "proj_in", "attn_kv")
 
 
