@@ -11,7 +11,6 @@ import pandas as pd
 from persres.evidence import claims, figures, pages
 from persres.evidence.localisation import TOKENS, baselines, measure
 from persres.evidence.scenes import concept_case, concept_named, joined, nameable_case
-from persres.loading import model_identity
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.summary import method_table, score_columns
@@ -21,6 +20,7 @@ from persres.models import load_diffusion
 from persres.provenance import versions
 from persres.residual_file import load_bank
 from persres.stages.context import Context
+from persres.units import digest_folder
 
 WEIGHTS = Path(__file__).parent.parent / "miniworld" / "weights"
 QUALITY = {
@@ -153,10 +153,15 @@ def _claims_text(summary: dict) -> str:
     return f"# Claims\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
 
 
+def weight_digests() -> dict[str, str]:
+    """Digest of each shipped model's folder, wherever the package lies."""
+    return {name: digest_folder(WEIGHTS / name)[:16] for name in ("sd", "clip", "dino", "judge")}
+
+
 def provenance(context: Context) -> dict:
-    """Which weights and settings the figures belong to; a test compares the weights with those that ship."""
-    return {"weights": {name: model_identity(str(WEIGHTS / name)) for name in ("sd", "clip", "dino", "judge")},
-            "settings": context.profile.model_dump(mode="json", exclude={"runtime"}), "versions": versions()}  # fmt: skip
+    """Which weights and settings the figures belong to; a test compares them with those that ship."""
+    settings = context.profile.model_dump(mode="json", exclude={"runtime"})
+    return {"weights": weight_digests(), "settings": settings, "versions": versions()}
 
 
 def write(out: Path, summary: dict) -> None:
