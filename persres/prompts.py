@@ -34,10 +34,15 @@ def _ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     ).input_ids
 
 
+def prompt_states(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
+    """As :func:`encode_prompts`, with gradients."""
+    return text_encoder(_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+
+
 @torch.no_grad()
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
     """Last hidden states [n, length, width], padded to the tokenizer's length as Stable Diffusion does."""
-    return text_encoder(_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+    return prompt_states(tokenizer, text_encoder, prompts)
 
 
 def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
