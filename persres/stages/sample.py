@@ -21,6 +21,9 @@ from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
 from persres.lag import MaskRule, localised, mean_mask
 from persres.lag_controls import standin
 from persres.loading import model_identity, pick_device
+from persres.methods.registry import phrase_for
+from persres.methods.state_file import load_state
+from persres.methods.weights import replaced
 from persres.models import Diffusion, decode, load_diffusion
 from persres.params import Base, Drawing
 from persres.prompts import concept_positions, encode_prompts
@@ -46,14 +49,21 @@ def sample_units(context: Context) -> list[Unit]:
     units = []
     for method in context.profile.sample.methods:
         drawing = context.profile.sample.method(method)
+        settings = context.profile.train.variant(drawing.residual).model_dump() if drawing.residual else {}
         for concept, _ in read_concepts(context.data / "concepts"):
             spec = shared | {
                 "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
                 "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
                 "residual": _residual(context, drawing, concept.name, list(classes)),
+                "rival": settings.get("method"), "phrase": _phrase(base, settings, drawing, classes[concept.name]),
             }  # fmt: skip
             units.append(Unit.of("sample", f"{method}/{concept.name}", spec))
     return units
+
+
+def _phrase(base: Base, settings: dict, drawing: Drawing, macro_class: str) -> str:
+    """What stands for the concept: the plain class for the base model."""
+    return macro_class if drawing.residual is None else phrase_for(settings, base, macro_class)
 
 
 def _residual(context: Context, drawing: Drawing, concept: str, concepts: list[str]) -> dict[str, str] | None:
@@ -115,9 +125,13 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
     spec, folder = unit.settings, unit.folder(work)
     base, drawing = Base(**spec["base"]), Drawing(**spec["drawing"])
     diffusion = load_diffusion(base, device)
-    bank = None
-    with measured(pick_device(device)) as run:
-        if spec["residual"] is not None:
+    bank, learned = None, {}
+    token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
+    with measured(pick_device(device)) as run, ExitStack() as stack:
+        if spec["rival"]:
+            learned, _ = load_state(Path(spec["residual"]["path"]))
+            stack.enter_context(replaced(diffusion, learned, token_id))
+        elif spec["residual"] is not None:
             bank = load_bank(diffusion.unet, Path(spec["residual"]["path"])).scaled(drawing.strength)
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
@@ -125,7 +139,8 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
             if not part.exists():  # written whole, by rename, below a folder that the spec's hash names
                 pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution)
                 write_atomic(part, _pack(batch, pictures, masks))
-    run["parameters"] = diffusion.parameter_count() if bank is None else bank.count()
+    trained = sum(value.numel() for value in learned.values()) or diffusion.parameter_count()
+    run["parameters"] = trained if bank is None else bank.count()
     run["pictures"] = len(items)
     _join(folder, items)
     finish(unit, work, [folder / PACK], run)

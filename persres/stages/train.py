@@ -9,8 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from persres.datasets.layout import read_concepts, reference_photos
-from persres.images import load_photo, square, to_tensor
+from persres.images import list_photos, load_photo, square, to_tensor
 from persres.loading import model_identity, pick_device
+from persres.methods.prior import PACK, prior_unit
+from persres.methods.settings import Settings
+from persres.methods.unit import rival_unit
 from persres.models import Diffusion, load_diffusion, posterior
 from persres.params import Base, Variant
 from persres.prompt_text import fill
@@ -22,21 +25,51 @@ from persres.stages.context import Context
 from persres.stages.macro_class import read_macro_classes
 from persres.training import Lesson, Log, new_bank
 from persres.training import train as train_bank
-from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
+from persres.units import Unit, digest_file, digest_folder, finish, publishing, run_units, stage_lock
+
+
+def prior_units(context: Context) -> dict[tuple[str, int], Unit]:
+    """Class images to draw first, by (prompt, count): one unit per class, shared by all concepts and rivals."""
+    profile, classes = context.profile, read_macro_classes(context)
+    units = {}
+    for settings in map(profile.train.variant, profile.train.variants):
+        if getattr(settings, "prior_images", 0) and not getattr(settings, "prior_folder", None):
+            for macro_class in sorted(set(classes.values())):
+                prompt, count = fill(settings.prompt, macro_class), settings.prior_images
+                spec = {"base": profile.base.model_dump(), "model": model_identity(profile.base.model), "prompt": prompt, "count": count,
+                        "steps": profile.sample.steps, "cfg_scale": profile.sample.cfg_scale,
+                        "batch": profile.runtime.sample_batch, "code": code_fingerprint("train")}  # fmt: skip
+                units[prompt, count] = Unit.of("prior", prompt.replace(" ", "_"), spec)
+    return units
+
+
+def _prior_source(context: Context, settings: Settings, macro_class: str) -> dict[str, str] | None:
+    """Where a rival's class images are, with a digest."""
+    if not getattr(settings, "prior_images", 0):
+        return None
+    if getattr(settings, "prior_folder", None):
+        folder = Path(settings.prior_folder) / macro_class
+        list_photos(folder)
+        return {"path": str(folder), "digest": digest_folder(folder)}
+    unit = prior_units(context)[fill(settings.prompt, macro_class), settings.prior_images]
+    path = unit.folder(context.work) / PACK
+    return {"path": str(path), "digest": digest_file(path)}
 
 
 def train_units(context: Context) -> list[Unit]:
-    """One unit per concept and variant; the spec holds all that the residual depends on."""
+    """One unit per concept and variant; the spec holds all that the result depends on."""
     base = context.profile.base
     classes = read_macro_classes(context)
     shared = {"base": base.model_dump(), "model": model_identity(base.model), "code": code_fingerprint("train")}
     units = []
     for variant in context.profile.train.variants:
-        settings = context.profile.train.variant(variant).model_dump()
+        settings = context.profile.train.variant(variant)
         for concept, folder in read_concepts(context.data / "concepts"):
             photos = {str(path): digest_file(path) for path in reference_photos(folder)}
-            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings,
+            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings.model_dump(),
                              "macro_class": classes[concept.name], "photos": photos}  # fmt: skip
+            if not isinstance(settings, Variant):
+                spec["prior"] = _prior_source(context, settings, classes[concept.name])
             units.append(Unit.of("train", f"{variant}/{concept.name}", spec))
     return units
 
@@ -51,8 +84,11 @@ def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base)
 
 
 def train_unit(unit: Unit, work: Path, device: str) -> None:
-    """Learn one concept's residual; goes on from its checkpoint after a kill."""
+    """Learn one concept's residual, or a rival's weights; goes on from its checkpoint after a kill."""
     spec, folder = unit.settings, unit.folder(work)
+    if "method" in spec["settings"]:
+        rival_unit(unit, work, device)
+        return
     base, settings = Base(**spec["base"]), Variant(**spec["settings"])
     diffusion = load_diffusion(base, device)
     with measured(pick_device(device)) as facts:
@@ -98,6 +134,7 @@ def train(context: Context) -> None:
     """Train what is not trained yet, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
     with stage_lock(context.work, "train"):
+        run_units(list(prior_units(context).values()), context.work, prior_unit, runtime.workers, runtime.device)
         units = train_units(context)
         run_units(units, context.work, train_unit, runtime.workers, runtime.device)
         with publishing(context.data / "residuals") as out:

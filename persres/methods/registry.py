@@ -1,0 +1,29 @@
+"""Which file is which rival: one place that turns settings into a plan, and a variant into its words in a prompt."""
+
+from __future__ import annotations
+
+from persres.methods import custom_diffusion, dreambooth, textual_inversion
+from persres.methods.lessons import Pictures, Plan
+from persres.methods.settings import CustomDiffusion, DreamBooth, Settings, TextualInversion
+from persres.models import Diffusion
+from persres.params import Base
+
+_FILES = {"textual_inversion": textual_inversion, "dreambooth": dreambooth, "custom_diffusion": custom_diffusion}
+
+
+def plan_for(
+    diffusion: Diffusion, settings: Settings, photos: Pictures, prior: Pictures | None, base: Base, macro_class: str
+) -> Plan:
+    """What trains, at which rate, on what."""
+    if isinstance(settings, TextualInversion):
+        return textual_inversion.plan(diffusion, settings, photos, base.token, macro_class)
+    if isinstance(settings, DreamBooth):
+        return dreambooth.plan(diffusion, settings, photos, prior, base.rare_token, macro_class)
+    assert isinstance(settings, CustomDiffusion)
+    return custom_diffusion.plan(diffusion, settings, photos, prior, base.token, macro_class)
+
+
+def phrase_for(settings: dict, base: Base, macro_class: str) -> str:
+    """What stands for the concept in a prompt: by default V* and the class."""
+    rival = _FILES.get(settings.get("method", ""))
+    return f"{base.token} {macro_class}" if rival is None else rival.phrase(base.token, base.rare_token, macro_class)

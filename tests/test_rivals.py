@@ -1,0 +1,278 @@
+"""The rivals: what each trains and nothing else, that each learns, resumes to the same bits, and how it is sampled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from persres.errors import PersresError
+from persres.methods import custom_diffusion, dreambooth, textual_inversion
+from persres.methods.lessons import Batch, Pictures, Plan, masked_error, plain_batch
+from persres.methods.loop import batch_loss, learn
+from persres.methods.settings import CustomDiffusion, DreamBooth, TextualInversion
+from persres.methods.templates import NEUTRAL
+from persres.methods.weights import TOKEN, replaced
+from persres.models import load_diffusion
+from persres.params import Base
+from persres.prompts import encode_prompts
+from persres.seeding import generator
+
+
+@pytest.fixture(scope="module")
+def diffusion(tiny_pipeline):
+    return load_diffusion(Base(model=str(tiny_pipeline), resolution=32), "cpu")
+
+
+@pytest.fixture(scope="module")
+def token_id(diffusion) -> int:
+    return diffusion.tokenizer.convert_tokens_to_ids("<v*>")
+
+
+def photos(diffusion, seed: int = 0, count: int = 3) -> Pictures:
+    draw = np.random.default_rng(seed)
+    small = draw.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return Pictures.of(diffusion, [Image.fromarray(s).resize((32, 32), Image.NEAREST) for s in small])
+
+
+def plan_of(diffusion, method: str, **changes) -> tuple[Plan, object]:
+    own, prior = photos(diffusion), photos(diffusion, 1)
+    if method == "textual_inversion":
+        settings = TextualInversion(method=method, **({"steps": 6, "lr": 0.05, "checkpoint_every": 2} | changes))
+        return textual_inversion.plan(diffusion, settings, own, "<v*>", "mug"), settings
+    if method == "dreambooth":
+        settings = DreamBooth(method=method, **({"steps": 6, "lr": 1e-3, "checkpoint_every": 2} | changes))
+        return dreambooth.plan(diffusion, settings, own, prior, "sks", "mug"), settings
+    settings = CustomDiffusion(
+        method=method, **({"steps": 6, "batch_size": 2, "lr": 1e-3, "checkpoint_every": 2} | changes)
+    )
+    return custom_diffusion.plan(diffusion, settings, own, prior, "<v*>", "mug"), settings
+
+
+METHODS = ("textual_inversion", "dreambooth", "custom_diffusion")
+
+
+def everything(diffusion) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{k}": v
+        for part in ("unet", "text_encoder", "vae")
+        for k, v in getattr(diffusion, part).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_shared_model_stays_bit_identical(diffusion, token_id, method):
+    before = {k: v.clone() for k, v in everything(diffusion).items()}
+    plan, settings = plan_of(diffusion, method)
+    state, rows = learn(diffusion, plan, settings, "mug", token_id)
+    assert all(torch.equal(v, before[k]) for k, v in everything(diffusion).items())
+    assert all(p.grad is None for part in (diffusion.unet, diffusion.text_encoder) for p in part.parameters())
+    assert set(state) == set(plan.names) and len(rows) == 6
+    assert all((value - start).abs().max() > 0 for value, start in ((state[n], before[n]) for n in state if n != TOKEN))
+
+
+def test_each_trains_what_its_authors_say(diffusion):
+    names = {method: plan_of(diffusion, method)[0].names for method in METHODS}
+    assert names["textual_inversion"] == [TOKEN]
+    assert names["dreambooth"] == [f"unet.{n}" for n, _ in diffusion.unet.named_parameters()]
+    kv = [n for n in names["custom_diffusion"] if n != TOKEN]
+    assert TOKEN in names["custom_diffusion"] and all(
+        ".attn2.to_" in n and n.split(".")[-2] in ("to_k", "to_v") for n in kv
+    )
+    assert len(kv) == 2 * sum(n.endswith("attn2.to_k.weight") for n, _ in diffusion.unet.named_parameters())
+    both = plan_of(diffusion, "dreambooth", train_text_encoder=True)[0].names
+    assert any(n.startswith("text_encoder.") for n in both)
+
+
+def test_parameter_counts_on_stable_diffusions_shapes():
+    """Custom Diffusion 19 M, DreamBooth 860 M for the U-Net, Textual Inversion 768."""
+    from types import SimpleNamespace
+
+    from test_residuals import sd14_unet
+
+    parts = SimpleNamespace(unet=sd14_unet())
+    sizes = {f"unet.{n}": p.numel() for n, p in parts.unet.named_parameters()}
+    assert sum(sizes[n] for n in custom_diffusion.trained_names(parts) if n != TOKEN) + 768 == 19_170_048
+    assert sum(sizes[n] for n in dreambooth.trained_names(parts, False)) == 859_520_964
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_loss_on_draws_it_never_saw(diffusion, token_id, method):
+    plan, settings = plan_of(diffusion, method, steps=60)
+
+    def probe(state) -> float:
+        with torch.no_grad(), replaced(diffusion, state, token_id):
+            draws = [generator("probe", i) for i in range(12)]
+            return float(torch.stack([batch_loss(diffusion, plan.batch(0, d), d) for d in draws]).mean())
+
+    start, _ = learn(diffusion, plan, settings.model_copy(update={"steps": 0}), "mug", token_id)
+    assert probe(learn(diffusion, plan, settings, "mug", token_id)[0]) < probe(start)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_equals_an_unbroken_one(diffusion, token_id, method, tmp_path):
+    plan, settings = plan_of(diffusion, method)
+    whole, rows = learn(diffusion, plan, settings, "mug", token_id)
+
+    def stop(step: int, loss: float) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(diffusion, plan, settings, "mug", token_id, tmp_path / "c.safetensors", stop)
+    resumed, again = learn(diffusion, plan, settings, "mug", token_id, tmp_path / "c.safetensors")
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole) and rows == again
+
+
+def test_a_learned_token_changes_its_own_prompts_only(diffusion, token_id):
+    def states(prompt):
+        return encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [prompt])
+
+    before = states("a photo of a <v*>"), states("a photo of a mug")
+    with replaced(diffusion, {TOKEN: torch.randn(24)}, token_id):
+        assert not torch.allclose(states("a photo of a <v*>"), before[0])
+        assert torch.equal(states("a photo of a mug"), before[1])
+    assert torch.equal(states("a photo of a <v*>"), before[0])
+
+
+@pytest.mark.parametrize("name", ["unet.nothing.weight", "vae.x", "unet.conv_in"])
+def test_a_state_of_another_architecture_is_refused(diffusion, token_id, name):
+    with (
+        pytest.raises(PersresError, match="another architecture"),
+        replaced(diffusion, {name: torch.zeros(1)}, token_id),
+    ):
+        pass
+
+
+def test_a_state_of_another_shape_changes_nothing(diffusion, token_id):
+    before = diffusion.unet.conv_in.weight
+    wrong = {"unet.conv_in.weight": torch.zeros(1)}
+    with pytest.raises(PersresError, match=r"unet\.conv_in\.weight is \[1\]"), replaced(diffusion, wrong, token_id):
+        pass
+    assert diffusion.unet.conv_in.weight is before
+
+
+def test_neutral_templates():
+    assert len(NEUTRAL) == len(set(NEUTRAL)) == 80 and all(t.count("{}") == 1 for t in NEUTRAL)
+
+
+def test_textual_inversion_starts_at_its_word(diffusion, token_id):
+    plan, settings = plan_of(diffusion, "textual_inversion")
+    start, _ = learn(diffusion, plan, settings.model_copy(update={"steps": 0}), "mug", token_id)
+    mug = diffusion.tokenizer("mug", add_special_tokens=False).input_ids[0]
+    assert torch.equal(start[TOKEN], diffusion.text_encoder.get_input_embeddings().weight[mug])
+    with pytest.raises(PersresError, match="init_word 'zebra' is 5 tokens"):
+        plan_of(diffusion, "textual_inversion", init_word="zebra")
+
+
+def test_resized_views_are_where_they_say_they_are():
+    photo, words = Image.new("RGB", (32, 32), "white"), set()
+    for seed in range(200):
+        view, valid, word = custom_diffusion.resized(photo, generator("view", seed))
+        assert view.size == (32, 32) and valid.shape == (32, 32)
+        lit = torch.from_numpy(np.asarray(view)[..., 0] > 127)
+        assert torch.equal(lit, valid.bool()), "the loss counts exactly where the photo lies"
+        side = int(valid.any(1).sum())
+        assert (word in custom_diffusion.SMALL) == (side < 0.6 * 32)
+        assert word not in custom_diffusion.LARGE or bool(valid.all())
+        words.add(word)
+    assert words == {None, *custom_diffusion.SMALL, *custom_diffusion.LARGE}
+
+
+def test_the_loss_counts_the_valid_area_only():
+    out, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
+    target[..., :2] = 3.0  # wrong on the left half
+    valid = torch.zeros(1, 1, 4, 4)
+    valid[..., 2:] = 1
+    assert masked_error(out, target, valid).item() == 0.0
+    assert masked_error(out, target, 1 - valid).item() == pytest.approx(9.0)
+    assert masked_error(out, target, None).item() == pytest.approx(4.5)
+
+
+def test_prior_weight_weighs_the_class_images(diffusion):
+    own = plain_batch(photos(diffusion), "a", 2, generator("a"))
+    both = own.and_(plain_batch(photos(diffusion, 1), "b", 2, generator("b"), 0.5))
+    assert isinstance(both, Batch) and both.captions == ["a", "a", "b", "b"]
+    assert both.weight.tolist() == [0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
+    """The whole chain with every rival, in seconds."""
+    import yaml
+
+    from persres.cli import STAGES, run_stage
+    from persres.stages.context import Context
+
+    folder = tmp_path_factory.mktemp("rivals")
+    short = {"steps": 2, "checkpoint_every": 1}
+    few = {"prior_images": 2}
+    variants = {"ours": {}, "ti": {"method": "textual_inversion", **short}, "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
+                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few}}  # fmt: skip
+    profile = {
+        "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
+        "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "diamond_mug"], "references": 3, "held_out": 0},
+        "macro_class": {"source": "dataset"}, "train": {"steps": 2, "variants": variants},
+        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4, "methods": {"base": {}} | {v: {"residual": v} for v in variants}},
+        "score": {}, "tables": {"bootstrap": 200}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+    }  # fmt: skip
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
+    context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
+    for stage in STAGES:
+        run_stage(stage, context)
+    return context
+
+
+def test_every_rival_goes_through_the_chain(chain):
+    import pandas as pd
+
+    from persres.images import unzip_images
+
+    table = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("method")
+    assert table.loc["ti", "params"] == 24
+    assert table.loc["db", "params"] > table.loc["cd", "params"] > table.loc["ti", "params"]
+    base = unzip_images(chain.data / "samples" / "base" / "heart_mug.zip")
+    for method in ("ti", "db", "cd"):
+        theirs = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
+        assert base.keys() == theirs.keys()
+        assert any(np.asarray(base[n]).tobytes() != np.asarray(theirs[n]).tobytes() for n in base)
+
+
+def test_class_images_are_drawn_once_for_a_class(chain):
+    packs = list((chain.work / "prior").glob("*/images.zip"))
+    assert len(packs) == 1, "two mugs, two rivals with two images each: one pack"
+
+
+def test_each_rival_has_its_own_words(chain):
+    import json
+
+    index = json.loads((chain.data / "samples" / "index.json").read_text())
+    phrases = {pack["spec"]["method"]: pack["spec"]["phrase"] for pack in index["packs"]}
+    assert phrases == {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ({"method": "nonsense"}, "nonsense"),
+        ({"method": "dreambooth", "rank": 3}, "rank"),
+        ({"method": "textual_inversion", "steps": 0}, "steps"),
+    ],
+)
+def test_a_wrong_rival_is_one_clear_error(variant, said):
+    from persres.params import Profile
+
+    with pytest.raises(ValueError, match=said):
+        Profile.model_validate({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
+
+
+@pytest.mark.parametrize("drawing", [{"lag": True}, {"strength": 0.5}])
+def test_a_rival_is_neither_localised_nor_scaled(drawing):
+    from persres.params import Profile
+
+    with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
+        Profile.model_validate({
+            "fetch": {"dataset": "miniworld"}, "train": {"variants": {"db": {"method": "dreambooth"}}},
+            "sample": {"methods": {"base": {}, "x": {"residual": "db"} | drawing}},
+        })  # fmt: skip
