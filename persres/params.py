@@ -18,6 +18,8 @@ from persres.methods.settings import Section, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
+ClassSource = Literal["chosen", "dataset", "wordnet"]  # what macro_class decided, the dataset's word, the nearest noun
+
 
 class Base(Section):
     """The frozen text-to-image model: a diffusers pipeline by hub name or folder."""
@@ -93,6 +95,11 @@ class Variant(Section):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     prompt: str = "a photo of a {}"
+    name_class: bool = True  # ablation: false names the concept by V* alone, here and in sampling
+    class_source: ClassSource = "chosen"  # ablation (table 4): whose macro class the prompt names
+    prior_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
+    prior_weight: float = Field(1.0, ge=0)
+    train_token: bool = False  # ablation: V*'s embedding learns too
     seed: int = 0
     checkpoint_every: int = Field(50, ge=1)
 
@@ -128,6 +135,9 @@ class Drawing(Section):
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
+    class_source: ClassSource = (
+        "chosen"  # whose macro class the prompt names (table 4); noise and scores keep the chosen one
+    )
     images_per_prompt: int = Field(50, ge=1)
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
     seed: int = 0

@@ -17,6 +17,7 @@ from persres.methods.weights import TOKEN, replaced
 from persres.models import load_diffusion
 from persres.params import Base
 from persres.prompts import encode_prompts
+from persres.residual_file import load_residual
 from persres.seeding import generator
 
 
@@ -197,6 +198,17 @@ def test_prior_weight_weighs_the_class_images(diffusion):
     assert both.weight.tolist() == [0.5, 0.5, 0.25, 0.25]
 
 
+ABLATIONS = {
+    "proj_in": {"target": "proj_in"},
+    "attn_kv": {"target": "attn_kv"},
+    "no_class": {"name_class": False},
+    "with_prior": {"prior_images": 2, "prior_weight": 1.0},
+    "token_too": {"train_token": True, "lr": 0.01},
+    "rank_1": {"rank": 1},
+    "wordnet_class": {"class_source": "wordnet"},
+}
+
+
 @pytest.fixture(scope="module")
 def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     """The whole chain with every rival, in seconds."""
@@ -209,12 +221,14 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     short = {"steps": 2, "checkpoint_every": 1}
     few = {"prior_images": 2}
     variants = {"ours": {}, "ti": {"method": "textual_inversion", **short}, "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
-                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few}}  # fmt: skip
+                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few}} | ABLATIONS  # fmt: skip
+    (folder / "nouns.txt").write_text("cat\n")
     profile = {
         "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
         "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "diamond_mug"], "references": 3, "held_out": 0},
-        "macro_class": {"source": "dataset"}, "train": {"steps": 2, "variants": variants},
-        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4, "methods": {"base": {}} | {v: {"residual": v} for v in variants}},
+        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(folder / "nouns.txt")}, "train": {"steps": 2, "variants": variants},
+        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4, "methods": {"base": {}} | {v: {"residual": v} for v in variants} | {
+            "named_by_wordnet": {"residual": "ours", "class_source": "wordnet"}}},
         "score": {}, "tables": {"bootstrap": 200}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
@@ -249,7 +263,39 @@ def test_each_rival_has_its_own_words(chain):
 
     index = json.loads((chain.data / "samples" / "index.json").read_text())
     phrases = {pack["spec"]["method"]: pack["spec"]["phrase"] for pack in index["packs"]}
-    assert phrases == {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug"}
+    own = {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug", "no_class": "<v*>",
+           "named_by_wordnet": "<v*> cat"}  # fmt: skip
+    assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | own
+    trained = {pack["spec"]["method"]: pack["spec"]["macro_class"] for pack in index["packs"]}
+    assert set(trained.values()) == {"mug"}, "noise and scores keep the chosen class"
+
+
+def test_ablations_train_what_they_say(chain):
+    import pandas as pd
+
+    params = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("method")["params"]
+    assert params["proj_in"] == params["ours"] == params["no_class"] == params["with_prior"]
+    assert params["token_too"] == params["ours"] + 24
+    assert params["rank_1"] <= params["ours"]
+    folder = chain.data / "residuals"
+    kinds = {
+        v: set(load_residual(folder / v / "heart_mug.safetensors")[0])
+        for v in ("ours", "proj_in", "attn_kv", "token_too")
+    }
+    assert all(".proj_in." in k for k in kinds["proj_in"]) and all(".attn2.to_" in k for k in kinds["attn_kv"])
+    assert kinds["token_too"] == kinds["ours"] | {TOKEN}
+
+
+@pytest.mark.parametrize("variant", [v for v in ABLATIONS if v != "rank_1"])
+def test_every_ablation_learns_something_else_than_ours(chain, variant):
+    ours, other = (load_residual(chain.data / "residuals" / v / "heart_mug.safetensors")[0] for v in ("ours", variant))
+    assert set(ours) != set(other) or any(not torch.equal(ours[k], other[k]) for k in ours)
+
+
+def test_a_learned_token_has_moved_and_is_used(chain, diffusion, token_id):
+    state, _ = load_residual(chain.data / "residuals" / "token_too" / "heart_mug.safetensors")
+    start = diffusion.text_encoder.get_input_embeddings().weight[token_id]
+    assert (state[TOKEN] - start).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def plan_for(
 
 
 def phrase_for(settings: dict, base: Base, macro_class: str) -> str:
-    """What stands for the concept in a prompt: by default V* and the class."""
+    """What stands for the concept in a prompt: V* and the class, or as the rival or the ablation has it."""
     rival = _FILES.get(settings.get("method", ""))
-    return f"{base.token} {macro_class}" if rival is None else rival.phrase(base.token, base.rare_token, macro_class)
+    if rival is not None:
+        return rival.phrase(base.token, base.rare_token, macro_class)
+    return f"{base.token} {macro_class}" if settings.get("name_class", True) else base.token

@@ -14,8 +14,7 @@ from torch import nn
 
 from persres.errors import PersresError
 from persres.models import Diffusion
-
-TOKEN = "token"
+from persres.residual_file import TOKEN
 
 
 def _module(diffusion: Diffusion, name: str) -> tuple[nn.Module, str]:
@@ -46,7 +45,9 @@ def start_values(diffusion: Diffusion, names: list[str], token_id: int) -> dict[
 
 
 @contextmanager
-def _token_as(text_encoder: nn.Module, token_id: int, vector: torch.Tensor) -> Iterator[None]:
+def token_as(text_encoder: nn.Module, token_id: int, vector: torch.Tensor) -> Iterator[None]:
+    """V*'s embedding is ``vector`` wherever the token stands."""
+
     def hook(_module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         return torch.where((args[0] == token_id)[..., None], vector.to(output.dtype), output)
 
@@ -73,7 +74,7 @@ def replaced(diffusion: Diffusion, values: dict[str, torch.Tensor], token_id: in
     before = [(module, leaf, getattr(module, leaf)) for module, leaf, _ in places]
     with ExitStack() as stack:
         if TOKEN in values:
-            stack.enter_context(_token_as(diffusion.text_encoder, token_id, values[TOKEN]))
+            stack.enter_context(token_as(diffusion.text_encoder, token_id, values[TOKEN]))
         try:
             for module, leaf, value in places:
                 own = getattr(module, leaf)

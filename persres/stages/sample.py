@@ -28,7 +28,7 @@ from persres.models import Diffusion, decode, load_diffusion
 from persres.params import Base, Drawing
 from persres.prompts import concept_positions, encode_prompts
 from persres.provenance import code_fingerprint, measured
-from persres.residual_file import load_bank
+from persres.residual_file import TOKEN, load_bank, load_token
 from persres.residuals import ResidualBank, Routing, attached, merged
 from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -50,12 +50,13 @@ def sample_units(context: Context) -> list[Unit]:
     for method in context.profile.sample.methods:
         drawing = context.profile.sample.method(method)
         settings = context.profile.train.variant(drawing.residual).model_dump() if drawing.residual else {}
+        named = read_macro_classes(context, drawing.class_source)
         for concept, _ in read_concepts(context.data / "concepts"):
             spec = shared | {
                 "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
                 "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
                 "residual": _residual(context, drawing, concept.name, list(classes)),
-                "rival": settings.get("method"), "phrase": _phrase(base, settings, drawing, classes[concept.name]),
+                "rival": settings.get("method"), "phrase": _phrase(base, settings, drawing, named[concept.name]),
             }  # fmt: skip
             units.append(Unit.of("sample", f"{method}/{concept.name}", spec))
     return units
@@ -132,7 +133,10 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
             learned, _ = load_state(Path(spec["residual"]["path"]))
             stack.enter_context(replaced(diffusion, learned, token_id))
         elif spec["residual"] is not None:
-            bank = load_bank(diffusion.unet, Path(spec["residual"]["path"])).scaled(drawing.strength)
+            path = Path(spec["residual"]["path"])
+            bank, token = load_bank(diffusion.unet, path).scaled(drawing.strength), load_token(path)
+            if token is not None:
+                stack.enter_context(replaced(diffusion, {TOKEN: token}, token_id))
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
             batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"
