@@ -136,15 +136,16 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
             path = Path(spec["residual"]["path"])
             bank, token = load_bank(diffusion.unet, path).scaled(drawing.strength), load_token(path)
             if token is not None:
-                stack.enter_context(replaced(diffusion, {TOKEN: token}, token_id))
+                learned = {TOKEN: token}
+                stack.enter_context(replaced(diffusion, learned, token_id))
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
             batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"
             if not part.exists():  # written whole, by rename, below a folder that the spec's hash names
                 pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution)
                 write_atomic(part, _pack(batch, pictures, masks))
-    trained = sum(value.numel() for value in learned.values()) or diffusion.parameter_count()
-    run["parameters"] = trained if bank is None else bank.count()
+    trained = sum(value.numel() for value in learned.values()) + (0 if bank is None else bank.count())
+    run["parameters"] = trained or diffusion.parameter_count()
     run["pictures"] = len(items)
     _join(folder, items)
     finish(unit, work, [folder / PACK], run)
