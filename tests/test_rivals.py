@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from persres.errors import PersresError
-from persres.methods import custom_diffusion, dreambooth, textual_inversion
+from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
 from persres.methods.lessons import Batch, Pictures, Plan, masked_error, plain_batch
 from persres.methods.loop import batch_loss, learn
-from persres.methods.settings import CustomDiffusion, DreamBooth, TextualInversion
+from persres.methods.settings import CustomDiffusion, DreamBooth, TextualInversion, ViCo
 from persres.methods.templates import NEUTRAL
 from persres.methods.weights import TOKEN, replaced
 from persres.models import load_diffusion
@@ -42,6 +42,10 @@ def plan_of(diffusion, method: str, **changes) -> tuple[Plan, object]:
     if method == "textual_inversion":
         settings = TextualInversion(method=method, **({"steps": 6, "lr": 0.05, "checkpoint_every": 2} | changes))
         return textual_inversion.plan(diffusion, settings, own, "<v*>", "mug"), settings
+    if method == "vico":
+        short = {"steps": 6, "batch_size": 2, "lr": 1e-3, "token_lr": 0.05, "checkpoint_every": 2}
+        settings = ViCo(method=method, **(short | changes))
+        return vico.plan(diffusion, settings, own, "<v*>", "mug", generator("blocks")), settings
     if method == "dreambooth":
         settings = DreamBooth(method=method, **({"steps": 6, "lr": 1e-3, "checkpoint_every": 2} | changes))
         return dreambooth.plan(diffusion, settings, own, prior, "sks", "mug"), settings
@@ -51,7 +55,7 @@ def plan_of(diffusion, method: str, **changes) -> tuple[Plan, object]:
     return custom_diffusion.plan(diffusion, settings, own, prior, "<v*>", "mug"), settings
 
 
-METHODS = ("textual_inversion", "dreambooth", "custom_diffusion")
+METHODS = ("textual_inversion", "dreambooth", "custom_diffusion", "vico")
 
 
 def everything(diffusion) -> dict[str, torch.Tensor]:
@@ -66,11 +70,13 @@ def everything(diffusion) -> dict[str, torch.Tensor]:
 def test_the_shared_model_stays_bit_identical(diffusion, token_id, method):
     before = {k: v.clone() for k, v in everything(diffusion).items()}
     plan, settings = plan_of(diffusion, method)
+    new = {name: value.detach().clone() for name, value in plan.new.items()}
     state, rows = learn(diffusion, plan, settings, "mug", token_id)
     assert all(torch.equal(v, before[k]) for k, v in everything(diffusion).items())
     assert all(p.grad is None for part in (diffusion.unet, diffusion.text_encoder) for p in part.parameters())
-    assert set(state) == set(plan.names) and len(rows) == 6
-    assert all((value - start).abs().max() > 0 for value, start in ((state[n], before[n]) for n in state if n != TOKEN))
+    assert set(state) == set(plan.names) | set(new) and len(rows) == 6
+    start = before | new
+    assert all((state[n] - start[n]).abs().max() > 0 for n in state if n != TOKEN)
 
 
 def test_each_trains_what_its_authors_say(diffusion):
@@ -100,30 +106,74 @@ def test_parameter_counts_on_stable_diffusions_shapes():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_loss_on_draws_it_never_saw(diffusion, token_id, method):
+    """And with its training turned off a rival has nothing to show: the same probe, before and after."""
     plan, settings = plan_of(diffusion, method, steps=60)
+    loss = plan.loss or (lambda batch, draw: batch_loss(diffusion, batch, draw))
 
     def probe(state) -> float:
-        with torch.no_grad(), replaced(diffusion, state, token_id):
+        own = {name: state[name] for name in plan.names}
+        with torch.no_grad(), replaced(diffusion, own, token_id):
             draws = [generator("probe", i) for i in range(12)]
-            return float(torch.stack([batch_loss(diffusion, plan.batch(0, d), d) for d in draws]).mean())
+            return float(torch.stack([loss(plan.batch(0, d), d) for d in draws]).mean())
 
     start, _ = learn(diffusion, plan, settings.model_copy(update={"steps": 0}), "mug", token_id)
-    assert probe(learn(diffusion, plan, settings, "mug", token_id)[0]) < probe(start)
+    before = probe(start)
+    assert probe(start) == before
+    assert probe(learn(diffusion, plan, settings, "mug", token_id)[0]) < before
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_an_unbroken_one(diffusion, token_id, method, tmp_path):
-    plan, settings = plan_of(diffusion, method)
-    whole, rows = learn(diffusion, plan, settings, "mug", token_id)
+    def run(*more):
+        plan, settings = plan_of(diffusion, method)
+        return learn(diffusion, plan, settings, "mug", token_id, *more)
 
     def stop(step: int, loss: float) -> None:
         if step == 4:
             raise KeyboardInterrupt
 
+    whole, rows = run()
     with pytest.raises(KeyboardInterrupt):
-        learn(diffusion, plan, settings, "mug", token_id, tmp_path / "c.safetensors", stop)
-    resumed, again = learn(diffusion, plan, settings, "mug", token_id, tmp_path / "c.safetensors")
+        run(tmp_path / "c.safetensors", stop)
+    resumed, again = run(tmp_path / "c.safetensors")
     assert all(torch.equal(whole[n], resumed[n]) for n in whole) and rows == again
+
+
+def test_vico_looks_at_its_reference_where_the_prompt_names_it(diffusion):
+    blocks = vico.ImageBlocks(diffusion.unet, generator("b"))
+    x, noise = torch.randn(2, 4, 8, 8, generator=generator("x")), torch.randn(2, 4, 8, 8, generator=generator("n"))
+    prompts = ["", "a photo of a <v*>"]
+    text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, prompts)
+
+    def out(reference):
+        unet = vico.WithReference(diffusion, blocks, reference, noise, *vico.positions(diffusion, prompts, "<v*>"))
+        with torch.no_grad():
+            return unet(x, torch.tensor(300), encoder_hidden_states=text).sample, unet.regularisation
+
+    (one, reg), (two, _) = out(torch.zeros(2, 4, 8, 8)), out(torch.ones(2, 4, 8, 8))
+    with torch.no_grad():
+        plain = diffusion.unet(x, torch.tensor(300), encoder_hidden_states=text).sample
+    assert torch.allclose(one[0], plain[0], atol=1e-5), "no V*, no image"
+    assert (one[1] - plain[1]).abs().max() > 1e-4 and (one[1] - two[1]).abs().max() > 1e-5
+    assert reg > 0
+    assert (
+        type(diffusion.unet.up_blocks[1].attentions[1].transformer_blocks[0].attn2.processor).__name__
+        == "AttnProcessor2_0"
+    )
+
+
+def test_vico_stands_in_four_decoder_blocks_of_stable_diffusion():
+    from test_residuals import sd14_unet
+
+    assert vico.places(sd14_unet()) == [f"up_blocks.{b}.attentions.{a}" for b, a in ((1, 1), (2, 0), (2, 2), (3, 1))]
+
+
+def test_otsu_parts_two_heaps_and_never_marks_nothing():
+    attention = torch.tensor([[0.1, 0.12, 0.11, 0.9, 0.95], [0.5, 0.1, 0.1, 0.1, 0.1], [0.2] * 5])
+    marked = vico.otsu(attention)
+    assert marked[0].tolist() == [False, False, False, True, True]
+    assert marked[1].tolist() == [True, False, False, False, False]
+    assert marked.any(1)[:2].all()
 
 
 def test_a_learned_token_changes_its_own_prompts_only(diffusion, token_id):
@@ -221,7 +271,8 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     short = {"steps": 2, "checkpoint_every": 1}
     few = {"prior_images": 2}
     variants = {"ours": {}, "ti": {"method": "textual_inversion", **short}, "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
-                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few}} | ABLATIONS  # fmt: skip
+                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few},
+                "vico": {"method": "vico", **short}} | ABLATIONS  # fmt: skip
     (folder / "nouns.txt").write_text("cat\n")
     profile = {
         "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
@@ -247,7 +298,7 @@ def test_every_rival_goes_through_the_chain(chain):
     assert table.loc["ti", "params"] == 24
     assert table.loc["db", "params"] > table.loc["cd", "params"] > table.loc["ti", "params"]
     base = unzip_images(chain.data / "samples" / "base" / "heart_mug.zip")
-    for method in ("ti", "db", "cd"):
+    for method in ("ti", "db", "cd", "vico"):
         theirs = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
         assert base.keys() == theirs.keys()
         assert any(np.asarray(base[n]).tobytes() != np.asarray(theirs[n]).tobytes() for n in base)
@@ -263,7 +314,7 @@ def test_each_rival_has_its_own_words(chain):
 
     index = json.loads((chain.data / "samples" / "index.json").read_text())
     phrases = {pack["spec"]["method"]: pack["spec"]["phrase"] for pack in index["packs"]}
-    own = {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug", "no_class": "<v*>",
+    own = {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug", "vico": "<v*>", "no_class": "<v*>",
            "named_by_wordnet": "<v*> cat"}  # fmt: skip
     assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | own
     trained = {pack["spec"]["method"]: pack["spec"]["macro_class"] for pack in index["packs"]}

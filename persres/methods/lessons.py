@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from persres.images import to_tensor
 from persres.models import Diffusion, posterior
@@ -61,13 +62,16 @@ Draw = Callable[[int, torch.Generator], Batch]  # step, this step's draws -> wha
 class Plan:
     """One rival's way with one concept.
 
-    ``names`` of what trains (persres.methods.weights), ``rates`` per name prefix, longest first; ``batch`` of a step.
+    ``names`` of what trains in the model (persres.methods.weights), ``rates`` by name prefix, the longest counts; ``batch``
+    of a step; ``loss`` of a batch where it is not the plain one; ``new``: trained parameters that the model does not have.
     """
 
     names: list[str]
     rates: dict[str, float]
     batch: Draw
-    token: torch.Tensor | None = field(default=None)  # where V*'s embedding starts, if not at the rare token's
+    token: torch.Tensor | None = None  # where V*'s embedding starts, if not at the rare token's
+    loss: Callable[[Batch, torch.Generator], torch.Tensor] | None = None
+    new: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
 def rows_of(count: int, size: int, draw: torch.Generator) -> torch.Tensor:

@@ -45,9 +45,10 @@ def learn(diffusion: Diffusion, plan: Plan, settings: Settings, concept: str, to
 
     A run that finds a checkpoint goes on from it to the same bits as an unbroken run on the same machine.
     """
-    values = start_values(diffusion, plan.names, token_id)
+    own = start_values(diffusion, plan.names, token_id)
     if plan.token is not None:
-        values[TOKEN].data.copy_(plan.token)
+        own[TOKEN].data.copy_(plan.token)
+    values = own | plan.new
     optimizer = torch.optim.AdamW(_groups(values, plan.rates), weight_decay=settings.weight_decay)
     start, rows = 0, []
     if checkpoint is not None and checkpoint.exists():
@@ -56,10 +57,11 @@ def learn(diffusion: Diffusion, plan: Plan, settings: Settings, concept: str, to
             rows = note["rows"]
         except SafetensorError:
             print(f"{checkpoint} is broken; starting from the first step", flush=True)
-    with replaced(diffusion, values, token_id):
+    with replaced(diffusion, own, token_id):
         for step in range(start, settings.steps):
             draw = generator("rival", concept, settings.seed, step)
-            loss = batch_loss(diffusion, plan.batch(step, draw), draw)
+            batch = plan.batch(step, draw)
+            loss = batch_loss(diffusion, batch, draw) if plan.loss is None else plan.loss(batch, draw)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from persres.methods import custom_diffusion, dreambooth, textual_inversion
+from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
 from persres.methods.lessons import Pictures, Plan
-from persres.methods.settings import CustomDiffusion, DreamBooth, Settings, TextualInversion
+from persres.methods.settings import CustomDiffusion, DreamBooth, Settings, TextualInversion, ViCo
 from persres.models import Diffusion
 from persres.params import Base
+from persres.seeding import generator
 
-_FILES = {"textual_inversion": textual_inversion, "dreambooth": dreambooth, "custom_diffusion": custom_diffusion}
+_FILES = {"textual_inversion": textual_inversion, "dreambooth": dreambooth, "custom_diffusion": custom_diffusion,
+          "vico": vico}  # fmt: skip
 
 
 def plan_for(
@@ -19,6 +21,10 @@ def plan_for(
         return textual_inversion.plan(diffusion, settings, photos, base.token, macro_class)
     if isinstance(settings, DreamBooth):
         return dreambooth.plan(diffusion, settings, photos, prior, base.rare_token, macro_class)
+    if isinstance(settings, ViCo):
+        return vico.plan(
+            diffusion, settings, photos, base.token, macro_class, generator("vico", macro_class, settings.seed)
+        )
     assert isinstance(settings, CustomDiffusion)
     return custom_diffusion.plan(diffusion, settings, photos, prior, base.token, macro_class)
 

@@ -59,5 +59,19 @@ class CustomDiffusion(_Baseline):
     prompt: str = "a photo of a {}"
 
 
-Settings = TextualInversion | DreamBooth | CustomDiffusion
-SETTINGS = {"textual_inversion": TextualInversion, "dreambooth": DreamBooth, "custom_diffusion": CustomDiffusion}
+class ViCo(_Baseline):
+    """haoosz/ViCo: V* at 5e-3, image cross-attention in four decoder blocks at 1e-5, attention regularisation 5e-4,
+    checkpoint 400. Its own paper samples at guidance 7.5: say ``cfg_scale: 7.5`` in its method for that."""
+
+    method: Literal["vico"]
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(1, ge=1)
+    token_lr: float = Field(5e-3, gt=0)
+    lr: float = Field(1e-5, gt=0)
+    attention_weight: float = Field(5e-4, ge=0)
+    init_word: str | None = None
+    templates: Literal["neutral", "prompt"] = "neutral"
+    prompt: str = "a photo of a {}"
+
+
+Settings = TextualInversion | DreamBooth | CustomDiffusion | ViCo

@@ -7,10 +7,9 @@ import torch
 from persres.errors import PersresError
 from persres.methods.lessons import Pictures, Plan, plain_batch
 from persres.methods.settings import TextualInversion
-from persres.methods.templates import NEUTRAL
+from persres.methods.templates import captions_of
 from persres.methods.weights import TOKEN
 from persres.models import Diffusion
-from persres.prompt_text import fill
 
 
 def phrase(token: str, rare_token: str, macro_class: str) -> str:
@@ -30,8 +29,7 @@ def start_vector(diffusion: Diffusion, word: str) -> torch.Tensor:
 
 def plan(diffusion: Diffusion, settings: TextualInversion, photos: Pictures, token: str, macro_class: str) -> Plan:
     """Random photos under random neutral captions."""
-    templates = NEUTRAL if settings.templates == "neutral" else (settings.prompt,)
-    captions = [fill(template, token) for template in templates]
+    captions = captions_of(settings, token)
     vector = start_vector(diffusion, settings.init_word or macro_class.split()[-1])
     return Plan(
         [TOKEN],
