@@ -24,7 +24,7 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
               "miniworld/render.py", "miniworld/shapes.py", "miniworld/styles.py", "miniworld/vocabulary.py", "seeding.py",
               "stages/fetch.py"),
     "macro_class": ("images.py", "metrics/clip_scores.py", "stages/macro_class.py", "wordnet"),
-    "train": ("images.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py", "stages/train.py",
+    "train": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py", "stages/train.py",
               "training.py"),
     "sample": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
                "stages/packs.py", "stages/sample.py"),
