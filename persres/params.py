@@ -179,6 +179,8 @@ class Tables(Section):
     bootstrap: int = Field(10_000, ge=100)
     seed: int = 0
     sheet_scale: int = Field(1, ge=1)  # pixels a picture's pixel takes on a sheet
+    # which methods stand in which of the paper's tables, and the name of their row there
+    rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
 
 
 class Runtime(Section):
@@ -220,6 +222,9 @@ class Profile(Section):
                 )
             elif wanted is not None and not problems:
                 problems += self._fits(name, wanted)
+        for table, rows in self.tables.rows.items():
+            unknown = [name for name in rows if name not in self.sample.methods]
+            problems += [f"tables.rows.{table}.{name}: no such method in sample.methods" for name in unknown]
         if self.score.judge is not None and self.fetch.dataset != "miniworld":
             problems.append("score.judge: the judge reads pictures of the mini world only; leave it out")
         if problems:

@@ -29,7 +29,7 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
     "sample": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
                "stages/packs.py", "stages/sample.py", "training.py"),
     "score": ("images.py", "metrics", "miniworld/judge.py", "stages/packs.py", "stages/score.py"),
-    "tables": ("images.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),
+    "tables": ("images.py", "metrics/paper_figures.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),
 }  # fmt: skip
 
 

@@ -280,7 +280,8 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "macro_class": {"source": "dataset", "nearest": True, "candidates": str(folder / "nouns.txt")}, "train": {"steps": 2, "variants": variants},
         "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4, "methods": {"base": {}} | {v: {"residual": v} for v in variants} | {
             "named_by_wordnet": {"residual": "ours", "class_source": "wordnet"}}},
-        "score": {}, "tables": {"bootstrap": 200}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "score": {}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "tables": {"bootstrap": 200, "rows": {"table3": {"attn_kv": "KV weights", "ours": "Ours"}, "table5": {"rank_1": "1"}}},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
     context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
@@ -302,6 +303,26 @@ def test_every_rival_goes_through_the_chain(chain):
         theirs = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
         assert base.keys() == theirs.keys()
         assert any(np.asarray(base[n]).tobytes() != np.asarray(theirs[n]).tobytes() for n in base)
+
+
+def test_the_papers_tables_hold_the_rows_that_params_name(chain):
+    import pandas as pd
+
+    folder = chain.data / "tables"
+    table3, table5 = (pd.read_csv(folder / f"{name}.csv") for name in ("table3", "table5"))
+    assert list(table3["row"]) == ["KV weights", "Ours"] and list(table5["method"]) == ["rank_1"]
+    assert "| KV weights |" in (folder / "table3.md").read_text()
+    assert (folder / "categories.png").stat().st_size > 5000
+
+
+def test_any_two_methods_can_be_compared(chain, capsys):
+    from persres.cli import main
+
+    assert main(["compare", "cd", "ours", "--data", str(chain.data)]) == 0
+    said = capsys.readouterr().out
+    assert "cd - ours, over 2 concepts" in said and "dino" in said and " p " in said
+    assert main(["compare", "cd", "nonsense", "--data", str(chain.data)]) == 1
+    assert "no method 'nonsense' among the scores; there are attn_kv, base" in capsys.readouterr().err
 
 
 def test_class_images_are_drawn_once_for_a_class(chain):
