@@ -1,4 +1,4 @@
-"""Command line: ``persres run STAGE`` (what DVC calls) and ``persres show``."""
+"""Command line: ``persres run STAGE`` (what DVC calls), ``persres show`` and ``persres compare``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,38 @@ def _show(data: Path) -> None:
     print(f"Pictures: {data / 'sheets'}/*.png   Tables: {data / 'tables'}/   Residuals: {data / 'residuals'}/")
 
 
+def _compare(data: Path, method: str, against: str) -> None:
+    """The paired test of any two methods: same prompts, same noise."""
+    import pandas as pd
+
+    from persres.metrics.summary import difference, score_columns
+
+    source = data / "scores" / "scores.parquet"
+    if not source.exists():
+        raise PersresError(f"no {source}; run make repro first")
+    rows = pd.read_parquet(source)
+    known = list(dict.fromkeys(rows["method"]))
+    for name in (method, against):
+        if name not in known:
+            raise PersresError(f"no method {name!r} among the scores; there are {', '.join(known)}")
+    columns = score_columns(rows[rows["method"].isin([method, against])])
+    found = difference(rows, columns, method, against, 10_000, 0)
+    print(f"{method} - {against}, over {found['concepts']} concepts [95% bootstrap interval], p of the sign-flip test")
+    for column in columns:
+        ends = f"[{found[f'{column}_low']:+.4f}, {found[f'{column}_high']:+.4f}]"
+        print(f"  {column:18} {found[column]:+.4f} {ends}  p {found[f'{column}_p']:.3g}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="persres", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run one stage with the settings of params.yaml")
     run.add_argument("stage", choices=STAGES)
     show = commands.add_parser("show", help="print the score table and where the pictures are")
-    for command in (run, show):
+    compare = commands.add_parser("compare", help="paired test of two methods (same prompts, same noise)")
+    compare.add_argument("method")
+    compare.add_argument("against")
+    for command in (run, show, compare):
         command.add_argument("--data", type=Path, default=Path("data"))
     run.add_argument("--params", type=Path, default=Path("params.yaml"))
     run.add_argument("--profile", help="a profile other than the one that params.yaml names")
@@ -47,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "show":
             _show(given.data)
+        elif given.command == "compare":
+            _compare(given.data, given.method, given.against)
         else:
             from persres.stages.context import Context
 

@@ -89,7 +89,7 @@ def _resized(maps: torch.Tensor, side: int) -> torch.Tensor:
     return nn.functional.interpolate(square, size=(side, side), mode=mode).flatten(1).to(maps.dtype)
 
 
-class _ConceptAttention:
+class ConceptAttention:
     """Cross-attention with plain softmax (paper equation 2) that also reports the concept's map."""
 
     def __init__(self, report) -> None:
@@ -150,7 +150,7 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
             raise PersresError(
                 f"{path}: this cross-attention normalises its inputs; LAG knows Stable Diffusion's plain one only"
             )
-        layer.set_processor(_ConceptAttention(report))
+        layer.set_processor(ConceptAttention(report))
     return module.proj_out.register_forward_pre_hook(before_proj_out)
 
 

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from persres.errors import PersresError
+from persres.methods.settings import Section, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+ClassSource = Literal["chosen", "dataset", "wordnet"]  # what macro_class decided, the dataset's word, the nearest noun
 
 
-class Base(_Section):
+class Base(Section):
     """The frozen text-to-image model: a diffusers pipeline by hub name or folder."""
 
     model: str = "CompVis/stable-diffusion-v1-4"
@@ -31,14 +30,14 @@ class Base(_Section):
     rare_token: str = "sks"  # whose embedding V* holds, frozen (paper 3.2: "a rarely occurring token")
 
 
-class Clip(_Section):
+class Clip(Section):
     """An open_clip model: a name with ``pretrained``, or ``local-dir:`` and a folder."""
 
     model: str = "ViT-B-32-quickgelu"
     pretrained: str | None = "openai"
 
 
-class Dino(_Section):
+class Dino(Section):
     """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry."""
 
     model: str = "vit_small_patch16_224.dino"
@@ -46,14 +45,14 @@ class Dino(_Section):
     crop: int = Field(224, ge=8)
 
 
-class Encoders(_Section):
+class Encoders(Section):
     """What images and prompts are measured with."""
 
     clip: Clip = Clip()
     dino: Dino = Dino()
 
 
-class Fetch(_Section):
+class Fetch(Section):
     """Which concepts. An empty list takes all that the dataset has."""
 
     dataset: Literal["miniworld", "folder"] = "folder"
@@ -73,7 +72,7 @@ class Fetch(_Section):
         return self
 
 
-class MacroClass(_Section):
+class MacroClass(Section):
     """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun a line."""
 
     source: Literal["dataset", "wordnet"] = "dataset"
@@ -83,10 +82,10 @@ class MacroClass(_Section):
     batch_size: int = Field(512, ge=1)
 
 
-class Variant(_Section):
+class Variant(Section):
     """One way to train (paper 3.2 and 4.1)."""
 
-    target: Literal["proj_out"] = "proj_out"
+    target: Literal["proj_out", "proj_in", "attn_kv"] = "proj_out"  # the other two are ablations
     rank_ratio: float = Field(0.05, gt=0)
     rank: int | None = Field(None, ge=1)  # a fixed rank in place of the ratio (table 5)
     init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
@@ -96,22 +95,33 @@ class Variant(_Section):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     prompt: str = "a photo of a {}"
+    name_class: bool = True  # ablation: false names the concept by V* alone, here and in sampling
+    class_source: ClassSource = "chosen"  # ablation (table 4): whose macro class the prompt names
+    prior_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
+    prior_weight: float = Field(1.0, ge=0)
+    train_token: bool = False  # ablation: V*'s embedding learns too
     seed: int = 0
     checkpoint_every: int = Field(50, ge=1)
 
 
+_RIVAL: TypeAdapter[Settings] = TypeAdapter(Annotated[Settings, Field(discriminator="method")])
+
+
 class Train(Variant):
-    """Defaults for all variants, and the variants as sparse differences from them."""
+    """Defaults for all variants of ours, and the variants as sparse differences from them. A variant with ``method`` is a
+    rival: it starts from that method's own defaults (persres/methods/settings.py)."""
 
-    variants: dict[Name, dict[str, Any]] = {"ours": {}}
+    variants: dict[Name, dict[str, Any]] = Field({"ours": {}})
 
-    def variant(self, name: str) -> Variant:
+    def variant(self, name: str) -> Variant | Settings:
         """The typed settings of one variant."""
+        if "method" in self.variants[name]:
+            return _RIVAL.validate_python(self.variants[name])
         shared = {k: v for k, v in self.model_dump().items() if k != "variants"}
         return Variant(**(shared | self.variants[name]))
 
 
-class Drawing(_Section):
+class Drawing(Section):
     """One way to sample (paper 3.3 and 4.3). ``residual`` names a training variant; none is the base model."""
 
     residual: str | None = None
@@ -125,6 +135,9 @@ class Drawing(_Section):
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
+    class_source: ClassSource = (
+        "chosen"  # whose macro class the prompt names (table 4); noise and scores keep the chosen one
+    )
     images_per_prompt: int = Field(50, ge=1)
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
     seed: int = 0
@@ -143,11 +156,9 @@ class Drawing(_Section):
 class Sample(Drawing):
     """Defaults for all methods, and the methods as sparse differences from them."""
 
-    methods: dict[Name, dict[str, Any]] = {
-        "base": {},
-        "ours": {"residual": "ours"},
-        "ours_lag": {"residual": "ours", "lag": True},
-    }
+    methods: dict[Name, dict[str, Any]] = Field(
+        {"base": {}, "ours": {"residual": "ours"}, "ours_lag": {"residual": "ours", "lag": True}}
+    )
 
     def method(self, name: str) -> Drawing:
         """The typed settings of one method."""
@@ -155,22 +166,24 @@ class Sample(Drawing):
         return Drawing(**(shared | self.methods[name]))
 
 
-class Score(_Section):
+class Score(Section):
     """``judge`` is a folder with the mini world's judge, which tells object from background."""
 
     judge: str | None = None
     batch_size: int = Field(64, ge=1)
 
 
-class Tables(_Section):
+class Tables(Section):
     """Bootstrap over concepts, and what the sheets show."""
 
     bootstrap: int = Field(10_000, ge=100)
     seed: int = 0
     sheet_scale: int = Field(1, ge=1)  # pixels a picture's pixel takes on a sheet
+    # which methods stand in which of the paper's tables, and the name of their row there
+    rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
 
 
-class Runtime(_Section):
+class Runtime(Section):
     """Where and how fast. Nothing here changes a result beyond float tolerance."""
 
     workers: int = Field(1, ge=0)  # processes; 0 takes one per core
@@ -178,7 +191,7 @@ class Runtime(_Section):
     sample_batch: int = Field(8, ge=1)
 
 
-class Profile(_Section):
+class Profile(Section):
     """All sections of one profile."""
 
     base: Base = Base()
@@ -207,11 +220,28 @@ class Profile(_Section):
                 problems.append(
                     f"sample.methods.{name}.residual: no training variant {wanted!r}; one of {', '.join(self.train.variants)}"
                 )
+            elif wanted is not None and not problems:
+                problems += self._fits(name, wanted)
+        for table, rows in self.tables.rows.items():
+            unknown = [name for name in rows if name not in self.sample.methods]
+            problems += [f"tables.rows.{table}.{name}: no such method in sample.methods" for name in unknown]
         if self.score.judge is not None and self.fetch.dataset != "miniworld":
             problems.append("score.judge: the judge reads pictures of the mini world only; leave it out")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _fits(self, method: str, wanted: str) -> list[str]:
+        """What a method asks of a variant that the variant can't give."""
+        drawing, variant = self.sample.method(method), self.train.variant(wanted)
+        target = variant.target if isinstance(variant, Variant) else variant.method
+        where = f"sample.methods.{method}"
+        problems = []
+        if drawing.lag and target != "proj_out":
+            problems.append(f"{where}.lag: masks act on residuals of proj_out, but {wanted} trains {target}")
+        if drawing.strength != 1.0 and not isinstance(variant, Variant):
+            problems.append(f"{where}.strength: only residuals can be scaled, and {wanted} is {target}")
+        return problems
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -28,16 +28,22 @@ def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, tok
     return token_id
 
 
-def _ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+def prompt_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """Token numbers [n, length], padded as Stable Diffusion does."""
     return tokenizer(
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
 
 
+def prompt_states(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
+    """As :func:`encode_prompts`, with gradients."""
+    return text_encoder(prompt_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+
+
 @torch.no_grad()
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
     """Last hidden states [n, length, width], padded to the tokenizer's length as Stable Diffusion does."""
-    return text_encoder(_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+    return prompt_states(tokenizer, text_encoder, prompts)
 
 
 def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
@@ -45,7 +51,7 @@ def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> tor
 
     Raises PersresError where the phrase is not in the prompt, or lies beyond its last token.
     """
-    ids = _ids(tokenizer, [prompt])[0].tolist()
+    ids = prompt_ids(tokenizer, [prompt])[0].tolist()
     wanted = tokenizer(phrase, add_special_tokens=False).input_ids
     positions = torch.zeros(len(ids))
     for start in range(len(ids) - len(wanted) + 1):

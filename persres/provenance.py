@@ -24,12 +24,12 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
               "miniworld/render.py", "miniworld/shapes.py", "miniworld/styles.py", "miniworld/vocabulary.py", "seeding.py",
               "stages/fetch.py"),
     "macro_class": ("images.py", "metrics/clip_scores.py", "stages/macro_class.py", "wordnet"),
-    "train": ("images.py", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "seeding.py", "stages/train.py",
+    "train": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py", "stages/train.py",
               "training.py"),
-    "sample": ("images.py", "lag.py", "lag_controls.py", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
-               "stages/packs.py", "stages/sample.py"),
+    "sample": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
+               "stages/packs.py", "stages/sample.py", "training.py"),
     "score": ("images.py", "metrics", "miniworld/judge.py", "stages/packs.py", "stages/score.py"),
-    "tables": ("images.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),
+    "tables": ("images.py", "metrics/paper_figures.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),
 }  # fmt: skip
 
 

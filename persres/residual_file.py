@@ -21,11 +21,14 @@ from persres.errors import PersresError
 from persres.residuals import ResidualBank, Target, find_targets
 
 FORMAT = "persres-residual-1"
+TOKEN = "token"
 
 
-def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Target], info: dict[str, Any]) -> None:
-    """Write one concept's residual. ``info`` (config, provenance) must be JSON."""
-    tensors = {}
+def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Target], info: dict[str, Any],
+                  token: torch.Tensor | None = None) -> None:  # fmt: skip
+    """Write one concept's residual. ``info`` (config, provenance) must be JSON. ``token`` is V*'s embedding where it learned
+    too (an ablation: such a file is for persres alone, a LoRA loader does not know the key)."""
+    tensors = {} if token is None else {TOKEN: token}
     for target in targets:
         up, down = state[f"{target.path}.up"], state[f"{target.path}.down"]
         if target.conv:
@@ -46,7 +49,8 @@ def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Targ
 def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """One concept's factors by layer (``<path>.up`` [m, r], ``<path>.down`` [r, m]) and its info.
 
-    Raises PersresError where the file is missing, broken or not a residual.
+    ``token`` is among them where V*'s embedding learned too. Raises PersresError where the file is missing, broken or not
+    a residual.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -59,11 +63,16 @@ def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path} is a safetensors file but not a persres residual: its header has no 'persres' entry"
         )
     parts = {"lora_A": "down", "lora_B": "up"}
-    state = {}
+    state = {TOKEN: tensors.pop(TOKEN).float()} if TOKEN in tensors else {}
     for key, value in tensors.items():
         layer, part, _ = key.removeprefix("unet.").rsplit(".", 2)
         state[f"{layer}.{parts[part]}"] = value.flatten(1).float()
     return state, json.loads(metadata["persres"])
+
+
+def load_token(path: Path) -> torch.Tensor | None:
+    """V*'s embedding, where it learned too."""
+    return load_residual(path)[0].get(TOKEN)
 
 
 def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
@@ -72,6 +81,7 @@ def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
     Raises PersresError where the file is no residual, or one for another architecture.
     """
     state, info = load_residual(path)
+    state.pop(TOKEN, None)
     settings = info["spec"]["settings"]
-    targets = find_targets(unet, settings["rank_ratio"], settings["rank"])
+    targets = find_targets(unet, settings["rank_ratio"], settings["rank"], settings["target"])
     return ResidualBank.from_states(targets, [state]).to(next(unet.parameters()).device)

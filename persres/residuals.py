@@ -24,15 +24,19 @@ from torch import nn
 
 from persres.errors import PersresError
 
+PLACES = ("proj_out", "proj_in", "attn_kv")
+
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that takes a residual. ``conv`` tells a 1×1 convolution from a linear layer."""
+    """One layer that takes a residual: ``width`` outputs, ``width_in`` inputs. ``conv`` tells a 1×1 convolution from a
+    linear layer."""
 
     path: str
     width: int
     conv: bool
     rank: int
+    width_in: int
 
 
 def rank_of(width: int, ratio: float = 0.05, fixed: int | None = None) -> int:
@@ -40,18 +44,32 @@ def rank_of(width: int, ratio: float = 0.05, fixed: int | None = None) -> int:
     return min(width, fixed if fixed is not None else max(1, round(ratio * width)))
 
 
-def find_targets(unet: nn.Module, ratio: float = 0.05, fixed_rank: int | None = None) -> list[Target]:
-    """The output projection of every transformer block, in the order of the model's modules.
+def _layers(path: str, block: Transformer2DModel, place: str) -> Iterator[tuple[str, nn.Module]]:
+    if place == "attn_kv":
+        for number, layer in enumerate(block.transformer_blocks):
+            for name in ("to_k", "to_v"):
+                yield f"{path}.transformer_blocks.{number}.attn2.{name}", getattr(layer.attn2, name)
+    elif place in PLACES:
+        yield f"{path}.{place}", getattr(block, place)
+    else:
+        raise PersresError(f"unknown target {place!r}; one of {', '.join(PLACES)}")
+
+
+def find_targets(
+    unet: nn.Module, ratio: float = 0.05, fixed_rank: int | None = None, place: str = "proj_out"
+) -> list[Target]:
+    """The layers that take a residual, in the order of the model's modules: the output projection of every
+    transformer block; or, for the paper's ablations, its input projection, or keys and values of its cross-attention.
 
     Raises PersresError where the model has none.
     """
     targets = []
-    for path, module in unet.named_modules():
-        if isinstance(module, Transformer2DModel):
-            layer = module.proj_out
-            conv = isinstance(layer, nn.Conv2d)
-            width = layer.out_channels if conv else layer.out_features
-            targets.append(Target(f"{path}.proj_out", width, conv, rank_of(width, ratio, fixed_rank)))
+    for path, block in unet.named_modules():
+        if isinstance(block, Transformer2DModel):
+            for name, layer in _layers(path, block, place):
+                width, width_in = layer.weight.shape[:2]
+                rank = min(rank_of(width, ratio, fixed_rank), width_in)
+                targets.append(Target(name, width, isinstance(layer, nn.Conv2d), rank, width_in))
     if not targets:
         raise PersresError(
             f"{type(unet).__name__} has no transformer block with an output projection; is this a Stable Diffusion U-Net?"
@@ -60,13 +78,14 @@ def find_targets(unet: nn.Module, ratio: float = 0.05, fixed_rank: int | None = 
 
 
 class ResidualBank(nn.Module):
-    """Residuals of K concepts: ``up[i]`` is A_i [K, m, r] and ``down[i]`` is B_i [K, r, m], float32."""
+    """Residuals of K concepts: ``up[i]`` is A_i [K, m, r] and ``down[i]`` is B_i [K, r, m'], float32; m' = m but for keys
+    and values, which read the text's width."""
 
     def __init__(self, targets: list[Target], concepts: int = 1) -> None:
         super().__init__()
         self.targets = tuple(targets)
         self.up = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.width, t.rank)) for t in targets)
-        self.down = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.rank, t.width)) for t in targets)
+        self.down = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.rank, t.width_in)) for t in targets)
 
     @property
     def concepts(self) -> int:
@@ -83,11 +102,11 @@ class ResidualBank(nn.Module):
             a = torch.randn(up.shape[1:], generator=draw)
             b = torch.randn(down.shape[1:], generator=draw)
             if kind == "scaled_normal":
-                a, b = a * gain / math.sqrt(target.rank), b / math.sqrt(target.width)
+                a, b = a * gain / math.sqrt(target.rank), b / math.sqrt(target.width_in)
             elif kind == "normal":
                 a, b = a * gain, b * gain
             elif kind == "lora":
-                a, b = a * 0, (torch.rand(down.shape[1:], generator=draw) * 2 - 1) / math.sqrt(target.width)
+                a, b = a * 0, (torch.rand(down.shape[1:], generator=draw) * 2 - 1) / math.sqrt(target.width_in)
             else:
                 raise PersresError(f"unknown init {kind!r}; one of scaled_normal, normal, lora")
             up[concept].copy_(a)
@@ -95,8 +114,8 @@ class ResidualBank(nn.Module):
         return self
 
     def count(self) -> int:
-        """Numbers per concept: Σ 2 m_i r_i."""
-        return sum(2 * t.width * t.rank for t in self.targets)
+        """Numbers per concept: Σ r_i (m_i + m'_i), which is Σ 2 m_i r_i for square layers."""
+        return sum(t.rank * (t.width + t.width_in) for t in self.targets)
 
     @torch.no_grad()
     def scaled(self, strength: float) -> ResidualBank:

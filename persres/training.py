@@ -27,13 +27,19 @@ class Lesson:
     """What one concept is learned from.
 
     ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the
-    denoiser's scale. ``text``: the embedded prompt [length, width]. ``name`` seeds the draws.
+    denoiser's scale. ``text``: the embedded prompt [length, width], or a function that gives it where V*'s embedding
+    learns too. ``name`` seeds the draws. ``prior``: class images to learn beside, at ``prior_weight``.
     """
 
     name: str
     mean: torch.Tensor
     std: torch.Tensor
-    text: torch.Tensor
+    text: torch.Tensor | Callable[[], torch.Tensor]
+    prior: Lesson | None = None
+
+    def states(self) -> torch.Tensor:
+        """The embedded prompt as it stands now."""
+        return self.text() if callable(self.text) else self.text
 
 
 @dataclass
@@ -77,13 +83,24 @@ def concept_losses(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Less
     drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
     device = lessons[0].mean.device
     z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    text = torch.stack([lesson.text for lesson in lessons]).repeat_interleave(settings.batch_size, 0)
+    text = torch.stack([lesson.states() for lesson in lessons]).repeat_interleave(settings.batch_size, 0)
     routing = Routing.everywhere(len(z), device)
     routing.rows = torch.arange(len(lessons), device=device).repeat_interleave(settings.batch_size)
     with attached(unet, bank, routing):
         out = unet(scheduler.add_noise(z, noise, t), t, encoder_hidden_states=text).sample
     error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
     return error.flatten(1).mean(1).view(len(lessons), -1).mean(1)
+
+
+def _losses(
+    unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: Variant, step: int
+) -> torch.Tensor:
+    """Each concept's loss with its class images', [K]. They are drawn under names of their own."""
+    losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
+    if any(lesson.prior is None for lesson in lessons):
+        return losses
+    priors = [lesson.prior for lesson in lessons]
+    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step)
 
 
 def new_bank(targets: list, lessons: list[Lesson], settings: Variant) -> ResidualBank:
@@ -95,14 +112,16 @@ def new_bank(targets: list, lessons: list[Lesson], settings: Variant) -> Residua
 
 
 def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: Variant,
-          checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None) -> Log:  # fmt: skip
-    """Train the bank in place; returns the log. The U-Net takes no gradient and is left as it was.
+          checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None,
+          extra: dict[str, nn.Parameter] | None = None) -> Log:  # fmt: skip
+    """Train the bank in place, and ``extra`` parameters that the lessons' texts depend on; returns the log. The U-Net
+    takes no gradient and is left as it was.
 
     With a checkpoint path the state is saved every ``settings.checkpoint_every`` steps, and a run that finds
     one goes on from it to the same bits as an unbroken run on the same machine.
     """
     unet.requires_grad_(False)
-    parameters = dict(bank.named_parameters())
+    parameters = dict(bank.named_parameters()) | (extra or {})
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     log, start = Log(), 0
     if checkpoint is not None and checkpoint.exists():
@@ -112,7 +131,7 @@ def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank
         except SafetensorError:
             print(f"{checkpoint} is broken; starting from the first step", flush=True)
     for step in range(start, settings.steps):
-        losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
+        losses = _losses(unet, scheduler, lessons, bank, settings, step)
         losses.sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from conftest import tiny_unet
 from diffusers import UNet2DConditionModel
 
 from persres.errors import PersresError
-from persres.residual_file import load_residual, save_residual
+from persres.residual_file import load_bank, load_residual, save_residual
 from persres.residuals import ResidualBank, Routing, attached, find_targets, merged, rank_of
 from persres.seeding import generator
 
@@ -186,3 +186,39 @@ def test_the_same_residual_is_the_same_bytes(unet, tmp_path):
     state, back = load_residual(tmp_path / "0.safetensors")
     assert back["spec"] == info["spec"]
     assert torch.equal(state[f"{bank.targets[0].path}.up"], bank.up[0][0])
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("place", ["proj_in", "attn_kv"])
+def test_ablation_targets_merge_and_come_back_from_a_file(place, linear, tmp_path):
+    """Elsewhere than on proj_out: hooked equals merged, zero changes nothing, the file gives the same pictures."""
+    unet = tiny_unet(linear).requires_grad_(False)
+    targets, (x, t, text) = find_targets(unet, place=place), inputs()
+    base = run(unet, x, t, text)
+    with attached(unet, ResidualBank(targets), Routing.everywhere(2)):
+        assert torch.equal(run(unet, x, t, text), base)
+    bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("place")).requires_grad_(False)
+    with attached(unet, bank, Routing.everywhere(2)):
+        hooked = run(unet, x, t, text)
+    with merged(unet, bank):
+        assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-5)
+    assert (hooked - base).abs().max() > 1e-3
+    settings = {"rank_ratio": 0.05, "rank": None, "target": place}
+    save_residual(tmp_path / "r.safetensors", bank.to_state(), targets, {"spec": {"settings": settings}})
+    with attached(unet, load_bank(unet, tmp_path / "r.safetensors"), Routing.everywhere(2)):
+        assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-6)
+
+
+def test_ablation_targets_on_stable_diffusions_shapes():
+    counts = {}
+    for place in ("proj_out", "proj_in", "attn_kv"):
+        with torch.device("meta"):
+            counts[place] = ResidualBank(find_targets(sd14_unet(), place=place)).count()
+    assert counts == {"proj_out": 1_239_040, "proj_in": 1_239_040, "attn_kv": 2 * sum(
+        n * r * (m + 768) for n, m, r in ((5, 320, 16), (5, 640, 32), (6, 1280, 64))
+    )}  # fmt: skip
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(PersresError, match="unknown target 'bias'; one of proj_out, proj_in, attn_kv"):
+        find_targets(tiny_unet(), place="bias")

@@ -14,9 +14,10 @@ from persres.metrics.background import background_change
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.cut_out import GREY, cut_out, object_alignment
 from persres.metrics.dino_scores import DinoEncoder
-from persres.metrics.summary import bootstrap_interval, difference, method_table
+from persres.metrics.summary import bootstrap_interval, difference, method_table, sign_flip_p
 from persres.miniworld.judge import Verdict, asked, followed
 from persres.params import Clip, Dino
+from persres.stages.tables import paper_table
 
 
 def unit_rows(n: int, seed: int) -> torch.Tensor:
@@ -143,3 +144,20 @@ def test_what_a_prompt_asks_for_is_read_off_its_words():
         verdict, ["a photo of a {} in the snow", "a photo of a red {} on the beach", "a photo of a striped {}"]
     )
     assert shares[:2].tolist() == [1.0, 0.5] and np.isnan(shares[2])
+
+
+def test_the_sign_flip_test_is_exact_for_few_and_random_for_many():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0]), 100, 0) == pytest.approx(2 / 8)
+    assert sign_flip_p(np.array([1.0, -1.0]), 100, 0) == 1.0
+    draw = np.random.default_rng(0)
+    assert sign_flip_p(draw.normal(1.0, 1.0, 30), 2000, 0) < 0.01
+    assert sign_flip_p(draw.normal(0.0, 1.0, 30), 2000, 0) > 0.05
+
+
+def test_a_paper_table_has_its_rows_and_the_papers_figures_on_the_papers_model():
+    table = pd.DataFrame({"method": ["a", "b", "c"], "clip_text": [1.0, 2.0, 3.0]})
+    mini = paper_table(table, "table3", {"c": "Ours", "a": "KV weights"}, "elsewhere")
+    assert list(mini["method"]) == ["c", "a"] and list(mini["row"]) == ["Ours", "KV weights"]
+    assert not [column for column in mini if column.startswith("paper")]
+    real = paper_table(table, "table3", {"c": "Ours", "a": "not in it"}, "CompVis/stable-diffusion-v1-4")
+    assert real["paper dino"][0] == 0.5671 and np.isnan(real["paper dino"][1])

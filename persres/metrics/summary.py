@@ -42,10 +42,20 @@ def method_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int)
     return pd.DataFrame(table)
 
 
+def sign_flip_p(values: np.ndarray, rounds: int, seed: int) -> float:
+    """Two-sided p of a paired mean difference of zero: how often random signs give one as large. Exact for up to 12 pairs."""
+    count, seen = len(values), abs(values.mean()) - 1e-12
+    if count <= 12:
+        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        return float((np.abs((signs * values).mean(1)) >= seen).mean())
+    signs = np.random.default_rng(seed).choice([-1, 1], size=(rounds, count))
+    return float((1 + (np.abs((signs * values).mean(1)) >= seen).sum()) / (1 + rounds))
+
+
 def difference(
     rows: pd.DataFrame, columns: list[str], method: str, against: str, rounds: int, seed: int
 ) -> dict[str, object]:
-    """Paired difference of two methods over the concepts that both have, with intervals."""
+    """Paired difference of two methods over the concepts that both have, with intervals and the sign-flip test's p."""
     means = per_concept(rows, columns).set_index(["method", "concept"])
     one, two = means.loc[method], means.loc[against]
     shared = one.index.intersection(two.index)
@@ -54,4 +64,5 @@ def difference(
         values = (one.loc[shared, column] - two.loc[shared, column]).to_numpy()
         row[column] = float(values.mean())
         row[f"{column}_low"], row[f"{column}_high"] = bootstrap_interval(values, rounds, seed)
+        row[f"{column}_p"] = sign_flip_p(values, rounds, seed)
     return row

@@ -60,10 +60,17 @@ def nearest_nouns(encoder: ClipEncoder, photos: list, nouns: list[str], features
     return {"nearest": best[0][0], "top": best}
 
 
-def read_macro_classes(context: Context) -> dict[str, str]:
-    """The chosen class by concept."""
+def read_macro_classes(context: Context, source: str = "chosen") -> dict[str, str]:
+    """The class by concept: the chosen one, the ``dataset``'s, or the nearest ``wordnet`` noun.
+
+    Raises PersresError where nearest nouns are asked for and were not looked for.
+    """
     path = context.data / "macro_class" / FILE
     if not path.exists():
         raise PersresError(f"no {path}; run the macro_class stage first")
     found = json.loads(path.read_text())
-    return {name: entry["chosen"] for name, entry in found["concepts"].items()}
+    key = {"wordnet": "nearest"}.get(source, source)
+    classes = {name: entry[key] for name, entry in found["concepts"].items()}
+    if None in classes.values():
+        raise PersresError("class_source: wordnet needs the nearest nouns; say macro_class.nearest: true")
+    return classes

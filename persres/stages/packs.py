@@ -14,12 +14,11 @@ INDEX = "index.json"
 def items_of(spec: dict) -> list[dict]:
     """What is drawn, in order: one entry a picture, with its name and its texts.
 
-    The base model is asked for the plain macro class; a residual's prompt names V* before it.
+    ``phrase`` stands for the concept: the plain macro class for the base model, V* before it for a residual.
     ``plain`` is the prompt without V*: it seeds the noise and is what the CLIP text score reads.
     """
-    phrase = spec["macro_class"] if spec["residual"] is None else f"{spec['base']['token']} {spec['macro_class']}"
     return [
-        {"name": f"{number:02d}_{image:03d}", "prompt": fill(text, phrase), "phrase": phrase, "image": image,
+        {"name": f"{number:02d}_{image:03d}", "prompt": fill(text, spec["phrase"]), "phrase": spec["phrase"], "image": image,
          "plain": fill(text, spec["macro_class"])}
         for number, _, text in spec["prompts"]
         for image in range(spec["drawing"]["images_per_prompt"])

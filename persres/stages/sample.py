@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from persres.datasets.layout import read_concepts, spread_prompts
+from persres.datasets.layout import read_concepts, reference_photos, spread_prompts
 from persres.errors import PersresError
-from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
+from persres.images import load_photo, png_bytes, square, to_images, to_tensor, unzip_bytes, zip_bytes
 from persres.lag import MaskRule, localised, mean_mask
 from persres.lag_controls import standin
 from persres.loading import model_identity, pick_device
-from persres.models import Diffusion, decode, load_diffusion
+from persres.methods import vico
+from persres.methods.registry import phrase_for
+from persres.methods.state_file import load_state
+from persres.methods.weights import replaced
+from persres.models import Diffusion, decode, load_diffusion, posterior
 from persres.params import Base, Drawing
 from persres.prompts import concept_positions, encode_prompts
 from persres.provenance import code_fingerprint, measured
-from persres.residual_file import load_bank
+from persres.residual_file import TOKEN, load_bank, load_token
 from persres.residuals import ResidualBank, Routing, attached, merged
 from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -46,14 +52,28 @@ def sample_units(context: Context) -> list[Unit]:
     units = []
     for method in context.profile.sample.methods:
         drawing = context.profile.sample.method(method)
-        for concept, _ in read_concepts(context.data / "concepts"):
+        settings = context.profile.train.variant(drawing.residual).model_dump() if drawing.residual else {}
+        named = read_macro_classes(context, drawing.class_source)
+        for concept, folder in read_concepts(context.data / "concepts"):
             spec = shared | {
                 "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
                 "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
                 "residual": _residual(context, drawing, concept.name, list(classes)),
+                "rival": settings.get("method"), "phrase": _phrase(base, settings, drawing, named[concept.name]),
+                "reference": _reference(folder) if settings.get("method") == "vico" else None,
             }  # fmt: skip
             units.append(Unit.of("sample", f"{method}/{concept.name}", spec))
     return units
+
+
+def _reference(folder: Path) -> dict[str, str]:
+    photo = reference_photos(folder)[0]
+    return {"path": str(photo), "digest": digest_file(photo)}
+
+
+def _phrase(base: Base, settings: dict, drawing: Drawing, macro_class: str) -> str:
+    """What stands for the concept: the plain class for the base model."""
+    return macro_class if drawing.residual is None else phrase_for(settings, base, macro_class)
 
 
 def _residual(context: Context, drawing: Drawing, concept: str, concepts: list[str]) -> dict[str, str] | None:
@@ -83,9 +103,13 @@ def lag_rule(diffusion: Diffusion, items: list[dict], drawing: Drawing) -> MaskR
 
 
 def draw(
-    diffusion: Diffusion, items: list[dict], drawing: Drawing, bank: ResidualBank | None, resolution: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size]."""
+    diffusion: Diffusion, items: list[dict], drawing: Drawing, bank: ResidualBank | None, resolution: int,
+    beside: Callable[[list[dict]], Any] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size].
+
+    ``beside`` gives what draws in the U-Net's place, where a rival needs one.
+    """
     device, n = diffusion.unet.device, len(items)
     channels, factor = diffusion.latent_shape
     noise = starting_noise(
@@ -94,7 +118,8 @@ def draw(
     )
     cond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [i["prompt"] for i in items])
     uncond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [""])
-    denoise = guided(diffusion.unet, cond, uncond, drawing.cfg_scale)
+    unet = diffusion.unet if beside is None else beside(items)
+    denoise = guided(unet, cond, uncond, drawing.cfg_scale)
     rule = None
     with ExitStack() as stack:
         if bank is not None and drawing.lag:
@@ -110,22 +135,51 @@ def draw(
     return decode(diffusion.vae, latents), masks
 
 
+def reference_of(diffusion: Diffusion, spec: dict, learned: dict) -> Callable[[list[dict]], Any] | None:
+    """For ViCo: a batch's U-Net beside the concept's first photo; None for the rivals that need no photo."""
+    if spec["rival"] != "vico":
+        return None
+    base, blocks = Base(**spec["base"]), vico.load_blocks(diffusion, learned)
+    photo = square(load_photo(Path(spec["reference"]["path"])), base.resolution)
+    latents, _ = posterior(diffusion.vae, to_tensor([photo]))
+    noise = torch.randn(latents.shape, generator=generator("reference", spec["concept"])).to(latents.device)
+
+    def beside(items: list[dict]) -> vico.WithReference:
+        prompts = [""] * len(items) + [i["prompt"] for i in items]
+        sizes = (len(prompts), -1, -1, -1)
+        where = vico.positions(diffusion, prompts, base.token)
+        return vico.WithReference(diffusion, blocks, latents.expand(sizes), noise.expand(sizes), *where)
+
+    return beside
+
+
 def sample_unit(unit: Unit, work: Path, device: str) -> None:
     """Draw one concept's pictures by one method, batch by batch; whole batches survive a kill."""
     spec, folder = unit.settings, unit.folder(work)
     base, drawing = Base(**spec["base"]), Drawing(**spec["drawing"])
     diffusion = load_diffusion(base, device)
-    bank = None
-    with measured(pick_device(device)) as run:
-        if spec["residual"] is not None:
-            bank = load_bank(diffusion.unet, Path(spec["residual"]["path"])).scaled(drawing.strength)
+    bank, learned, beside = None, {}, None
+    token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
+    with measured(pick_device(device)) as run, ExitStack() as stack:
+        if spec["rival"]:
+            learned, _ = load_state(Path(spec["residual"]["path"]))
+            beside = reference_of(diffusion, spec, learned)
+            own = {name: value for name, value in learned.items() if not name.startswith(vico.PREFIX)}
+            stack.enter_context(replaced(diffusion, own, token_id))
+        elif spec["residual"] is not None:
+            path = Path(spec["residual"]["path"])
+            bank, token = load_bank(diffusion.unet, path).scaled(drawing.strength), load_token(path)
+            if token is not None:
+                learned = {TOKEN: token}
+                stack.enter_context(replaced(diffusion, learned, token_id))
         items, size = items_of(spec), spec["batch"]
         for start in tqdm(range(0, len(items), size), desc=unit.name, mininterval=2, leave=False, disable=None):
             batch, part = items[start : start + size], folder / "parts" / f"{start:06d}.zip"
             if not part.exists():  # written whole, by rename, below a folder that the spec's hash names
-                pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution)
+                pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution, beside)
                 write_atomic(part, _pack(batch, pictures, masks))
-    run["parameters"] = diffusion.parameter_count() if bank is None else bank.count()
+    trained = sum(value.numel() for value in learned.values()) + (0 if bank is None else bank.count())
+    run["parameters"] = trained or diffusion.parameter_count()
     run["pictures"] = len(items)
     _join(folder, items)
     finish(unit, work, [folder / PACK], run)

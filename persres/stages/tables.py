@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")  # no screen on an agent
+import matplotlib.pyplot as plt
 import pandas as pd
 
-from persres.metrics.summary import difference, method_table, score_columns
+from persres.metrics.paper_figures import MODEL, PAPER
+from persres.metrics.summary import SCORES, difference, method_table, score_columns
 from persres.stages.context import Context
 from persres.stages.packs import read_index
 from persres.stages.sheets import write_sheets
@@ -15,44 +20,69 @@ from persres.units import publishing, stage_lock
 
 
 def tables(context: Context) -> None:
-    """Publish table 1, the paired differences, scores by prompt group and one sheet per concept."""
+    """Publish the tables, the paired differences, scores by prompt group and category, and one sheet per concept."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    methods = read_index(context)["methods"]
-    settings = context.profile.tables
-    columns = score_columns(rows)
     with stage_lock(context.work, "tables"):
         with publishing(context.data / "tables") as out:
-            table = method_table(rows, columns, settings.bootstrap, settings.seed)
-            table.insert(1, "params", [methods[m]["parameters"] for m in table["method"]])
-            table["concepts"] = [rows.loc[rows["method"] == m, "concept"].nunique() for m in table["method"]]
-            table["images"] = [int((rows["method"] == m).sum()) for m in table["method"]]
-            _write(out, "table1", "Table 1", table, columns, _notes(context, rows))
-            pairs = _pairs(list(table["method"]), methods)
-            paired = pd.DataFrame(
-                [difference(rows, columns, a, b, settings.bootstrap, settings.seed) for a, b in pairs]
-            )
-            _write(
-                out,
-                "differences",
-                "Paired differences (same prompts, same noise)",
-                paired,
-                columns,
-                _notes(context, rows),
-            )
-            groups = [method_table(part, columns, settings.bootstrap, settings.seed).assign(prompt_group=group)
-                      for group, part in rows.groupby("prompt_group", sort=False)]  # fmt: skip
-            by_group = pd.concat(groups, ignore_index=True)
-            _write(
-                out,
-                "groups",
-                "By prompt group",
-                by_group[["prompt_group", *by_group.columns[:-1]]],
-                columns,
-                _notes(context, rows),
-            )
+            _write_all(context, rows, read_index(context)["methods"], out)
         with publishing(context.data / "sheets") as out:
             write_sheets(context, out)
     print((context.data / "tables" / "table1.md").read_text(), flush=True)
+
+
+def _write_all(context: Context, rows: pd.DataFrame, methods: dict[str, dict], out: Path) -> None:
+    settings, columns, notes = context.profile.tables, score_columns(rows), _notes(context, rows)
+    resample = (settings.bootstrap, settings.seed)
+    everything = _main_table(rows, methods, columns, resample)
+    for name, chosen in ({"table1": {m: m for m in everything["method"]}} | settings.rows).items():
+        table = paper_table(everything, name, chosen, context.profile.base.model)
+        _write(out, name, f"Table {name.removeprefix('table')}", table, columns, notes)
+    pairs = _pairs(list(everything["method"]), methods)
+    paired = pd.DataFrame([difference(rows, columns, a, b, *resample) for a, b in pairs])
+    _write(out, "differences", "Paired differences (same prompts, same noise)", paired, columns, notes)
+    for name, title, key in (("groups", "By prompt group", "prompt_group"), ("categories", "By category", "category")):
+        parts = [
+            method_table(part, columns, *resample).assign(**{key: value})
+            for value, part in rows.groupby(key, sort=False)
+        ]
+        table = pd.concat(parts, ignore_index=True)
+        _write(out, name, title, table[[key, *table.columns[:-1]]], columns, notes)
+    category_figure(pd.read_csv(out / "categories.csv"), out / "categories.png")
+
+
+def _main_table(
+    rows: pd.DataFrame, methods: dict[str, dict], columns: list[str], resample: tuple[int, int]
+) -> pd.DataFrame:
+    table = method_table(rows, columns, *resample)
+    table.insert(1, "params", [methods[m]["parameters"] for m in table["method"]])
+    table["concepts"] = [rows.loc[rows["method"] == m, "concept"].nunique() for m in table["method"]]
+    table["images"] = [int((rows["method"] == m).sum()) for m in table["method"]]
+    return table
+
+
+def paper_table(everything: pd.DataFrame, name: str, chosen: dict[str, str], model: str) -> pd.DataFrame:
+    """The chosen methods in their order under the paper's row names, the paper's own figures beside where the model is its."""
+    table = everything.set_index("method").loc[list(chosen)].reset_index()
+    if any(method != row for method, row in chosen.items()):
+        table.insert(1, "row", list(chosen.values()))
+    if model == MODEL and name in PAPER:
+        known = [PAPER[name].get(row, (float("nan"),) * 3) for row in chosen.values()]
+        for i, score in enumerate(SCORES):
+            table[f"paper {score}"] = [figures[i] for figures in known]
+    return table
+
+
+def category_figure(table: pd.DataFrame, path: Path) -> None:
+    """CLIP image and DINO against CLIP text, a dot per method and category (paper figure 7)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    for axis, score in zip(axes, ("clip_image", "dino"), strict=True):
+        for method, part in table.groupby("method", sort=False):
+            axis.scatter(part["clip_text"], part[score], label=method, s=18)
+        axis.set(xlabel="clip_text", ylabel=score)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    plt.close(figure)
 
 
 def _pairs(names: list[str], methods: dict[str, dict]) -> list[tuple[str, str]]:
@@ -96,7 +126,7 @@ def _write(out: Path, name: str, title: str, table: pd.DataFrame, columns: list[
     for column in columns:
         digits = 5 if column == "background_change" else 4
         shown[column] = [_with_interval(row, column, digits) for _, row in table.iterrows()]
-        shown = shown.drop(columns=[f"{column}_low", f"{column}_high"])
+        shown = shown.drop(columns=[f"{column}_{end}" for end in ("low", "high", "p") if f"{column}_{end}" in shown])
     if "params" in shown:
         shown["params"] = [f"{int(p):,}" for p in shown["params"]]
     header = "| " + " | ".join(shown.columns) + " |\n|" + "---|" * len(shown.columns)
@@ -108,4 +138,5 @@ def _with_interval(row: pd.Series, column: str, digits: int) -> str:
     value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
     if pd.isna(value):
         return "–"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    p = f", p {row[f'{column}_p']:.2g}" if f"{column}_p" in row else ""
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{p}"

@@ -4,87 +4,146 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from persres.datasets.layout import read_concepts, reference_photos
-from persres.images import load_photo, square, to_tensor
+from persres.images import list_photos, load_photo, square, to_tensor
 from persres.loading import model_identity, pick_device
+from persres.methods.prior import PACK, prior_unit, read_prior
+from persres.methods.registry import phrase_for
+from persres.methods.settings import Settings
+from persres.methods.unit import rival_unit
+from persres.methods.weights import replaced, start_values
 from persres.models import Diffusion, load_diffusion, posterior
 from persres.params import Base, Variant
 from persres.prompt_text import fill
-from persres.prompts import encode_prompts
+from persres.prompts import encode_prompts, prompt_states
 from persres.provenance import code_fingerprint, library_versions, measured
-from persres.residual_file import save_residual
+from persres.residual_file import TOKEN, save_residual
 from persres.residuals import find_targets
 from persres.stages.context import Context
 from persres.stages.macro_class import read_macro_classes
 from persres.training import Lesson, Log, new_bank
 from persres.training import train as train_bank
-from persres.units import Unit, digest_file, finish, publishing, run_units, stage_lock
+from persres.units import Unit, digest_file, digest_folder, finish, publishing, run_units, stage_lock
+
+
+def prior_units(context: Context) -> dict[tuple[str, int], Unit]:
+    """Class images to draw first, by (prompt, count): one unit per class, shared by all concepts and rivals."""
+    profile, units = context.profile, {}
+    for settings in map(profile.train.variant, profile.train.variants):
+        classes = read_macro_classes(context, getattr(settings, "class_source", "chosen"))
+        if getattr(settings, "prior_images", 0) and not getattr(settings, "prior_folder", None):
+            for macro_class in sorted(set(classes.values())):
+                prompt, count = fill(settings.prompt, macro_class), settings.prior_images
+                spec = {"base": profile.base.model_dump(), "model": model_identity(profile.base.model), "prompt": prompt, "count": count,
+                        "steps": profile.sample.steps, "cfg_scale": profile.sample.cfg_scale,
+                        "batch": profile.runtime.sample_batch, "code": code_fingerprint("train")}  # fmt: skip
+                units[prompt, count] = Unit.of("prior", prompt.replace(" ", "_"), spec)
+    return units
+
+
+def _prior_source(context: Context, settings: Variant | Settings, macro_class: str) -> dict[str, str] | None:
+    """Where a rival's class images are, with a digest."""
+    if not getattr(settings, "prior_images", 0):
+        return None
+    if getattr(settings, "prior_folder", None):
+        folder = Path(settings.prior_folder) / macro_class
+        list_photos(folder)
+        return {"path": str(folder), "digest": digest_folder(folder)}
+    unit = prior_units(context)[fill(settings.prompt, macro_class), settings.prior_images]
+    path = unit.folder(context.work) / PACK
+    return {"path": str(path), "digest": digest_file(path)}
 
 
 def train_units(context: Context) -> list[Unit]:
-    """One unit per concept and variant; the spec holds all that the residual depends on."""
+    """One unit per concept and variant; the spec holds all that the result depends on."""
     base = context.profile.base
-    classes = read_macro_classes(context)
     shared = {"base": base.model_dump(), "model": model_identity(base.model), "code": code_fingerprint("train")}
     units = []
     for variant in context.profile.train.variants:
-        settings = context.profile.train.variant(variant).model_dump()
+        settings = context.profile.train.variant(variant)
+        named = read_macro_classes(context, getattr(settings, "class_source", "chosen"))
         for concept, folder in read_concepts(context.data / "concepts"):
             photos = {str(path): digest_file(path) for path in reference_photos(folder)}
-            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings,
-                             "macro_class": classes[concept.name], "photos": photos}  # fmt: skip
+            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings.model_dump(),
+                             "macro_class": named[concept.name], "photos": photos,
+                             "prior": _prior_source(context, settings, named[concept.name])}  # fmt: skip
             units.append(Unit.of("train", f"{variant}/{concept.name}", spec))
     return units
 
 
+def _pictures(diffusion: Diffusion, images: list) -> tuple[torch.Tensor, torch.Tensor]:
+    return posterior(diffusion.vae, to_tensor(images))
+
+
 def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base) -> Lesson:
-    """Cached latents of the photos and the cached embedding of the training prompt."""
+    """Cached latents of the photos and the cached embedding of the training prompt, and of class images where asked."""
     photos = [square(load_photo(Path(path)), base.resolution) for path in spec["photos"]]
-    mean, std = posterior(diffusion.vae, to_tensor(photos))
-    prompt = fill(settings.prompt, f"{base.token} {spec['macro_class']}")
-    text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [prompt])[0]
-    return Lesson(spec["concept"], mean, std, text)
+    phrase = phrase_for(spec["settings"], base, spec["macro_class"])
+    prompts = [fill(settings.prompt, phrase), fill(settings.prompt, spec["macro_class"])]
+    own, plain = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, prompts)
+    text = own
+    if settings.train_token:
+
+        def text() -> torch.Tensor:
+            return prompt_states(diffusion.tokenizer, diffusion.text_encoder, prompts[:1])[0]
+
+    prior = None
+    if spec["prior"] is not None:
+        images = read_prior(Path(spec["prior"]["path"]), base.resolution)[: settings.prior_images]
+        prior = Lesson(f"{spec['concept']}/prior", *_pictures(diffusion, images), plain)
+    return Lesson(spec["concept"], *_pictures(diffusion, photos), text, prior)
 
 
 def train_unit(unit: Unit, work: Path, device: str) -> None:
-    """Learn one concept's residual; goes on from its checkpoint after a kill."""
+    """Learn one concept's residual, or a rival's weights; goes on from its checkpoint after a kill."""
+    if "method" in unit.settings["settings"]:
+        rival_unit(unit, work, device)
+        return
     spec, folder = unit.settings, unit.folder(work)
     base, settings = Base(**spec["base"]), Variant(**spec["settings"])
     diffusion = load_diffusion(base, device)
     with measured(pick_device(device)) as facts:
         lesson = read_lesson(diffusion, spec, settings, base)
-        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank)
+        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
-        with tqdm(total=settings.steps, desc=unit.name, mininterval=2, leave=False, disable=None) as bar:
-
-            def on_step(step: int, loss: float) -> None:
-                bar.n = step + 1
-                bar.set_postfix_str(f"loss {loss:.4f}")
-
-            log = train_bank(
-                diffusion.unet,
-                diffusion.scheduler,
-                [lesson],
-                bank,
-                settings,
-                folder / "checkpoint.safetensors",
-                on_step,
-            )
-    facts["parameters"] = bank.count()
+        with _token(diffusion, base, settings) as extra:
+            log = _train(diffusion, lesson, bank, settings, folder / "checkpoint.safetensors", unit.name, extra)
+    facts["parameters"] = bank.count() + sum(value.numel() for value in extra.values())
     residual, history = folder / "residual.safetensors", folder / "log.jsonl"
-    save_residual(
-        residual,
-        bank.to_state(),
-        targets,
-        {"spec": spec, "spec_hash": unit.hash, "parameters": bank.count(), "versions": library_versions()},
-    )
+    info = {"spec": spec, "spec_hash": unit.hash, "parameters": facts["parameters"], "versions": library_versions()}
+    save_residual(residual, bank.to_state(), targets, info, extra.get(TOKEN))
     _write_log(history, log)
     finish(unit, work, [residual, history], facts)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+@contextmanager
+def _token(diffusion: Diffusion, base: Base, settings: Variant) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """V*'s embedding as a parameter in its place, where it learns too; else nothing."""
+    if not settings.train_token:
+        yield {}
+        return
+    token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
+    values = start_values(diffusion, [TOKEN], token_id)
+    with replaced(diffusion, values, token_id):
+        yield values
+
+
+def _train(diffusion, lesson: Lesson, bank, settings: Variant, checkpoint: Path, name: str, extra: dict) -> Log:
+    with tqdm(total=settings.steps, desc=name, mininterval=2, leave=False, disable=None) as bar:
+
+        def on_step(step: int, loss: float) -> None:
+            bar.n = step + 1
+            bar.set_postfix_str(f"loss {loss:.4f}")
+
+        return train_bank(diffusion.unet, diffusion.scheduler, [lesson], bank, settings, checkpoint, on_step, extra)
 
 
 def _write_log(path: Path, log: Log) -> None:
@@ -98,6 +157,7 @@ def train(context: Context) -> None:
     """Train what is not trained yet, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
     with stage_lock(context.work, "train"):
+        run_units(list(prior_units(context).values()), context.work, prior_unit, runtime.workers, runtime.device)
         units = train_units(context)
         run_units(units, context.work, train_unit, runtime.workers, runtime.device)
         with publishing(context.data / "residuals") as out:

@@ -1,0 +1,95 @@
+"""Custom Diffusion (Kumari et al. 2023): keys and values of cross-attention and V*'s embedding learn together,
+regularised by images of the class, on photos flipped and resized."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from persres.images import to_tensor
+from persres.methods.lessons import Batch, Pictures, Plan, plain_batch, rows_of
+from persres.methods.settings import CustomDiffusion
+from persres.methods.weights import TOKEN
+from persres.models import Diffusion, posterior
+from persres.prompt_text import fill
+
+SMALL, LARGE = ("very small", "far away"), ("zoomed in", "close up")
+
+
+def phrase(token: str, rare_token: str, macro_class: str) -> str:
+    """V* before the class, as ours."""
+    return f"{token} {macro_class}"
+
+
+def trained_names(diffusion: Diffusion) -> list[str]:
+    """Keys and values of every cross-attention, and V*."""
+    names = [name for name, _ in diffusion.unet.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name]
+    return [f"unet.{name}" for name in names] + [TOKEN]
+
+
+def _uniform(low: float, high: float, draw: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=draw))
+
+
+def resized(photo: Image.Image, draw: torch.Generator) -> tuple[Image.Image, torch.Tensor, str | None]:
+    """One view: the picture, where it is valid (float [h, w] at pixel size), and a word for its size.
+
+    In two of three a side of 1/3 to 1 of the picture's on black, else 1.2 to 1.4 of it, cut at a random place; the word stands
+    below 0.6 and above 1 (the authors' data.py).
+    """
+    side = photo.width
+    small = _uniform(0, 1, draw) < 2 / 3
+    scale = max(1, round(side * (_uniform(1 / 3, 1, draw) if small else _uniform(1.2, 1.4, draw))))
+    view, gap = photo.resize((scale, scale), Image.BILINEAR), abs(side - scale)
+    left, top = (int(_uniform(0, gap + 1, draw)) for _ in range(2))
+    words = LARGE if scale > side else SMALL if scale < 0.6 * side else None
+    word = words[int(_uniform(0, 2, draw))] if words else None
+    if scale > side:
+        return view.crop((left, top, left + side, top + side)), torch.ones(side, side), word
+    canvas, valid = Image.new("RGB", (side, side)), torch.zeros(side, side)
+    canvas.paste(view, (left, top))
+    valid[top : top + scale, left : left + scale] = 1
+    return canvas, valid, word
+
+
+def augmented_batch(
+    diffusion: Diffusion, photos: Pictures, caption: str, settings: CustomDiffusion, draw: torch.Generator
+) -> Batch:
+    """Resized and flipped photos, encoded on the spot; the loss counts where there is a picture."""
+    pictures, masks, captions = [], [], []
+    for row in rows_of(len(photos.photos), settings.batch_size, draw).tolist():
+        picture, valid, word = resized(photos.photos[row], draw)
+        if _uniform(0, 1, draw) < 0.5:
+            picture, valid = picture.transpose(Image.FLIP_LEFT_RIGHT), valid.flip(1)
+        pictures.append(picture)
+        masks.append(valid)
+        captions.append(f"{word} {caption}" if word and settings.size_words else caption)
+    mean, std = posterior(diffusion.vae, to_tensor(pictures))
+    latents = mean + std * torch.randn(mean.shape, generator=draw).to(mean.device)
+    area = F.adaptive_avg_pool2d(torch.stack(masks)[:, None], latents.shape[2:]).to(latents.device)
+    size = settings.batch_size
+    return Batch(latents, captions, torch.full((size,), 1 / size), (area > 0.99).float())
+
+
+def plan(
+    diffusion: Diffusion,
+    settings: CustomDiffusion,
+    photos: Pictures,
+    prior: Pictures | None,
+    token: str,
+    macro_class: str,
+) -> Plan:
+    """Photos and class images in equal parts."""
+    own, other = fill(settings.prompt, f"{token} {macro_class}"), fill(settings.prompt, macro_class)
+
+    def batch(step: int, draw: torch.Generator) -> Batch:
+        if settings.resize:
+            first = augmented_batch(diffusion, photos, own, settings, draw)
+        else:
+            first = plain_batch(photos, own, settings.batch_size, draw)
+        if prior is None:
+            return first
+        return first.and_(plain_batch(prior, other, settings.batch_size, draw, settings.prior_weight))
+
+    return Plan(trained_names(diffusion), {"": settings.lr}, batch)

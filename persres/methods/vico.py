@@ -1,0 +1,197 @@
+"""ViCo (Hao et al. 2023): V*'s embedding learns, and beside it new cross-attention from the picture to a reference photo,
+in every second decoder block from the second (four on Stable Diffusion v1.4). The base model's own weights stay.
+
+The reference, noised to the same t, runs through the U-Net beside the picture. Where its own text attention to V* lies above
+Otsu's threshold, the picture's pixels may look. A regularisation draws V*'s attention on the reference towards the end
+token's. Choices of ours: at test time the reference is the concept's first photo, noised with one noise for all steps,
+and the unconditional branch goes without the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from persres.lag import ConceptAttention
+from persres.methods.lessons import Batch, Pictures, Plan, masked_error, plain_batch, rows_of
+from persres.methods.settings import ViCo
+from persres.methods.templates import captions_of
+from persres.methods.textual_inversion import start_vector
+from persres.methods.weights import TOKEN
+from persres.models import Diffusion
+from persres.prompts import concept_positions, prompt_ids, prompt_states
+from persres.training import diffusion_target
+
+PREFIX = "image."
+
+
+def phrase(token: str, rare_token: str, macro_class: str) -> str:
+    """V* alone, as in Textual Inversion."""
+    return token
+
+
+def places(unet: nn.Module) -> list[str]:
+    """Every second transformer of the decoder, from the second."""
+    found = [
+        path for path, m in unet.named_modules() if isinstance(m, Transformer2DModel) and path.startswith("up_blocks")
+    ]
+    return found[1::2]
+
+
+class ImageBlocks(nn.Module):
+    """One new transformer block per place: self-attention, attention to the reference, feed-forward."""
+
+    def __init__(self, unet: nn.Module, draw: torch.Generator | None = None) -> None:
+        super().__init__()
+        blocks = {}
+        for path in places(unet):
+            own = unet.get_submodule(path).transformer_blocks[-1].attn1
+            width = own.to_q.in_features
+            blocks[path.replace(".", "/")] = BasicTransformerBlock(
+                width, own.heads, width // own.heads, cross_attention_dim=width
+            )
+        self.blocks = nn.ModuleDict(blocks)
+        if draw is not None:
+            self._initialise(draw)
+
+    @torch.no_grad()
+    def _initialise(self, draw: torch.Generator) -> None:
+        """torch's default for linear layers, from a seed of our own."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                for value in (module.weight, module.bias):
+                    if value is not None:
+                        value.copy_((torch.rand(value.shape, generator=draw) * 2 - 1) * bound)
+
+    def at(self, path: str) -> nn.Module:
+        """The block of a place."""
+        return self.blocks[path.replace(".", "/")]
+
+
+def otsu(attention: torch.Tensor, levels: int = 10) -> torch.Tensor:
+    """Pixels above the threshold that parts each row best in two, bool [n, pixels]; never none."""
+    low = attention.min(1, keepdim=True).values
+    spread = (attention.max(1, keepdim=True).values - low).clamp(min=1e-12)
+    scaled = (attention - low) / spread
+    above = scaled[None] >= (torch.arange(1, levels, device=scaled.device) / levels).view(-1, 1, 1)  # [t, n, pixels]
+    high, rest = above.double().mean(2), (~above).double().mean(2)
+    mean_high = (scaled * above).sum(2) / above.sum(2).clamp(min=1)
+    mean_rest = (scaled * ~above).sum(2) / (~above).sum(2).clamp(min=1)
+    best = (high * rest * (mean_high - mean_rest) ** 2).argmax(0)
+    return above[best, torch.arange(len(scaled), device=scaled.device)] | (scaled >= 1)
+
+
+class WithReference:
+    """The U-Net as it draws beside a reference: called like one, gives ``.sample`` of the pictures alone.
+
+    ``reference`` [n, c, h, w] clean latents, ``noise`` the same; ``v`` and ``end`` float [n, length]: 1 at V*'s and the end token.
+    Rows without V* go without the image. ``regularisation`` after a call is the attention loss, summed over blocks.
+    """
+
+    def __init__(self, diffusion: Diffusion, blocks: ImageBlocks, reference: torch.Tensor, noise: torch.Tensor,
+                 v: torch.Tensor, end: torch.Tensor) -> None:  # fmt: skip
+        self.diffusion, self.blocks = diffusion, blocks
+        self.reference, self.noise, self.v, self.end = reference, noise, v, end
+        self.regularisation = torch.zeros(())
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
+        n = len(x)
+        times = t.expand(n) if t.ndim == 0 else t
+        beside = self.diffusion.scheduler.add_noise(self.reference, self.noise, times)
+        self.regularisation = torch.zeros((), device=x.device)
+        with self._hooked(n):
+            out = self.diffusion.unet(torch.cat([x, beside]), torch.cat([times, times]),
+                                      encoder_hidden_states=torch.cat([encoder_hidden_states] * 2)).sample  # fmt: skip
+        return SimpleNamespace(sample=out[:n])
+
+    @contextmanager
+    def _hooked(self, n: int) -> Iterator[None]:
+        undo = []
+        try:
+            for path in places(self.diffusion.unet):
+                block = self.diffusion.unet.get_submodule(path).transformer_blocks[-1]
+                undo.append(self._watch(block, self.blocks.at(path), n))
+            yield
+        finally:
+            for processor, handle, block in undo:
+                handle.remove()
+                block.attn2.set_processor(processor)
+
+    def _watch(self, block: nn.Module, image_block: nn.Module, n: int):
+        seen: list[torch.Tensor] = []
+
+        def after(_module: nn.Module, _args: tuple, output: torch.Tensor) -> torch.Tensor:
+            weights = seen.pop()[n:]  # the reference's
+            own = torch.einsum("npt,nt->np", weights, self.v.to(weights.dtype))
+            end = torch.einsum("npt,nt->np", weights, self.end.to(weights.dtype)).detach()
+            asked = self.v.any(1)
+            if asked.any():
+                peaks = (m / m.max(1, keepdim=True).values.clamp(min=1e-12) for m in (own[asked], end[asked]))
+                self.regularisation = self.regularisation + F.mse_loss(*peaks)
+            mask = otsu(own.detach())
+            looked = image_block(
+                output[:n], encoder_hidden_states=output[n:], encoder_attention_mask=_bias(mask, output.dtype)
+            )
+            return torch.cat([torch.where(asked[:, None, None], looked, output[:n]), output[n:]])
+
+        before = block.attn2.processor
+        block.attn2.set_processor(ConceptAttention(seen.append))
+        return before, block.register_forward_hook(after), block
+
+
+def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What diffusers adds to the attention scores, [n, 1, pixels]."""
+    return ((~mask).to(dtype) * -1e4)[:, None]
+
+
+def positions(diffusion: Diffusion, prompts: list[str], token: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where V* and the first end token stand, float [n, length] each; zeros where a prompt has no V*."""
+    ids = prompt_ids(diffusion.tokenizer, prompts)
+    end = F.one_hot((ids == diffusion.tokenizer.eos_token_id).int().argmax(1), ids.shape[1]).float()
+    rows = [
+        concept_positions(diffusion.tokenizer, p, token) if token in p else torch.zeros(ids.shape[1]) for p in prompts
+    ]
+    return torch.stack(rows).to(diffusion.unet.device), end.to(diffusion.unet.device)
+
+
+def plan(
+    diffusion: Diffusion, settings: ViCo, photos: Pictures, token: str, macro_class: str, draw: torch.Generator
+) -> Plan:
+    """A photo under a neutral caption beside another photo as its reference."""
+    captions = captions_of(settings, token)
+    blocks = ImageBlocks(diffusion.unet, draw).to(diffusion.unet.device)
+
+    def loss(batch: Batch, step_draw: torch.Generator) -> torch.Tensor:
+        device, scheduler, count = diffusion.unet.device, diffusion.scheduler, len(batch.latents)
+        reference = photos.draw(rows_of(len(photos.photos), count, step_draw), step_draw)
+        noise, beside = (torch.randn(batch.latents.shape, generator=step_draw).to(device) for _ in range(2))
+        t = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=step_draw).to(device)
+        unet = WithReference(diffusion, blocks, reference, beside, *positions(diffusion, batch.captions, token))
+        text = prompt_states(diffusion.tokenizer, diffusion.text_encoder, batch.captions)
+        out = unet(scheduler.add_noise(batch.latents, noise, t), t, encoder_hidden_states=text).sample
+        error = masked_error(out, diffusion_target(scheduler, batch.latents, noise, t), None)
+        return (error * batch.weight.to(device)).sum() + settings.attention_weight * unet.regularisation
+
+    return Plan(
+        [TOKEN], {TOKEN: settings.token_lr, PREFIX: settings.lr},
+        lambda step, step_draw: plain_batch(photos, captions, settings.batch_size, step_draw),
+        start_vector(diffusion, settings.init_word or macro_class.split()[-1]), loss,
+        {f"{PREFIX}{name}": value for name, value in blocks.named_parameters()},
+    )  # fmt: skip
+
+
+def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBlocks:
+    """The learned blocks of a state, on the model's device."""
+    blocks = ImageBlocks(diffusion.unet)
+    blocks.load_state_dict(
+        {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    )
+    return blocks.to(diffusion.unet.device).eval().requires_grad_(False)
