@@ -122,6 +122,7 @@ def main() -> None:
     if set(arguments.parts) == set(PARTS):
         publish(arguments.work, arguments.out)
         print(json.dumps(evaluate(arguments.out, arguments.work, RECIPE, arguments.prompts), indent=1))
+        print("make evidence now measures what stands on these weights and fills the tables of README and model card")
 
 
 if __name__ == "__main__":

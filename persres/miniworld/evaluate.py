@@ -22,7 +22,7 @@ from persres.miniworld.judge import accuracy, judge_images, load_judge
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene, render
 from persres.miniworld.scenes import load_scenes, random_identity, scene_at
-from persres.miniworld.vocabulary import BACKGROUNDS
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 from persres.models import decode, load_diffusion
 from persres.params import Base, Clip, Dino
 from persres.prompts import encode_prompts
@@ -89,29 +89,60 @@ def _rivals(kind: str, count: int, recipe: Recipe) -> list[Image.Image]:
     return found
 
 
-def identity_auc(encoder, recipe: Recipe) -> float:
-    """How often a concept on a new background is nearer to its references than a same-class, other-look object."""
-    scores = []
+def identity_separation(encoder, recipe: Recipe) -> dict[str, float]:
+    """How a concept on a new background stands against same-class, other-look objects, by nearness to its references.
+
+    ``auc``: how often it is nearer. ``same_concept`` and ``same_class``: mean cosines, ``margin`` their difference.
+    """
+    wins, own, other = [], [], []
     for concept in CONCEPTS:
         references = encoder.images([view.image for view in views(concept, "reference", 5, 0)])
         near = (encoder.images(_on_any_background(concept.look, 10, "own")) @ references.T).mean(1)
         far = (encoder.images(_rivals(concept.look.kind, 20, recipe)) @ references.T).mean(1)
-        scores.append((near[:, None] > far[None, :]).float().mean())
-    return float(torch.stack(scores).mean())
+        wins.append((near[:, None] > far[None, :]).float().mean())
+        own.append(near.mean())
+        other.append(far.mean())
+    auc, same_concept, same_class = (float(torch.stack(part).mean()) for part in (wins, own, other))
+    return {"auc": auc, "same_concept": same_concept, "same_class": same_class, "margin": same_concept - same_class}
 
 
-def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe) -> dict[str, float]:
-    """Retrieval of the full caption among 250 pictures, and class by prompt for single objects in photos."""
-    captions = [full_caption(scene) for scene in scenes.scenes[:250]]
-    images = encoder.images([Image.fromarray(picture) for picture in scenes.images[:250]])
-    found = (images @ encoder.texts(captions).T).argmax(1).tolist()
-    single = [i for i, s in enumerate(scenes.scenes[:250]) if s.second is None and s.style == "photo"]
-    guess = (images[single] @ encoder.texts([f"a photo of a {kind}" for kind in recipe.kinds]).T).argmax(1).tolist()
-    right = [recipe.kinds[g] == scenes.scenes[i].subject.kind for g, i in zip(guess, single, strict=True)]
+def identity_auc(encoder, recipe: Recipe) -> float:
+    """How often a concept on a new background is nearer to its references than a same-class, other-look object."""
+    return identity_separation(encoder, recipe)["auc"]
+
+
+def _attribute_prompts(scene: Scene, recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Attribute -> value -> a prompt that says the true class and this value."""
+    kind = scene.subject.kind
     return {
-        "retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(found)])),
-        "class_by_prompt": float(np.mean(right)),
+        "class": {k: f"a photo of a {k}" for k in recipe.kinds},
+        "colour": {c: f"a photo of a {c} {kind}" for c in COLOURS},
+        "background": {b: f"a photo of a {kind} {phrase}" for b, phrase in BACKGROUNDS.items()},
+        "style": {s: f"{STYLES[s]} a {kind}" for s in recipe.styles},
     }
+
+
+def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250) -> dict[str, float]:
+    """Retrieval of the full caption among ``count`` pictures, and attributes by prompt for single objects (class, colour and
+    background in photos)."""
+    shown = scenes.scenes[:count]
+    captions = [full_caption(scene) for scene in shown]
+    images = encoder.images([Image.fromarray(picture) for picture in scenes.images[:count]])
+    found = (images @ encoder.texts(captions).T).argmax(1).tolist()
+    quality = {"retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(found)]))}
+    hits: dict[str, list[bool]] = {}
+    for image, scene in zip(images, shown, strict=True):
+        truth = {
+            "class": scene.subject.kind,
+            "colour": scene.subject.colour,
+            "background": scene.background,
+            "style": scene.style,
+        }
+        for attribute, prompts in _attribute_prompts(scene, recipe).items():
+            if scene.second is None and (attribute == "style" or scene.style == "photo"):
+                guess = int((encoder.texts(list(prompts.values())) @ image).argmax())
+                hits.setdefault(attribute, []).append(list(prompts)[guess] == truth[attribute])
+    return quality | {f"{attribute}_by_prompt": float(np.mean(h)) for attribute, h in hits.items()}
 
 
 def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
@@ -131,7 +162,7 @@ def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
         "vae_photo_psnr_db": train_vae.quality(vae, photos[:250])["psnr_db"],
         "judge": accuracy(judge_images(load_judge(folder / "judge"), scenes.images), scenes.scenes),
         "clip": _clip_quality(clip, scenes, recipe),
-        "identity_auc": {"clip": identity_auc(clip, recipe), "dino": identity_auc(dino, recipe)},
+        "identity": {"clip": identity_separation(clip, recipe), "dino": identity_separation(dino, recipe)},
     }
     (folder / "quality.json").write_text(json.dumps(quality, indent=1))
     grid.save(folder / "grid.png", optimize=True)
@@ -170,8 +201,8 @@ scaling factor 1), `clip/` by open_clip and `dino/` by timm (`local-dir:`), `jud
 ## Measured
 
 On scenes outside the training set; `base` is what the judge reads in pictures of {quality["base_prompts"]} held-out prompts
-(50 steps, guidance 6), `identity_auc` how often a concept on a new background is nearer to its references than a same-class,
-other-look object, `vae` on all styles.
+(50 steps, guidance 6), `identity` how far a concept on a new background is nearer (mean cosine) to its references than same-class,
+other-look objects, and how often (`auc`), `vae` on all styles.
 
 ```json
 {figures}
