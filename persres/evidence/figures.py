@@ -55,11 +55,12 @@ def _lines(score: str) -> list[tuple[str, str]]:
 
 
 def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t: int = 400, count: int = 8) -> None:
-    """Scenes, their true masks and every block's map of V* and class, side by side."""
+    """Scenes (at most ``count``), their true masks and every block's map of V* and class, side by side."""
+    count = min(count, len(case.prompts))
     shown = Case(case.latents[:count], case.truth[:count], case.prompts[:count], case.classes[:count])
     maps, side = attention_maps(diffusion, shown, token, None, t), case.truth.shape[1]
     pictures = to_images(decode(diffusion.vae, shown.latents))
-    figure, axes = plt.subplots(count, 2 + len(maps), figsize=(1.35 * (2 + len(maps)), 1.4 * count))
+    figure, axes = plt.subplots(count, 2 + len(maps), figsize=(1.35 * (2 + len(maps)), 1.4 * count), squeeze=False)
     for i in range(count):
         panels = [("scene", pictures[i]), ("true mask", case.truth[i])]
         panels += [(_short(b), enlarged(m[i : i + 1], side).view(side, side)) for b, m in maps.items()]
