@@ -111,6 +111,11 @@ def test_dvc_watches_exactly_the_code_and_params_that_decide_a_stage(repo):
         assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])
 
 
+@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "paper"])
+def test_every_shipped_profile_is_valid(repo, profile):
+    assert load_params(repo / "params.yaml", profile).sample.methods
+
+
 @pytest.mark.parametrize("profile", ["mini", "paper"])
 def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
     """DVC refuses a stage whose key is missing, defaults or not."""
