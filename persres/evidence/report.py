@@ -76,7 +76,7 @@ def _localisation_text(tables: dict[str, pd.DataFrame], plain: dict[str, dict]) 
         known, both = plain[name], table[table["tokens"] == "both"]
         parts += [f"## {name} ({known['scenes']} scenes; the object fills {known['object_area']:.0%})", ""]
         for score, title in (("auc", "AUC"), ("iou", "IoU")):
-            parts += _by_step(both, score, title)
+            parts.append(_by_step(both, score, title))
         means = {w: table.loc[table["tokens"] == w, "auc"].mean() for w in TOKENS}
         parts += [
             f"Without attention: distance from the centre has AUC {known['centre_auc']:.3f}; a central disk has IoU "
@@ -87,11 +87,11 @@ def _localisation_text(tables: dict[str, pd.DataFrame], plain: dict[str, dict]) 
     return "\n".join(parts)
 
 
-def _by_step(table: pd.DataFrame, score: str, title: str) -> list[str]:
+def _by_step(table: pd.DataFrame, score: str, title: str) -> str:
     wide = table.pivot(index="block", columns="t", values=score).loc[list(dict.fromkeys(table["block"]))]
     header = [f"{title}, block", *(f"t={t}" for t in wide.columns)]
     body = [[block, *(f"{v:.3f}" for v in row)] for block, row in zip(wide.index, wide.to_numpy(), strict=True)]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *body)] + [""]
+    return pages.table(header, body)
 
 
 def method_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persres.evidence import pages
 from persres.metrics.summary import method_table, score_columns
 from persres.params import Variant
 from persres.residual_file import load_residual
@@ -59,12 +60,12 @@ def _last_losses(folder: Path, count: int = 25) -> float:
 
 def _text(context: Context, table: pd.DataFrame, columns: list[str]) -> str:
     shown = ["method", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
-    lines = ["# Sweep of what the paper leaves open", "", "| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
-    lines += ["| " + " | ".join(_cell(row[c]) for c in shown) + " |" for _, row in table.iterrows()]
-    rows = context.profile
-    lines += ["", f"{len(rows.fetch.concepts)} concepts × {rows.sample.prompts} prompts × {rows.sample.images_per_prompt} picture(s), {rows.sample.steps} steps. "
-              "balance = dino_object × followed. Intervals are in sweep.csv."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    body = pages.table(shown, [[_cell(row[c]) for c in shown] for _, row in table.iterrows()])
+    drawn = context.profile.sample
+    return (
+        f"# Sweep of what the paper leaves open\n\n{body}\n{len(context.profile.fetch.concepts)} concepts × {drawn.prompts} prompts"
+        f" × {drawn.images_per_prompt} picture(s), {drawn.steps} steps. balance = dino_object × followed. Intervals are in sweep.csv.\n"
+    )
 
 
 def _cell(value: object) -> str:

@@ -111,9 +111,8 @@ def identity_auc(encoder, recipe: Recipe) -> float:
     return identity_separation(encoder, recipe)["auc"]
 
 
-def _attribute_prompts(scene: Scene, recipe: Recipe) -> dict[str, dict[str, str]]:
+def _attribute_prompts(kind: str, recipe: Recipe) -> dict[str, dict[str, str]]:
     """Attribute -> value -> a prompt that says the true class and this value."""
-    kind = scene.subject.kind
     return {
         "class": {k: f"a photo of a {k}" for k in recipe.kinds},
         "colour": {c: f"a photo of a {c} {kind}" for c in COLOURS},
@@ -130,6 +129,9 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
     images = encoder.images([Image.fromarray(picture) for picture in scenes.images[:count]])
     found = (images @ encoder.texts(captions).T).argmax(1).tolist()
     quality = {"retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(found)]))}
+    asked = {kind: {attribute: (list(prompts), encoder.texts(list(prompts.values())))
+                    for attribute, prompts in _attribute_prompts(kind, recipe).items()}
+             for kind in recipe.kinds}  # fmt: skip
     hits: dict[str, list[bool]] = {}
     for image, scene in zip(images, shown, strict=True):
         truth = {
@@ -138,10 +140,9 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
             "background": scene.background,
             "style": scene.style,
         }
-        for attribute, prompts in _attribute_prompts(scene, recipe).items():
+        for attribute, (values, texts) in asked[scene.subject.kind].items():
             if scene.second is None and (attribute == "style" or scene.style == "photo"):
-                guess = int((encoder.texts(list(prompts.values())) @ image).argmax())
-                hits.setdefault(attribute, []).append(list(prompts)[guess] == truth[attribute])
+                hits.setdefault(attribute, []).append(values[int((texts @ image).argmax())] == truth[attribute])
     return quality | {f"{attribute}_by_prompt": float(np.mean(h)) for attribute, h in hits.items()}
 
 
