@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,6 +49,23 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors of a safetensors file and its metadata."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """All tensors of a file that a method saved, and its ``persres`` entry, None where there is none.
+
+    Raises PersresError where the file is missing or broken.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+    except FileNotFoundError as error:
+        raise PersresError(f"nothing learned at {path}; train it first, or pull it") from error
+    except (SafetensorError, OSError) as error:
+        raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
+    try:
+        return tensors, json.loads(metadata["persres"]) if "persres" in metadata else None
+    except ValueError as error:
+        raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
 
 
 def save_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int,

@@ -17,4 +17,4 @@ class UnitFailures(PersresError):
             f"{stage}: {len(failures)} of {total} units failed ({finished} finished and are kept; run again to retry)"
         )
         super().__init__("\n".join([head, *lines]))
-        self.failures = failures
+        self.stage, self.failures = stage, failures

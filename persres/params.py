@@ -85,6 +85,7 @@ class MacroClass(Section):
 class Variant(Section):
     """One way to train (paper 3.2 and 4.1)."""
 
+    concepts: int | None = Field(None, ge=1)  # learn only so many, spread evenly over the names; none: all
     target: Literal["proj_out", "proj_in", "attn_kv"] = "proj_out"  # the other two are ablations
     rank_ratio: float = Field(0.05, gt=0)
     rank: int | None = Field(None, ge=1)  # a fixed rank in place of the ratio (table 5)

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,8 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
     "sample": ("images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
                "stages/packs.py", "stages/sample.py", "training.py"),
     "score": ("images.py", "metrics", "miniworld/judge.py", "stages/packs.py", "stages/score.py"),
-    "tables": ("images.py", "metrics/paper_figures.py", "metrics/summary.py", "stages/packs.py", "stages/sheets.py", "stages/tables.py"),
+    "tables": ("images.py", "metrics/paper_figures.py", "metrics/summary.py", "stages/costs.py", "stages/packs.py", "stages/plots.py",
+               "stages/sheets.py", "stages/table_text.py", "stages/tables.py"),
 }  # fmt: skip
 
 
@@ -63,20 +64,32 @@ def versions() -> dict[str, str]:
     return library_versions() | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
 
 
+def _forget_peak() -> None:
+    """Linux forgets the process's highest memory when asked so: else a worker's second unit would show the first's."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib() -> float:
+    """The process's highest resident memory since then, or where that can't be read, since its start."""
+    try:
+        line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 @contextmanager
 def measured(device: torch.device) -> Iterator[dict[str, object]]:
     """A mapping that on exit holds seconds, peak memory in MiB (of the GPU, else of the process) and the device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _forget_peak()
     facts: dict[str, object] = {}
     started = time.monotonic()
     yield facts
     facts["seconds"] = round(time.monotonic() - started, 3)
-    peak = (
-        torch.cuda.max_memory_allocated(device) / 2**20
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
-    facts["peak_mib"] = round(peak)
+    facts["peak_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _peak_mib())
     facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     facts["versions"] = versions()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from persres.checkpoint import read_tensors, write_tensors
+from persres.checkpoint import read_learned, write_tensors
 from persres.errors import PersresError
 from persres.residuals import ResidualBank, Target, find_targets
 
@@ -52,22 +51,15 @@ def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     ``token`` is among them where V*'s embedding learned too. Raises PersresError where the file is missing, broken or not
     a residual.
     """
-    try:
-        tensors, metadata = read_tensors(path)
-    except FileNotFoundError as error:
-        raise PersresError(f"no residual at {path}; train it first, or pull it") from error
-    except (SafetensorError, OSError) as error:
-        raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
-    if "persres" not in metadata:
-        raise PersresError(
-            f"{path} is a safetensors file but not a persres residual: its header has no 'persres' entry"
-        )
+    tensors, info = read_learned(path)
+    if info is None or info.get("format") != FORMAT:
+        raise PersresError(f"{path} is a safetensors file but not a persres residual: its header does not say {FORMAT}")
     parts = {"lora_A": "down", "lora_B": "up"}
     state = {TOKEN: tensors.pop(TOKEN).float()} if TOKEN in tensors else {}
     for key, value in tensors.items():
         layer, part, _ = key.removeprefix("unet.").rsplit(".", 2)
         state[f"{layer}.{parts[part]}"] = value.flatten(1).float()
-    return state, json.loads(metadata["persres"])
+    return state, info
 
 
 def load_token(path: Path) -> torch.Tensor | None:

@@ -82,6 +82,13 @@ def reference_photos(folder: Path) -> list[Path]:
     return list_photos(folder / "images")
 
 
+def spread_concepts(found: list[tuple[Concept, Path]], count: int | None) -> list[tuple[Concept, Path]]:
+    """At most ``count`` of the concepts, evenly over the names: for rows of a table that a quick run shortens."""
+    if count is None or count >= len(found):
+        return found
+    return [found[i * len(found) // count] for i in range(count)]
+
+
 def spread_prompts(prompts: tuple[tuple[str, str], ...], count: int | None) -> list[tuple[int, str, str]]:
     """At most ``count`` prompts as (number, group, text), taken from the groups in turn."""
     numbered = [(i, group, text) for i, (group, text) in enumerate(prompts)]

@@ -134,7 +134,7 @@ def effects(context: Context, out: Path) -> dict:
         "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
     }
     for source, target, title in (
-        ("table1", "methods", "Methods and controls"),
+        ("methods", "methods", "Methods and controls"),
         ("groups", "groups", "By prompt group"),
     ):
         lines = (context.data / "tables" / f"{source}.md").read_text().split("\n", 1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from persres.images import to_tensor
-from persres.methods.lessons import Batch, Pictures, Plan, plain_batch, rows_of
+from persres.methods.lessons import Batch, Pictures, Plan, beside_prior, plain_batch, rows_of
 from persres.methods.settings import CustomDiffusion
 from persres.methods.weights import TOKEN
 from persres.models import Diffusion, posterior
@@ -85,11 +85,7 @@ def plan(
 
     def batch(step: int, draw: torch.Generator) -> Batch:
         if settings.resize:
-            first = augmented_batch(diffusion, photos, own, settings, draw)
-        else:
-            first = plain_batch(photos, own, settings.batch_size, draw)
-        if prior is None:
-            return first
-        return first.and_(plain_batch(prior, other, settings.batch_size, draw, settings.prior_weight))
+            return augmented_batch(diffusion, photos, own, settings, draw)
+        return plain_batch(photos, own, settings.batch_size, draw)
 
-    return Plan(trained_names(diffusion), {"": settings.lr}, batch)
+    return Plan(trained_names(diffusion), {"": settings.lr}, beside_prior(batch, prior, other, settings))

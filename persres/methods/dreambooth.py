@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from persres.methods.lessons import Batch, Pictures, Plan, plain_batch
+from persres.methods.lessons import Batch, Pictures, Plan, beside_prior, plain_batch
 from persres.methods.settings import DreamBooth
 from persres.models import Diffusion
 from persres.prompt_text import fill
@@ -36,9 +36,7 @@ def plan(
     own, other = fill(settings.prompt, f"{rare_token} {macro_class}"), fill(settings.prompt, macro_class)
 
     def batch(step: int, draw: torch.Generator) -> Batch:
-        first = plain_batch(photos, own, settings.batch_size, draw)
-        if prior is None:
-            return first
-        return first.and_(plain_batch(prior, other, settings.batch_size, draw, settings.prior_weight))
+        return plain_batch(photos, own, settings.batch_size, draw)
 
-    return Plan(trained_names(diffusion, settings.train_text_encoder), {"": settings.lr}, batch)
+    names = trained_names(diffusion, settings.train_text_encoder)
+    return Plan(names, {"": settings.lr}, beside_prior(batch, prior, other, settings))

@@ -89,6 +89,19 @@ def plain_batch(
     return Batch(pictures.draw(rows, draw), captions, torch.full((size,), weight / size))
 
 
+def beside_prior(own: Draw, prior: Pictures | None, caption: str, settings) -> Draw:
+    """A step's own batch, and behind it as many class images under ``caption``, weighted by ``prior_weight``; without
+    class images the own batch alone."""
+    if prior is None:
+        return own
+
+    def batch(step: int, draw: torch.Generator) -> Batch:
+        first = own(step, draw)
+        return first.and_(plain_batch(prior, caption, settings.batch_size, draw, settings.prior_weight))
+
+    return batch
+
+
 def masked_error(out: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """Mean squared error of each sample, [n], over its valid area."""
     error = F.mse_loss(out.float(), target.float(), reduction="none").mean(1, keepdim=True)

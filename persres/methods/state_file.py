@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from persres.checkpoint import read_tensors, write_tensors
+from persres.checkpoint import read_learned, write_tensors
 from persres.errors import PersresError
 from persres.methods.weights import TOKEN
 
@@ -24,13 +23,7 @@ def save_state(path: Path, state: dict[str, torch.Tensor], info: dict[str, Any])
 
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Float32 weights by name and the info. Raises PersresError where the file is missing, broken or something else."""
-    try:
-        tensors, metadata = read_tensors(path)
-    except FileNotFoundError as error:
-        raise PersresError(f"nothing learned at {path}; train it first, or pull it") from error
-    except (SafetensorError, OSError) as error:
-        raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
-    info = json.loads(metadata.get("persres", "{}"))
-    if info.get("format") != FORMAT:
+    tensors, info = read_learned(path)
+    if info is None or info.get("format") != FORMAT:
         raise PersresError(f"{path} is not a rival's state: its header does not say {FORMAT}")
     return {name: value.float() for name, value in tensors.items()}, info

@@ -33,16 +33,14 @@ def rival_unit(unit: Unit, work: Path, device: str) -> None:
         images = read_prior(Path(spec["prior"]["path"]), base.resolution) if spec["prior"] else []
         prior = Pictures.of(diffusion, images[: settings.prior_images]) if images else None
         plan = plan_for(diffusion, settings, photos, prior, base, spec["macro_class"])
+        checkpoint = folder / "checkpoint.safetensors"
         with tqdm(total=settings.steps, desc=unit.name, mininterval=2, leave=False, disable=None) as bar:
-            state, rows = learn(
-                diffusion,
-                plan,
-                settings,
-                spec["concept"],
-                token_id,
-                folder / "checkpoint.safetensors",
-                lambda step, loss: bar.update(),
-            )
+
+            def on_step(step: int, loss: float) -> None:
+                bar.update()
+                facts["steps"] = facts.get("steps", 0) + 1  # of this run: a resumed one's seconds are not the whole
+
+            state, rows = learn(diffusion, plan, settings, spec["concept"], token_id, checkpoint, on_step)
     facts["parameters"] = sum(value.numel() for value in state.values())
     result, history = folder / "residual.safetensors", folder / "log.jsonl"
     save_state(
@@ -52,4 +50,4 @@ def rival_unit(unit: Unit, work: Path, device: str) -> None:
     )
     history.write_text("".join(json.dumps(row) + "\n" for row in rows))
     finish(unit, work, [result, history], facts)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from persres.datasets.layout import read_concepts, reference_photos, spread_prompts
+from persres.datasets.layout import read_concepts, reference_photos, spread_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.images import load_photo, png_bytes, square, to_images, to_tensor, unzip_bytes, zip_bytes
 from persres.lag import MaskRule, localised, mean_mask
@@ -36,6 +36,7 @@ from persres.residuals import ResidualBank, Routing, attached, merged
 from persres.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 from persres.stages.context import Context
+from persres.stages.costs import write_sample_costs
 from persres.stages.macro_class import read_macro_classes
 from persres.stages.packs import INDEX, items_of
 from persres.units import Unit, digest_file, facts, finish, publishing, run_units, stage_lock, write_atomic
@@ -54,7 +55,8 @@ def sample_units(context: Context) -> list[Unit]:
         drawing = context.profile.sample.method(method)
         settings = context.profile.train.variant(drawing.residual).model_dump() if drawing.residual else {}
         named = read_macro_classes(context, drawing.class_source)
-        for concept, folder in read_concepts(context.data / "concepts"):
+        wanted = context.profile.train.variant(drawing.residual).concepts if drawing.residual else None
+        for concept, folder in spread_concepts(read_concepts(context.data / "concepts"), wanted):
             spec = shared | {
                 "concept": concept.name, "method": method, "drawing": drawing.model_dump(exclude={"prompts"}),
                 "prompts": spread_prompts(concept.prompts, drawing.prompts), "macro_class": classes[concept.name],
@@ -178,6 +180,7 @@ def sample_unit(unit: Unit, work: Path, device: str) -> None:
             if not part.exists():  # written whole, by rename, below a folder that the spec's hash names
                 pictures, masks = draw(diffusion, batch, drawing, bank, base.resolution, beside)
                 write_atomic(part, _pack(batch, pictures, masks))
+                run["drawn"] = run.get("drawn", 0) + len(batch)  # in this run
     trained = sum(value.numel() for value in learned.values()) + (0 if bank is None else bank.count())
     run["parameters"] = trained or diffusion.parameter_count()
     run["pictures"] = len(items)
@@ -217,6 +220,7 @@ def sample(context: Context) -> None:
                 (out / unit.name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(unit.folder(context.work) / PACK, out / f"{unit.name}.zip")
             packs = [{"name": unit.name, "hash": unit.hash, "spec": unit.settings} for unit in units]
+            write_sample_costs(context, units)
             index = {"methods": _methods(context, units), "packs": packs}
             (out / INDEX).write_text(json.dumps(index, indent=1))
 

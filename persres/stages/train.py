@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from persres.datasets.layout import read_concepts, reference_photos
+from persres.datasets.layout import read_concepts, reference_photos, spread_concepts
 from persres.images import list_photos, load_photo, square, to_tensor
 from persres.loading import model_identity, pick_device
 from persres.methods.prior import PACK, prior_unit, read_prior
@@ -27,6 +27,7 @@ from persres.provenance import code_fingerprint, library_versions, measured
 from persres.residual_file import TOKEN, save_residual
 from persres.residuals import find_targets
 from persres.stages.context import Context
+from persres.stages.costs import write_train_costs
 from persres.stages.macro_class import read_macro_classes
 from persres.training import Lesson, Log, new_bank
 from persres.training import train as train_bank
@@ -35,11 +36,11 @@ from persres.units import Unit, digest_file, digest_folder, finish, publishing, 
 
 def prior_units(context: Context) -> dict[tuple[str, int], Unit]:
     """Class images to draw first, by (prompt, count): one unit per class, shared by all concepts and rivals."""
-    profile, units = context.profile, {}
+    profile, units, concepts = context.profile, {}, read_concepts(context.data / "concepts")
     for settings in map(profile.train.variant, profile.train.variants):
         classes = read_macro_classes(context, getattr(settings, "class_source", "chosen"))
         if getattr(settings, "prior_images", 0) and not getattr(settings, "prior_folder", None):
-            for macro_class in sorted(set(classes.values())):
+            for macro_class in sorted({classes[c.name] for c, _ in spread_concepts(concepts, settings.concepts)}):
                 prompt, count = fill(settings.prompt, macro_class), settings.prior_images
                 spec = {"base": profile.base.model_dump(), "model": model_identity(profile.base.model), "prompt": prompt, "count": count,
                         "steps": profile.sample.steps, "cfg_scale": profile.sample.cfg_scale,
@@ -48,7 +49,9 @@ def prior_units(context: Context) -> dict[tuple[str, int], Unit]:
     return units
 
 
-def _prior_source(context: Context, settings: Variant | Settings, macro_class: str) -> dict[str, str] | None:
+def _prior_source(
+    context: Context, drawn: dict[tuple[str, int], Unit], settings: Variant | Settings, macro_class: str
+) -> dict[str, str] | None:
     """Where a rival's class images are, with a digest."""
     if not getattr(settings, "prior_images", 0):
         return None
@@ -56,8 +59,7 @@ def _prior_source(context: Context, settings: Variant | Settings, macro_class: s
         folder = Path(settings.prior_folder) / macro_class
         list_photos(folder)
         return {"path": str(folder), "digest": digest_folder(folder)}
-    unit = prior_units(context)[fill(settings.prompt, macro_class), settings.prior_images]
-    path = unit.folder(context.work) / PACK
+    path = drawn[fill(settings.prompt, macro_class), settings.prior_images].folder(context.work) / PACK
     return {"path": str(path), "digest": digest_file(path)}
 
 
@@ -65,21 +67,17 @@ def train_units(context: Context) -> list[Unit]:
     """One unit per concept and variant; the spec holds all that the result depends on."""
     base = context.profile.base
     shared = {"base": base.model_dump(), "model": model_identity(base.model), "code": code_fingerprint("train")}
-    units = []
+    units, concepts, drawn = [], read_concepts(context.data / "concepts"), prior_units(context)
     for variant in context.profile.train.variants:
         settings = context.profile.train.variant(variant)
         named = read_macro_classes(context, getattr(settings, "class_source", "chosen"))
-        for concept, folder in read_concepts(context.data / "concepts"):
+        for concept, folder in spread_concepts(concepts, settings.concepts):
             photos = {str(path): digest_file(path) for path in reference_photos(folder)}
-            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings.model_dump(),
+            spec = shared | {"concept": concept.name, "variant": variant, "settings": settings.model_dump(exclude={"concepts"}),
                              "macro_class": named[concept.name], "photos": photos,
-                             "prior": _prior_source(context, settings, named[concept.name])}  # fmt: skip
+                             "prior": _prior_source(context, drawn, settings, named[concept.name])}  # fmt: skip
             units.append(Unit.of("train", f"{variant}/{concept.name}", spec))
     return units
-
-
-def _pictures(diffusion: Diffusion, images: list) -> tuple[torch.Tensor, torch.Tensor]:
-    return posterior(diffusion.vae, to_tensor(images))
 
 
 def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base) -> Lesson:
@@ -97,8 +95,8 @@ def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base)
     prior = None
     if spec["prior"] is not None:
         images = read_prior(Path(spec["prior"]["path"]), base.resolution)[: settings.prior_images]
-        prior = Lesson(f"{spec['concept']}/prior", *_pictures(diffusion, images), plain)
-    return Lesson(spec["concept"], *_pictures(diffusion, photos), text, prior)
+        prior = Lesson(f"{spec['concept']}/prior", *posterior(diffusion.vae, to_tensor(images)), plain)
+    return Lesson(spec["concept"], *posterior(diffusion.vae, to_tensor(photos)), text, prior)
 
 
 def train_unit(unit: Unit, work: Path, device: str) -> None:
@@ -114,7 +112,7 @@ def train_unit(unit: Unit, work: Path, device: str) -> None:
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
         with _token(diffusion, base, settings) as extra:
-            log = _train(diffusion, lesson, bank, settings, folder / "checkpoint.safetensors", unit.name, extra)
+            log = _train(diffusion, lesson, bank, settings, folder / "checkpoint.safetensors", unit.name, extra, facts)
     facts["parameters"] = bank.count() + sum(value.numel() for value in extra.values())
     residual, history = folder / "residual.safetensors", folder / "log.jsonl"
     info = {"spec": spec, "spec_hash": unit.hash, "parameters": facts["parameters"], "versions": library_versions()}
@@ -136,11 +134,14 @@ def _token(diffusion: Diffusion, base: Base, settings: Variant) -> Iterator[dict
         yield values
 
 
-def _train(diffusion, lesson: Lesson, bank, settings: Variant, checkpoint: Path, name: str, extra: dict) -> Log:
+def _train(
+    diffusion, lesson: Lesson, bank, settings: Variant, checkpoint: Path, name: str, extra: dict, facts: dict
+) -> Log:
     with tqdm(total=settings.steps, desc=name, mininterval=2, leave=False, disable=None) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.n = step + 1
+            facts["steps"] = facts.get("steps", 0) + 1  # of this run: a resumed one's seconds are not the whole
             bar.set_postfix_str(f"loss {loss:.4f}")
 
         return train_bank(diffusion.unet, diffusion.scheduler, [lesson], bank, settings, checkpoint, on_step, extra)
@@ -157,9 +158,11 @@ def train(context: Context) -> None:
     """Train what is not trained yet, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
     with stage_lock(context.work, "train"):
-        run_units(list(prior_units(context).values()), context.work, prior_unit, runtime.workers, runtime.device)
+        drawn = prior_units(context)
+        run_units(list(drawn.values()), context.work, prior_unit, runtime.workers, runtime.device)
         units = train_units(context)
         run_units(units, context.work, train_unit, runtime.workers, runtime.device)
+        write_train_costs(context, units, list(drawn.values()))
         with publishing(context.data / "residuals") as out:
             for unit in units:
                 (out / unit.name).parent.mkdir(exist_ok=True)

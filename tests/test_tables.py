@@ -1,0 +1,126 @@
+"""The paper's tables: like with like, what a failed variant leaves, what training and drawing took."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import yaml
+
+from persres.chain import run_chain, without
+from persres.errors import PersresError, UnitFailures
+from persres.params import Profile
+from persres.stages.context import Context
+from persres.stages.costs import read_costs, write_train_costs
+from persres.stages.tables import shared_pictures
+from persres.units import Unit, finish
+
+RIVAL = {"method": "textual_inversion", "steps": 2, "templates": "prompt"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_pipeline, tiny_encoders, tmp_path_factory):
+    """A chain in which one variant fails for every concept, one learns fewer concepts and one method draws fewer prompts."""
+    folder = tmp_path_factory.mktemp("tables")
+    profile = {
+        "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
+        "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "diamond_mug", "star_robot"], "references": 3, "held_out": 0},
+        "train": {"steps": 2, "variants": {"ours": {}, "few": RIVAL | {"init_word": "mug", "concepts": 2},
+                                           "broken": RIVAL | {"init_word": "zebra"}}},
+        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 8, "methods": {
+            "base": {}, "ours": {"residual": "ours"}, "few": {"residual": "few", "prompts": 4}, "broken": {"residual": "broken"}}},
+        "score": {}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "tables": {"bootstrap": 200, "rows": {"table1": {"broken": "Broken", "few": "Few", "ours": "Ours"}, "table3": {"broken": "Broken"}}},
+    }  # fmt: skip
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
+    context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
+    with pytest.raises(PersresError) as error:
+        run_chain(context)
+    return context, str(error.value)
+
+
+def read(context: Context, name: str) -> pd.DataFrame:
+    return pd.read_csv(context.data / "tables" / f"{name}.csv")
+
+
+def test_a_failed_variant_is_named_once_and_the_others_rows_stand(run):
+    context, said = run
+    assert "train: 3 of 8 units failed" in said and said.count("broken/star_robot") == 1
+    assert "init_word 'zebra' is 5 tokens" in said and "the other rows stand in" in said
+    assert list(read(context, "methods")["method"]) == ["base", "ours", "few"]
+    assert list(read(context, "table1")["row"]) == ["Few", "Ours"]
+    assert not (context.data / "tables" / "table3.csv").exists(), "all of its rows failed"
+
+
+def test_a_table_compares_like_with_like(run):
+    context, _ = run
+    table, everything = read(context, "table1"), read(context, "methods").set_index("method")
+    assert set(table["concepts"]) == {2} and set(table["images"]) == {8}
+    assert everything.loc["ours", "images"] == 24 and everything.loc["few", "images"] == 8
+    pairs = read(context, "differences").set_index(["method", "against"])
+    assert pairs.loc[("few", "ours"), "concepts"] == 2, "a table's rows are tested against its row Ours"
+    assert pairs.loc[("ours", "base"), "concepts"] == 3
+
+
+def test_shared_pictures_are_the_same_concept_prompt_and_image():
+    rows = pd.DataFrame(
+        [("a", "c1", "p1", 0), ("a", "c1", "p2", 0), ("a", "c2", "p1", 0), ("a", "c1", "p1", 1), ("b", "c1", "p1", 0), ("b", "c2", "p1", 0)],
+        columns=["method", "concept", "prompt", "image"],
+    )  # fmt: skip
+    kept = shared_pictures(rows, ["b", "a"])
+    assert list(kept["method"]) == ["b", "b", "a", "a"] and set(kept["concept"]) == {"c1", "c2"}
+    assert set(kept["image"]) == {0} and set(kept["prompt"]) == {"p1"}
+
+
+def test_what_it_took_stands_beside_the_scores(run):
+    context, _ = run
+    table = read(context, "methods").set_index("method")
+    assert table.loc["ours", "train_s"] > 0 and pd.isna(table.loc["base", "train_s"])
+    assert (table["picture_s"] > 0).all() and table.loc["ours", "train_mib"] > 50
+    text = (context.data / "tables" / "methods.md").read_text()
+    assert "| train_s | class_images_s | train_mib |" in text.replace("picture_s | ", "") and "nan" not in text
+
+
+def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
+    from persres.params import load_params
+
+    context = Context(load_params(), tmp_path / "data", tmp_path / "work")
+    units = []
+    for concept, steps, seconds in (("one", 150, 9.0), ("two", 50, 3.0)):
+        unit = Unit.of(
+            "train",
+            f"ours/{concept}",
+            {"concept": concept, "variant": "ours", "settings": {"steps": 150}, "prior": None},
+        )
+        finish(unit, context.work, [], {"seconds": seconds, "steps": steps, "peak_mib": 100, "device": "cpu"})
+        units.append(unit)
+    write_train_costs(context, units, [])
+    assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0]
+    (context.data / "costs" / "sample.csv").write_text("method,concept,residual,picture_seconds\nours,one,ours,0.5\n")
+    assert read_costs(context).loc["ours", "train_s"] == 9.0
+
+
+def profile() -> Profile:
+    return Profile.model_validate({
+        "fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "db": {"method": "dreambooth"}, "kv": {"target": "attn_kv"}}},
+        "sample": {"methods": {"base": {}, "ours": {"residual": "ours"}, "db": {"residual": "db"}, "kv": {"residual": "kv"}}},
+        "tables": {"rows": {"table1": {"db": "DreamBooth", "ours": "Ours"}, "table3": {"kv": "KV weights"}}},
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "variants", "methods"),
+    [
+        ("train", "kv/mug", {"ours", "db"}, {"base", "ours", "db"}),
+        ("prior", "a_photo_of_a_mug", {"ours", "kv"}, {"base", "ours", "kv"}),
+        ("score", "db/mug", {"ours", "db", "kv"}, {"base", "ours", "kv"}),
+    ],
+)
+def test_what_failed_is_left_out_of_what_follows(stage, unit, variants, methods):
+    left = without(profile(), UnitFailures(stage, {unit: "why"}, 3))
+    assert set(left.train.variants) == variants and set(left.sample.methods) == methods
+    assert all(name in methods for chosen in left.tables.rows.values() for name in chosen)
+
+
+def test_a_failure_that_no_variant_can_be_named_for_is_raised():
+    with pytest.raises(UnitFailures):
+        without(profile(), UnitFailures("train", {"unknown/mug": "why"}, 1))
