@@ -7,13 +7,14 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro flow show test lint evidence sweep miniworld lock clean
+.PHONY: help setup repro flow show test lint evidence sweep tables miniworld lock clean
 
 help:
 	@echo "make repro      the whole chain on the mini world; prints the score table"
 	@echo "make test       lint and tests"
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of README and model card again -> data/evidence (about an hour on 2 cores)"
+	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
 	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
 
@@ -51,6 +52,9 @@ evidence: setup
 sweep: setup
 	python -m persres.evidence --sweep
 
+tables: setup
+	python -m persres.evidence --tables
+
 miniworld: setup
 	python -m persres.miniworld
 
@@ -60,4 +64,4 @@ lock: setup
 		--all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf .work data/concepts data/macro_class data/residuals data/samples data/scores data/tables data/sheets
+	rm -rf .work data/concepts data/costs data/macro_class data/residuals data/samples data/scores data/tables data/sheets

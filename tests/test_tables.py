@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 import yaml
 
 from persres.chain import run_chain, without
 from persres.errors import PersresError, UnitFailures
-from persres.params import Profile
+from persres.evidence import pages, rivals
+from persres.evidence.report import weight_digests
+from persres.metrics.paper_figures import PAPER
+from persres.params import Profile, load_params
 from persres.stages.context import Context
 from persres.stages.costs import read_costs, write_train_costs
 from persres.stages.tables import shared_pictures
@@ -81,8 +86,6 @@ def test_what_it_took_stands_beside_the_scores(run):
 
 
 def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
-    from persres.params import load_params
-
     context = Context(load_params(), tmp_path / "data", tmp_path / "work")
     units = []
     for concept, steps, seconds in (("one", 150, 9.0), ("two", 50, 3.0)):
@@ -124,3 +127,41 @@ def test_what_failed_is_left_out_of_what_follows(stage, unit, variants, methods)
 def test_a_failure_that_no_variant_can_be_named_for_is_raised():
     with pytest.raises(UnitFailures):
         without(profile(), UnitFailures("train", {"unknown/mug": "why"}, 1))
+
+
+# What `make tables` measured, as committed in data/rivals.
+
+RIVALS = ("textual_inversion", "dreambooth", "custom_diffusion", "vico", "ours", "ours_lag")
+
+
+@pytest.fixture(scope="module")
+def measured(repo):
+    return rivals.summary_of(repo / "data" / "rivals")
+
+
+def test_the_readme_quotes_the_measured_tables(repo, measured):
+    readme = (repo / "README.md").read_text()
+    assert set(pages.names(readme, "rivals")) == {*rivals.TABLES, "over_base"}
+    assert pages.fill(readme, measured, rivals.BLOCKS, "rivals") == readme, "README is stale: run make tables"
+
+
+def test_the_measured_tables_are_of_the_shipped_weights_and_settings(repo):
+    told = json.loads((repo / "data" / "rivals" / "settings.json").read_text())
+    assert told["weights"] == weight_digests()
+    now = load_params(repo / "params.yaml", "tables").model_dump(mode="json")
+    for section in ("train", "sample", "tables"):
+        assert {key: now[section][key] for key in told["settings"][section]} == told["settings"][section]
+
+
+def test_every_row_of_the_papers_tables_was_measured_whole(measured):
+    for name in rivals.TABLES:
+        rows = {row.replace("0.025 m", "half the ratio").replace("0.05 m", "Ours") for row in PAPER[name]}
+        assert rows <= set(measured[name]["row"]), name
+        assert set(measured[name]["concepts"]) == {10} and set(measured[name]["images"]) == {200}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_every_method_learned_its_concepts(measured, method):
+    """Identity over the base model: the whole interval lies above nothing, by DINO and by CLIP."""
+    pair = measured["differences"].set_index(["method", "against"]).loc[(method, "base")]
+    assert pair["dino_low"] > 0 and pair["clip_image_low"] > 0

@@ -2,7 +2,7 @@
 
 Runs the whole chain with the profile ``evidence`` in ``.work/evidence`` (finished units are not redone), measures
 localisation and the base model, and publishes ``data/evidence``. ``--sweep`` runs the profile ``sweep``
-instead and writes ``data/sweep``.
+instead and writes ``data/sweep``; ``--tables`` runs the profile ``tables`` and writes ``data/rivals`` (make tables).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from persres.cli import STAGES, run_stage
 from persres.errors import PersresError
-from persres.evidence import pages, report
+from persres.evidence import pages, report, rivals
 from persres.evidence.sweep import sweep_table
 from persres.stages.context import Context
 from persres.units import publishing, stage_lock
@@ -49,11 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path(".work"))
     parser.add_argument("--out", type=Path, default=Path("data"))
     parser.add_argument("--sweep", action="store_true", help="the sweep of the paper's silent choices instead")
+    parser.add_argument(
+        "--tables", action="store_true", help="the paper's tables with all rivals and ablations instead"
+    )
     parser.add_argument("--prompts", type=int, default=240, help="held-out prompts to measure the base model on")
     parser.add_argument("--scenes", type=int, default=300, help="nameable scenes for localisation")
     parser.add_argument("--views", type=int, default=27, help="scenes of each concept for localisation")
     given = parser.parse_args(arguments)
     try:
+        if given.tables:
+            rivals.run(given.params, given.work, given.out)
+            return 0
         context = chain("sweep" if given.sweep else "evidence", given.params, given.work)
         if given.sweep:
             with publishing(given.out / "sweep") as fresh:

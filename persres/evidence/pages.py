@@ -1,7 +1,8 @@
 """README and model card quote the summary and nothing else: their tables stand between markers and are written from it.
 
-A page holds ``<!-- evidence:NAME -->`` … ``<!-- /evidence -->``; :func:`fill` puts the block NAME between them. A test
-compares the pages with the summary, so a figure can't go stale unseen.
+A page holds ``<!-- KIND:NAME -->`` … ``<!-- /KIND -->`` with kind ``evidence`` (this file's blocks) or ``rivals``
+(persres.evidence.rivals); :func:`fill` puts the block NAME between them. A test compares the pages with the
+summaries, so a figure can't go stale unseen.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from pathlib import Path
 
 from persres.errors import PersresError
 
-_MARKED = re.compile(r"(<!-- evidence:(\w+) -->\n)(.*?)(<!-- /evidence -->)", re.DOTALL)
 COLUMNS = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO", "dino_object": "DINO, object alone",
            "followed": "prompt followed", "background_change": "background change"}  # fmt: skip
+
+
+def _marked(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {kind}:(\w+) -->\n)(.*?)(<!-- /{kind} -->)", re.DOTALL)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -99,29 +103,28 @@ def identity(summary: dict) -> str:
     return table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
 
 
-BLOCKS: dict[str, Callable[[dict], str]] = {
-    f.__name__: f for f in (base, methods, claims, groups, localisation, identity)
-}
+Blocks = dict[str, Callable[[dict], str]]
+BLOCKS: Blocks = {f.__name__: f for f in (base, methods, claims, groups, localisation, identity)}
 
 
-def fill(text: str, summary: dict) -> str:
-    """The page with every marked block written from the summary. Raises PersresError for an unknown block."""
+def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> str:
+    """The page with every marked block of a kind written from the summary. Raises PersresError for an unknown block."""
 
     def block(match: re.Match) -> str:
-        if match[2] not in BLOCKS:
-            raise PersresError(f"no evidence block {match[2]!r}; one of {', '.join(BLOCKS)}")
-        return match[1] + BLOCKS[match[2]](summary) + match[4]
+        if match[2] not in blocks:
+            raise PersresError(f"no {kind} block {match[2]!r}; one of {', '.join(blocks)}")
+        return match[1] + blocks[match[2]](summary) + match[4]
 
-    return _MARKED.sub(block, text)
-
-
-def names(text: str) -> list[str]:
-    """The blocks that a page holds."""
-    return [match[2] for match in _MARKED.finditer(text)]
+    return _marked(kind).sub(block, text)
 
 
-def update(pages: list[Path], summary: dict) -> None:
+def names(text: str, kind: str = "evidence") -> list[str]:
+    """The blocks of a kind that a page holds."""
+    return [match[2] for match in _marked(kind).finditer(text)]
+
+
+def update(pages: list[Path], summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> None:
     """Rewrite the pages that exist."""
     for page in pages:
         if page.exists():
-            page.write_text(fill(page.read_text(), summary))
+            page.write_text(fill(page.read_text(), summary, blocks, kind))

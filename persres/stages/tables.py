@@ -99,7 +99,7 @@ def paper_table(table: pd.DataFrame, name: str, chosen: dict[str, str], model: s
 
 def _pairs(context: Context, names: list[str], methods: dict[str, dict]) -> list[tuple[str, str]]:
     """Everything against the base model, LAG against the same residual without it, and a paper table's rows against its
-    row "Ours"."""
+    row "Ours", or its first where none is called so."""
     drawing = {m: methods[m]["drawing"] for m in names}
     plain = [m for m in names if drawing[m]["residual"] is None]
     pairs = [(m, plain[0]) for m in names if plain and m != plain[0]]
@@ -107,6 +107,6 @@ def _pairs(context: Context, names: list[str], methods: dict[str, dict]) -> list
         twins = [m for m in names if not drawing[m]["lag"] and drawing[m]["residual"] == drawing[lag]["residual"]]
         pairs += [(lag, m) for m in twins[:1]]
     for chosen in context.profile.tables.rows.values():
-        ours = [m for m, row in chosen.items() if row == "Ours"]
-        pairs += [(m, ours[0]) for m in chosen if ours and m not in (ours[0], *plain[:1])]
+        ours = next((m for m, row in chosen.items() if row == "Ours"), next(iter(chosen)))
+        pairs += [(m, ours) for m in chosen if m not in (ours, *plain[:1])]
     return list(dict.fromkeys(pairs))
