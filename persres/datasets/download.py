@@ -17,7 +17,7 @@ from persres.errors import PersresError
 from persres.units import digest_file, publishing, write_atomic
 
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 16  # bytes; a cut loses at most so many
 ATTEMPTS = 3  # in one run, as long as each brings something
 MOST_UNPACKED = 20 << 30  # bytes; the archives that we know are below 2 GiB
 MOST_EXPANSION = 100  # times the archive's size: photos hardly shrink, a bomb does

@@ -51,7 +51,12 @@ def _place(folder: Path, settings: Fetch) -> Path:
             return place
     name, mend = "dreambooth-main.zip", f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself"  # fmt: skip
     archive = download(URL, folder / name, settings.sha256.get(name), mend)
-    unpack(archive, folder / "dataset", "dreambooth-main/dataset/", ("dreambooth-main/LICENSE", "dreambooth-main/LICENSE.md"))
+    unpack(
+        archive,
+        folder / "dataset",
+        "dreambooth-main/dataset/",
+        ("dreambooth-main/LICENSE", "dreambooth-main/LICENSE.md"),
+    )
     return folder / "dataset"
 
 
