@@ -122,10 +122,11 @@ def _leave(context, name: str, out: Path) -> None:
 def how_to_load(profile: Profile, name: str, macro_class: str) -> str:
     """A short note with code for diffusers; prompts hold the rare token, whose embedding V* has."""
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     drawing = profile.sample
     return f"""# {name}
 
-`{name}.safetensors` is a LoRA file for `{model}`. In prompts write `{phrase}`:
+`{name}.safetensors` is a LoRA file for `{model}`. In prompts write `{phrase}`; run this in this folder:
 
 ```python
 import torch

@@ -41,11 +41,12 @@ def fetch_folder(settings: Fetch, root: Path) -> int:
         raise PersresError(f"fetch.folder: {source} holds no concept; put one folder of photos per concept in it")
     for name in names:
         concept = source / check_name(name)
-        copy_concept(find_photos(concept), _describe(concept), root)
+        copy_concept(find_photos(concept), describe(concept), root)
     return len(names)
 
 
-def _describe(source: Path) -> Concept:
+def describe(source: Path) -> Concept:
+    """What a photo folder's ``concept.json`` says. Raises PersresError where it is missing or wrong."""
     path = source / "concept.json"
     try:
         told = json.loads(path.read_text()) if path.exists() else {}
