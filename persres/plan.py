@@ -124,7 +124,7 @@ def _train(profile: Profile, concepts: int, rates: Rates | None) -> Line:
     sized = [size for size in sizes.values() if size is not None]
     unknown = _of("time", [name for name in variants if name not in timed], variants)
     unknown += _of("size", [name for name, size in sizes.items() if size is None], variants)
-    hours = _train_seconds(profile, concepts, images, timed, rates) / 3600 if timed else None
+    hours = _train_seconds(profile, concepts, images, timed, rates) / 3600 if timed or (rates and images) else None
     size = COPIES * concepts * sum(sized) if sized else None
     note = ["how many concepts share a class, and so class images"] * bool(images)
     return Line("train", concepts * len(variants), images, hours, size, "; ".join(unknown + note))

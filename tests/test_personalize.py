@@ -10,9 +10,10 @@ import yaml
 from PIL import Image
 
 from persres.cli import main
+from persres.datasets.folder import NEUTRAL_PROMPTS, describe
 from persres.models import load_diffusion
 from persres.params import load_params
-from persres.personalize import derive
+from persres.personalize import Wish, _stage, derive
 from persres.residual_file import load_residual
 
 
@@ -38,19 +39,26 @@ def done(out: Path) -> list[str]:
     return sorted(p.name for p in out.iterdir() if p.name != ".run") if out.exists() else []
 
 
+def rows(sheet: Path) -> int:
+    """How many prompts a sheet of 160-pixel cells shows below its references."""
+    below, row = Image.open(sheet).height - (30 + 160 + 8 + 20) - 8, 160 + 8 + 22
+    assert below % row == 0
+    return below // row
+
+
 def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    assert run(tiny_params, photos, "--class", "mug", "--out", str(out)) == 0
+    arguments = ["--class", "mug", "--out", str(out), "--prompt", "a {} on the moon", "--prompt", "a red {}"]
+    assert run(tiny_params, photos, *arguments) == 0
     said = capsys.readouterr().out
     assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
     assert all(str(out / name) in said for name in done(out))
     assert said.count("left out clip.mov") == 1 and "only" not in said
     _, info = load_residual(out / "My_mug.safetensors")
     assert info["spec"]["macro_class"] == "mug" and len(info["spec"]["photos"]) == 3
-    rows = (Image.open(out / "My_mug.png").height - 40) // (160 + 2 * 8 + 22)
-    assert rows == 1 + 8, "references and each of the eight neutral prompts"
+    assert rows(out / "My_mug.png") == 2, "every prompt, though both are of one group"
     written = (out / "My_mug.safetensors").read_bytes()
-    assert run(tiny_params, photos, "--class", "mug", "--out", str(out)) == 0
+    assert run(tiny_params, photos, *arguments) == 0
     said = capsys.readouterr().out
     assert "train: 1 units, 1 already done" in said and "sample: 3 units, 3 already done" in said
     assert (out / "My_mug.safetensors").read_bytes() == written
@@ -61,18 +69,21 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     assert Image.open(out / "beach.png").size == (32, 32)
 
 
-def test_without_a_class_the_nearest_noun_is_taken_and_own_prompts_are_drawn(tiny_params, photos, tmp_path, capsys):
+def test_without_a_class_the_nearest_noun_is_taken(tiny_params, photos, tmp_path, capsys):
     out = tmp_path / "out"
-    prompts = ["--prompt", "a {} on the moon", "--prompt", "a red {}"]
     (photos / "c.jpg").unlink()
-    assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), *prompts) == 0
+    assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
     said = capsys.readouterr().out
     assert "only 2 photo(s)" in said
     _, info = load_residual(out / "cup-1.safetensors")
     assert info["spec"]["macro_class"] in ("mug", "robot", "cat"), "from nouns.txt"
     assert f"sks {info['spec']['macro_class']}" in (out / "README.md").read_text()
-    rows = (Image.open(out / "cup-1.png").height - 40) // (160 + 2 * 8 + 22)
-    assert rows == 1 + 2
+
+
+def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
+    _stage([photos / "a.JPG"], Wish(photos, "mug"), "my_mug", tmp_path / "staged")
+    concept = describe(tmp_path / "staged" / "my_mug")
+    assert concept.prompts == NEUTRAL_PROMPTS and concept.macro_class == "mug"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_what_no_number_covers_is_named_not_guessed():
     variants = {
         "ours": {},
         "vico": {"method": "vico"},
-        "dreambooth": {"method": "dreambooth"},
+        "dreambooth": {"method": "dreambooth", "prior_images": 0},
         "kv": {"target": "attn_kv"},
     }
     train = planned(train={"variants": variants})["train"]
