@@ -1,4 +1,4 @@
-"""Command line: ``persres run STAGE`` (what DVC calls), ``persres show`` and ``persres compare``."""
+"""Command line: ``persres run STAGE`` (what DVC calls), ``show``, ``compare``, ``plan`` and ``personalize``."""
 
 from __future__ import annotations
 
@@ -58,12 +58,32 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="paired test of two methods (same prompts, same noise)")
     compare.add_argument("method")
     compare.add_argument("against")
-    for command in (run, show, compare):
+    plan = commands.add_parser("plan", help="print units, pictures, GPU-hours and disk of a run before it starts")
+    for command in (run, show, compare, plan):
         command.add_argument("--data", type=Path, default=Path("data"))
-    run.add_argument("--params", type=Path, default=Path("params.yaml"))
-    run.add_argument("--profile", help="a profile other than the one that params.yaml names")
+    personalize = commands.add_parser("personalize", help="a folder of photos of one thing -> a residual and pictures")
+    _personalize_arguments(personalize)
+    for command in (run, plan, personalize):
+        command.add_argument("--params", type=Path, default=Path("params.yaml"))
+    for command in (run, plan):
+        command.add_argument("--profile", help="a profile other than the one that params.yaml names")
     run.add_argument("--work", type=Path, default=Path(".work"))
     return parser
+
+
+def _personalize_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("photos", type=Path, help="a folder with 3 to 15 photos of one thing")
+    command.add_argument(
+        "--class", dest="macro_class", help="what the thing is, e.g. dog; if left out, the nearest WordNet noun"
+    )
+    command.add_argument("--name", help="the concept's name; if left out, the folder's")
+    command.add_argument(
+        "--prompt", action="append", default=[], help="with {} where the thing goes; may be given again"
+    )
+    command.add_argument(
+        "--profile", default="paper", help="whose models and training (paper; mini needs no GPU and no download)"
+    )
+    command.add_argument("--out", type=Path, help="where to leave it; if left out, personal/<name>")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,6 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
             _show(given.data)
         elif given.command == "compare":
             _compare(given.data, given.method, given.against)
+        elif given.command == "plan":
+            from persres.plan import print_plan
+
+            print_plan(given.params, given.profile, given.data)
+        elif given.command == "personalize":
+            from persres.personalize import Wish, personalize
+
+            wish = Wish(given.photos, given.macro_class, given.name, tuple(given.prompt), given.out)
+            personalize(wish, given.params, given.profile)
         else:
             from persres.stages.context import Context
 

@@ -18,6 +18,9 @@ from persres.methods.settings import Section, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
+
 ClassSource = Literal["chosen", "dataset", "wordnet"]  # what macro_class decided, the dataset's word, the nearest noun
 
 
@@ -55,8 +58,13 @@ class Encoders(Section):
 class Fetch(Section):
     """Which concepts. An empty list takes all that the dataset has."""
 
-    dataset: Literal["miniworld", "folder"] = "folder"
-    folder: str | None = None  # for dataset: folder; one folder of photos and a concept.json per concept
+    dataset: Literal["miniworld", "folder", "customconcept101", "dreambooth"] = "folder"
+    # dataset: folder: holds one folder of photos and a concept.json per concept; the two benchmarks: where their files lie or
+    # are downloaded to, .work/datasets/<dataset> if not said
+    folder: str | None = None
+    sha256: dict[Archive, Sha256] = Field(
+        {}
+    )  # pins a benchmark's archive; without it the digest is recorded and printed
     concepts: tuple[str, ...] = Field((), strict=False)
     references: int = Field(5, ge=1)  # mini world: pictures of each concept to learn from
     held_out: int = Field(5, ge=0)  # mini world: further pictures, never trained on

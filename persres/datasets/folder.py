@@ -7,12 +7,11 @@ prompts a neutral set of eight is used; without a macro class the folder must sa
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-from persres.datasets.layout import Concept, check_concept, check_name, write_concept
+from persres.datasets.layout import Concept, check_concept, check_name
+from persres.datasets.photos import copy_concept, find_photos
 from persres.errors import PersresError
-from persres.images import list_photos, load_photo
 from persres.params import Fetch
 
 NEUTRAL_PROMPTS = (
@@ -41,20 +40,13 @@ def fetch_folder(settings: Fetch, root: Path) -> int:
     if not names:
         raise PersresError(f"fetch.folder: {source} holds no concept; put one folder of photos per concept in it")
     for name in names:
-        _copy(source / check_name(name), root)
+        concept = source / check_name(name)
+        copy_concept(find_photos(concept), describe(concept), root)
     return len(names)
 
 
-def _copy(source: Path, root: Path) -> None:
-    photos = list_photos(source)
-    for photo in photos:
-        load_photo(photo)
-    folder = write_concept(root, _describe(source))
-    for index, photo in enumerate(photos):
-        shutil.copyfile(photo, folder / "images" / f"{index:03d}{photo.suffix.lower()}")
-
-
-def _describe(source: Path) -> Concept:
+def describe(source: Path) -> Concept:
+    """What a photo folder's ``concept.json`` says. Raises PersresError where it is missing or wrong."""
     path = source / "concept.json"
     try:
         told = json.loads(path.read_text()) if path.exists() else {}

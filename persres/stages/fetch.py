@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from persres.datasets.customconcept101 import fetch_customconcept101
+from persres.datasets.dreambooth import fetch_dreambooth
 from persres.datasets.folder import fetch_folder
 from persres.datasets.miniworld import fetch_miniworld
 from persres.stages.context import Context
 from persres.units import publishing, stage_lock
 
-SOURCES = {"miniworld": fetch_miniworld, "folder": fetch_folder}
+SOURCES = {
+    "miniworld": fetch_miniworld,
+    "folder": fetch_folder,
+    "customconcept101": fetch_customconcept101,
+    "dreambooth": fetch_dreambooth,
+}
 
 
 def fetch(context: Context) -> None:

@@ -15,21 +15,21 @@ GAP = 8
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged
 
 
-def write_sheets(context: Context, out: Path) -> None:
-    """Write ``<concept>.png`` for every concept."""
+def write_sheets(context: Context, out: Path, every_prompt: bool = False) -> None:
+    """Write ``<concept>.png`` for every concept: one prompt of each group, or every prompt."""
     by_concept: dict[str, list[dict]] = {}
     for pack in read_index(context)["packs"]:
         by_concept.setdefault(pack["spec"]["concept"], []).append(pack["spec"])
     for concept, folder in read_concepts(context.data / "concepts"):
-        _sheet(context, folder, by_concept[concept.name]).save(out / f"{concept.name}.png")
+        _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
 
 
-def _chosen(spec: dict) -> list[dict]:
-    """The first picture of the first prompt of each group."""
-    groups = {number: group for number, group, _ in spec["prompts"]}
-    first: dict[str, dict] = {}
+def _chosen(spec: dict, every_prompt: bool) -> list[dict]:
+    """The first picture of the first prompt of each group, or of every prompt."""
+    rows = {number: number if every_prompt else group for number, group, _ in spec["prompts"]}
+    first: dict[int | str, dict] = {}
     for item in items_of(spec):
-        first.setdefault(groups[int(item["name"].split("_")[0])], item)
+        first.setdefault(rows[int(item["name"].split("_")[0])], item)
     return list(first.values())
 
 
@@ -38,9 +38,9 @@ def _cell_size(context: Context) -> int:
     return resolution * max(1, -(-CELL_AT_LEAST // resolution)) if resolution < CELL_AT_LEAST else resolution
 
 
-def _sheet(context: Context, folder: Path, specs: list[dict]) -> Image.Image:
+def _sheet(context: Context, folder: Path, specs: list[dict], every_prompt: bool) -> Image.Image:
     cell = _cell_size(context)
-    columns, rows = _columns(context, specs), _chosen(specs[0])
+    columns, rows = _columns(context, specs), _chosen(specs[0], every_prompt)
     references = [square(load_photo(p), context.profile.base.resolution) for p in reference_photos(folder)][
         : max(5, len(columns))
     ]

@@ -1,0 +1,107 @@
+"""CustomConcept101 (Kumari et al. 2023), the paper's benchmark: 101 concepts in 16 categories, 3-15 photos and 20 prompts each.
+
+The lists are the folder ``customconcept101/`` of github.com/adobe-research/custom-diffusion, the photos its published archive.
+Both are downloaded where they do not lie in ``fetch.folder`` yet:
+
+    <folder>/dataset.json, prompts/*.txt      (or both in <folder>/customconcept101/)
+    <folder>/benchmark_dataset/<concept>/*.jpg
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from persres.datasets.download import download, unpack
+from persres.datasets.layout import Concept, check_concept
+from persres.datasets.photos import copy_concept, find_photos
+from persres.datasets.prompt_groups import CUSTOMCONCEPT101, grouped
+from persres.errors import PersresError
+from persres.params import Fetch
+
+COUNT, PROMPTS = 101, 20  # concepts, prompts of each
+FOLDER = Path(".work/datasets/customconcept101")
+PHOTOS_URL = "https://huggingface.co/datasets/nupurkmr9/custom-diffusion/resolve/main/benchmark_dataset.zip"
+LISTS_URL = "https://github.com/adobe-research/custom-diffusion/archive/refs/heads/main.zip"
+LICENCE = (
+    "CustomConcept101. Lists and prompts: Adobe Research License, Copyright 2022 Adobe Inc. and its licensors, non-commercial "
+    "research only (github.com/adobe-research/custom-diffusion). Photos: Unsplash License where from Unsplash, CC BY-SA 4.0 where "
+    "its authors' own, the flowers from Wikimedia, Flickr and Pixabay (cs.cmu.edu/~custom-diffusion/assets/urls.txt); some are "
+    "photos of DreamBench (github.com/google/dreambooth)"
+)
+
+
+def fetch_customconcept101(settings: Fetch, root: Path) -> int:
+    """Write the chosen concepts below ``root``; returns how many. Concept id is the photo folder's name, category the part
+    before ``_``, macro class the list's ``class_prompt``.
+
+    Raises PersresError naming what is missing: URL and layout, a concept, a prompt file, a broken photo.
+    """
+    folder = Path(settings.folder or FOLDER)
+    lists, photos = _lists(folder, settings), _photos(folder, settings)
+    entries = _entries(lists / "dataset.json")
+    _check_choice(settings, entries, photos)
+    print(f"fetch: {LICENCE}", flush=True)
+    for name in tqdm(settings.concepts or sorted(entries), desc="fetch", mininterval=2, leave=False, disable=None):
+        prompts = read_prompts(lists / entries[name]["prompt_filename"])
+        concept = Concept(name, name.split("_")[0], entries[name]["class_prompt"], prompts, LICENCE)
+        copy_concept(find_photos(photos / name), check_concept(concept, lists / "dataset.json"), root)
+    return len(settings.concepts or entries)
+
+
+def _mend(folder: Path) -> str:
+    return (
+        f"connect to the network, or put the files into {folder} yourself: dataset.json and prompts/ of the repository's folder "
+        f"customconcept101 ({LISTS_URL}), and benchmark_dataset/<concept>/*.jpg, which is benchmark_dataset.zip unpacked ({PHOTOS_URL})"
+    )
+
+
+def _lists(folder: Path, settings: Fetch) -> Path:
+    for place in (folder, folder / "customconcept101"):
+        if (place / "dataset.json").exists():
+            return place
+    name, inside = "custom-diffusion-main.zip", "custom-diffusion-main/"
+    archive = download(LISTS_URL, folder / name, settings.sha256.get(name), _mend(folder))
+    unpack(archive, folder / "customconcept101", f"{inside}customconcept101/", (f"{inside}LICENSE.md",))
+    return folder / "customconcept101"
+
+
+def _photos(folder: Path, settings: Fetch) -> Path:
+    place, name = folder / "benchmark_dataset", "benchmark_dataset.zip"
+    if not place.is_dir():
+        archive = download(PHOTOS_URL, folder / name, settings.sha256.get(name), _mend(folder))
+        unpack(archive, place, "benchmark_dataset/")
+    return place
+
+
+def _entries(path: Path) -> dict[str, dict[str, str]]:
+    """The list's entries by concept id. Raises PersresError where the file is another."""
+    try:
+        entries = {Path(entry["instance_data_dir"]).name: entry for entry in json.loads(path.read_text())}
+        for entry in entries.values():
+            entry["class_prompt"], entry["prompt_filename"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PersresError(f"{path} is not CustomConcept101's dataset.json ({error!r}); replace it") from error
+    return entries
+
+
+def _check_choice(settings: Fetch, entries: dict[str, dict[str, str]], photos: Path) -> None:
+    unknown = [name for name in settings.concepts if name not in entries]
+    if unknown:
+        raise PersresError(f"fetch.concepts: CustomConcept101 has no {', '.join(unknown)}; it has {', '.join(sorted(entries))}")  # fmt: skip
+    missing = [name for name in settings.concepts or sorted(entries) if not (photos / name).is_dir()]
+    if missing:
+        raise PersresError(f"{photos} has no folder for {len(missing)} of the concepts ({', '.join(missing)}); add them, or name those that you want in fetch.concepts")  # fmt: skip
+
+
+def read_prompts(path: Path) -> tuple[tuple[str, str], ...]:
+    """A prompt file as (group, text with ``{}``), 20 of them. Raises PersresError where the file is missing or another."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise PersresError(f"no prompts at {path}; copy the repository's folder customconcept101 whole") from error
+    if path.stem not in CUSTOMCONCEPT101 or len(lines) != PROMPTS:
+        raise PersresError(f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}, whose groups persres/datasets/prompt_groups.py knows; restore it")  # fmt: skip
+    return grouped(lines, CUSTOMCONCEPT101[path.stem])

@@ -1,0 +1,95 @@
+"""DreamBooth's dataset (Ruiz et al. 2023, "DreamBench"): 30 subjects, 4-6 photos and 25 prompts each.
+
+Downloaded from github.com/google/dreambooth where it does not lie in ``fetch.folder`` yet:
+
+    <folder>/prompts_and_classes.txt, references_and_licenses.txt, <subject>/*.jpg      (or all of it in <folder>/dataset/)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from persres.datasets.download import download, unpack
+from persres.datasets.layout import Concept, check_concept
+from persres.datasets.photos import copy_concept, find_photos
+from persres.datasets.prompt_groups import DREAMBOOTH, grouped
+from persres.errors import PersresError
+from persres.params import Fetch
+
+COUNT, PROMPTS = 30, 25  # subjects, prompts of each
+FOLDER = Path(".work/datasets/dreambooth")
+URL = "https://github.com/google/dreambooth/archive/refs/heads/main.zip"
+LIST, SOURCES = "prompts_and_classes.txt", "references_and_licenses.txt"
+LICENCE = "github.com/google/dreambooth, CC BY 4.0; photos from Unsplash under the Unsplash License"
+LIVE = ("cat", "dog")  # the classes that the list's "live subject" prompts are for
+_SUBJECT = re.compile(r"^([a-z0-9_]+),([a-z ]+)$", re.MULTILINE)
+_PROMPT = re.compile(r"^'(.*\{0\} \{1\}.*)'\.format", re.MULTILINE)
+
+
+def fetch_dreambooth(settings: Fetch, root: Path) -> int:
+    """Write the chosen subjects below ``root``, all that the folder has if none is named; returns how many.
+
+    Category is ``live subject`` or ``object``, which decides the prompts; the licence names where the photos come from. Raises
+    PersresError naming what is missing or broken.
+    """
+    folder = _place(Path(settings.folder or FOLDER), settings)
+    classes, prompts = read_list(folder / LIST)
+    print(f"fetch: {LICENCE}", flush=True)
+    chosen, credits = _chosen(settings, folder, classes), _credits(folder / SOURCES)
+    for name in chosen:
+        kind = "live subject" if classes[name] in LIVE else "object"
+        licence = f"{LICENCE}. {credits.get(name, '')}".strip()
+        concept = Concept(name, kind, classes[name], grouped(prompts[kind], DREAMBOOTH[kind]), licence)
+        copy_concept(find_photos(folder / name), check_concept(concept, folder / LIST), root)
+    return len(chosen)
+
+
+def _place(folder: Path, settings: Fetch) -> Path:
+    for place in (folder, folder / "dataset"):
+        if (place / LIST).exists():
+            return place
+    name, mend = "dreambooth-main.zip", f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself"  # fmt: skip
+    archive = download(URL, folder / name, settings.sha256.get(name), mend)
+    unpack(
+        archive,
+        folder / "dataset",
+        "dreambooth-main/dataset/",
+        ("dreambooth-main/LICENSE", "dreambooth-main/LICENSE.md"),
+    )
+    return folder / "dataset"
+
+
+def read_list(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Class by subject, and the prompts with ``{}`` by kind. Raises PersresError where the file is another."""
+    text = path.read_text()
+    head, _, rest = text.partition("Object Prompts")
+    parts = dict(zip(DREAMBOOTH, rest.partition("Live Subject Prompts")[::2], strict=True))
+    classes = {name: word for name, word in _SUBJECT.findall(head) if name != "subject_name"}
+    prompts = {kind: [p.replace("{0} {1}", "{}") for p in _PROMPT.findall(part)] for kind, part in parts.items()}
+    if not classes or any(len(found) != PROMPTS for found in prompts.values()):
+        raise PersresError(f"{path} is not DreamBooth's list of classes and prompts; restore it")
+    return classes, prompts
+
+
+def _chosen(settings: Fetch, folder: Path, classes: dict[str, str]) -> list[str]:
+    unknown = [name for name in settings.concepts if name not in classes]
+    if unknown:
+        raise PersresError(
+            f"fetch.concepts: DreamBooth's dataset has no {', '.join(unknown)}; it has {', '.join(classes)}"
+        )
+    missing = [name for name in settings.concepts or classes if not (folder / name).is_dir()]
+    chosen = [name for name in settings.concepts or classes if name not in missing]
+    if (missing and settings.concepts) or not chosen:
+        raise PersresError(f"{folder} has no folder of photos for {', '.join(missing)}; add it, or leave it out of fetch.concepts")  # fmt: skip
+    if missing:
+        print(f"fetch: {folder} lacks {len(missing)} of {len(classes)} subjects: {', '.join(missing)}", flush=True)
+    return chosen
+
+
+def _credits(path: Path) -> dict[str, str]:
+    """What ``references_and_licenses.txt`` says of each subject's photos, in one line."""
+    if not path.exists():
+        raise PersresError(f"no {path}; copy it from github.com/google/dreambooth, it says whose photos these are")
+    blocks = re.findall(r"^([a-z0-9_]+):[ ]*\n?(.*?)(?=\n\s*\n|\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
+    return {name: " ".join(said.split()) for name, said in blocks}

@@ -1,0 +1,411 @@
+"""The two benchmarks and their downloads, against a server on this machine; the real lists are used where they lie here."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import random
+import shutil
+import stat
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from persres.datasets import customconcept101, download, dreambooth, prompt_groups
+from persres.datasets.layout import GROUPS, read_concepts
+from persres.datasets.photos import find_photos
+from persres.errors import PersresError
+from persres.images import list_photos
+from persres.params import Fetch, load_params
+from persres.stages.context import Context
+from persres.stages.fetch import fetch
+
+SHARED = Path(__file__).parent.parent / "shared" / "data"
+SHARED = SHARED if SHARED.is_dir() else Path("/work/shared/data")
+real_lists = pytest.mark.skipif(not SHARED.is_dir(), reason="the published lists are not on this machine")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves ``server.files`` with ranges; may cut an answer short, refuse ranges, or redirect as a hub does."""
+
+    def do_GET(self):
+        server, ranged = self.server, self.headers.get("Range")
+        server.asked.append((self.path, ranged))
+        if self.path.startswith("/resolve"):
+            body = server.files["/a.zip"]
+            self.send_response(302)
+            self.send_header("Location", "/a.zip")
+            self.send_header("X-Linked-ETag", f'"{server.named or hashlib.sha256(body).hexdigest()}"')
+            self.end_headers()
+            return
+        if self.path not in server.files:
+            self.send_error(404)
+            return
+        body = server.files[self.path]
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and server.ranges else 0
+        if self.headers.get("If-Range", etag) != etag:
+            start = 0
+        if start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        self.wfile.write(body[start : start + server.cut if server.cut else None])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.files, served.asked, served.cut, served.ranges, served.named = {}, [], 0, True, ""
+    served.url = f"http://127.0.0.1:{served.server_port}"
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+BODY = bytes(range(256)) * 800
+
+
+def test_a_download_is_recorded_printed_and_not_repeated(server, tmp_path, capsys):
+    server.files["/a.zip"] = BODY
+    target, digest = tmp_path / "new" / "a.zip", hashlib.sha256(BODY).hexdigest()
+    for _ in range(2):
+        assert download.download(f"{server.url}/a.zip", target).read_bytes() == BODY
+    assert len(server.asked) == 1
+    assert digest in capsys.readouterr().out
+    assert (tmp_path / "new" / "a.zip.sha256").read_text() == f"{digest}  a.zip\n"
+    assert sorted(p.name for p in target.parent.iterdir()) == ["a.zip", "a.zip.sha256"]
+    target.write_bytes(b"something else")
+    with pytest.raises(PersresError, match="recorded by an earlier run"):
+        download.download(f"{server.url}/a.zip", target)
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "CHUNK", 10_000)
+    server.files["/a.zip"], server.cut = BODY, 30_000
+    with pytest.raises(PersresError, match=r"connection was cut.*90,000 bytes are kept"):
+        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
+    assert (tmp_path / "a.zip.partial").read_bytes() == BODY[:90_000], (
+        "three attempts of 30,000 bytes, one after another"
+    )
+    server.cut = 0
+    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
+
+
+@pytest.mark.parametrize("kind", ["no ranges", "another version", "longer than the file", "whole already"])
+def test_a_part_that_can_not_be_gone_on_with(server, tmp_path, kind):
+    server.files["/a.zip"] = BODY
+    partial = tmp_path / "a.zip.partial"
+    partial.write_bytes({"longer than the file": BODY + b"more", "whole already": BODY}.get(kind, b"old" * 1000))
+    if kind == "another version":
+        (tmp_path / "a.zip.partial.etag").write_text('"of-before"')
+    server.ranges = kind != "no ranges"
+    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
+    assert not partial.exists()
+
+
+def test_a_wrong_digest_leaves_nothing(server, tmp_path):
+    server.files["/a.zip"] = BODY
+    with pytest.raises(PersresError, match=r"the pinned one in fetch\.sha256 is 0{64}"):
+        download.download(f"{server.url}/a.zip", tmp_path / "a.zip", "0" * 64)
+    assert not list(tmp_path.iterdir())
+    server.named = "1" * 64
+    with pytest.raises(PersresError, match=r"the server names is 1{64}"):
+        download.download(f"{server.url}/resolve", tmp_path / "a.zip")
+    assert not list(tmp_path.iterdir())
+    server.named = ""
+    assert download.download(f"{server.url}/resolve", tmp_path / "a.zip").exists()
+
+
+def test_no_such_file_no_network_and_no_space(server, tmp_path, monkeypatch):
+    with pytest.raises(PersresError, match=r"127\.0\.0\.1.*gone\.zip.*404 Not Found.*put it there yourself"):
+        download.download(f"{server.url}/gone.zip", tmp_path / "a.zip", mend="put it there yourself")
+    assert len(server.asked) == 1, "what is not there is not asked for again"
+    with pytest.raises(PersresError, match="no connection"):
+        download.download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip")
+    server.files["/a.zip"] = BODY
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(PersresError, match=r"needs 0\.00 GB.*free some space"):
+        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_while_writing_is_one_clear_error(server, tmp_path, monkeypatch):
+    server.files["/a.zip"] = BODY
+
+    def full(answer, partial, have):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download, "_write", full)
+    with pytest.raises(PersresError, match=r"a\.zip\.partial: No space left on device; free some space"):
+        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
+
+
+def zipped(files: dict[str, bytes], link: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = ((stat.S_IFLNK if name == link else stat.S_IFREG) | 0o644) << 16
+            packed.writestr(info, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["in/../../evil.txt", "/evil.txt", "in/..\\..\\evil.txt", "C:/evil.txt", "../evil.txt"]
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zipped({"in/good.txt": b"x", name: b"evil"}))
+    with pytest.raises(PersresError, match="leads out of the folder"):
+        download.unpack(archive, tmp_path / "out" / "deep", "in/")
+    assert not list(tmp_path.rglob("*.txt")) and not (tmp_path / "out" / "deep").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "bomb", "cut", "no zip", "bad bytes", "another"])
+def test_archives_that_are_not_unpacked(tmp_path, monkeypatch, kind):
+    archive = tmp_path / "a.zip"
+    noise = random.Random(0).randbytes(3000)
+    whole = zipped({"in/a.txt": noise, "in/b.txt": b"/etc/passwd"}, "in/b.txt" if kind == "link" else None)
+    archive.write_bytes({"cut": whole[:-40], "no zip": b"<html>sorry</html>", "bad bytes": whole[:500] + b"\0\0\0\0" + whole[504:]}.get(kind, whole))  # fmt: skip
+    monkeypatch.setattr(download, "MOST_UNPACKED", 2000 if kind == "bomb" else 1 << 30)
+    message = {"link": "is a link", "bomb": "far more than photos can", "another": "holds nothing below"}.get(
+        kind, "not a whole ZIP"
+    )
+    with pytest.raises(PersresError, match=message):
+        download.unpack(archive, tmp_path / "out", "elsewhere/" if kind == "another" else "in/")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"], "nothing half-unpacked"
+
+
+def jpeg(size=(40, 30), colour="red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+PROMPTS = "\n".join(["photo of a {}. "] + [f"{{}} number {i}." for i in range(2, 21)])  # blanks, no newline at the end
+ENTRIES = [("pet_cat1", "cat", "cat"), ("transport_car1", "car", "transport"), ("toy_bear", "bear", "toy")]
+LIST = json.dumps([
+    {"instance_prompt": f"photo of a <new1> {word}", "class_prompt": word, "instance_data_dir": f"./benchmark_dataset/{name}",
+     "class_data_dir": "", "prompt_filename": f"prompts/{file}.txt"} for name, word, file in ENTRIES
+])  # fmt: skip
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """Look-alikes of the two published archives."""
+    lists = {"dataset.json": LIST.encode()} | {f"prompts/{file}.txt": PROMPTS.encode() for *_, file in ENTRIES}
+    server.files["/lists.zip"] = zipped({f"custom-diffusion-main/customconcept101/{n}": b for n, b in lists.items()}
+                                        | {"custom-diffusion-main/LICENSE.md": b"ADOBE RESEARCH LICENSE", "custom-diffusion-main/x.py": b""})  # fmt: skip
+    server.files["/a.zip"] = zipped({f"benchmark_dataset/{name}/{i}.jpg": jpeg() for name, *_ in ENTRIES for i in range(3)}
+                                    | {"__MACOSX/benchmark_dataset/._0.jpg": b"x"})  # fmt: skip
+    monkeypatch.setattr(customconcept101, "LISTS_URL", f"{server.url}/lists.zip")
+    monkeypatch.setattr(customconcept101, "PHOTOS_URL", f"{server.url}/resolve")
+    return server
+
+
+def fetched(tmp_path: Path, dataset: str, folder: Path, **settings) -> list:
+    told = {"fetch": {"dataset": dataset, "folder": str(folder)} | settings}
+    (tmp_path / "params.yaml").write_text(json.dumps({"profile": "own", "own": told}))
+    where = Context(load_params(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
+    fetch(where)
+    return read_concepts(where.data / "concepts")
+
+
+def test_the_benchmark_from_its_archives(hub, tmp_path, capsys):
+    concepts = fetched(tmp_path, "customconcept101", tmp_path / "files")
+    assert [(c.name, c.category, c.macro_class) for c, _ in concepts] == [
+        ("pet_cat1", "pet", "cat"),
+        ("toy_bear", "toy", "bear"),
+        ("transport_car1", "transport", "car"),
+    ]
+    for concept, folder in concepts:
+        assert len(list_photos(folder / "images")) == 3
+        assert len(concept.prompts) == 20 and concept.prompts[0] == ("background", "photo of a {}.")
+        assert "non-commercial" in concept.licence and "DreamBench" in concept.licence
+    said = capsys.readouterr().out
+    assert "Adobe Research License" in said and said.count("has sha256") == 2
+    assert (tmp_path / "files" / "customconcept101" / "LICENSE.md").exists()
+    assert not (tmp_path / "files" / "customconcept101" / "x.py").exists()
+    asked = len(hub.asked)
+    fetched(tmp_path, "customconcept101", tmp_path / "files", concepts=["toy_bear"])
+    assert len(hub.asked) == asked, "what lies there is not fetched again"
+
+
+def test_lists_that_a_user_copied_are_not_fetched(hub, tmp_path):
+    folder = tmp_path / "files"
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "dataset.json").write_text(LIST)
+    for *_, file in ENTRIES:
+        (folder / "prompts" / f"{file}.txt").write_text(PROMPTS)
+    assert len(fetched(tmp_path, "customconcept101", folder)) == 3
+    assert {path for path, _ in hub.asked} == {"/resolve", "/a.zip"}
+
+
+def test_offline_one_error_names_url_folder_and_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr(customconcept101, "LISTS_URL", "http://127.0.0.1:9/lists.zip")
+    monkeypatch.setattr(dreambooth, "URL", "http://127.0.0.1:9/main.zip")
+    with pytest.raises(PersresError) as caught:
+        fetched(tmp_path, "customconcept101", tmp_path / "files")
+    for part in ("127.0.0.1:9/lists.zip", str(tmp_path / "files"), "benchmark_dataset/<concept>/*.jpg", "dataset.json"):
+        assert part in str(caught.value)
+    with pytest.raises(PersresError, match=r"127\.0\.0\.1:9/main\.zip.*prompts_and_classes\.txt.*<subject>"):
+        fetched(tmp_path, "dreambooth", tmp_path / "files")
+    assert not (tmp_path / "data" / "concepts").exists()
+
+
+def test_what_a_copy_lacks_is_named(hub, tmp_path):
+    folder = tmp_path / "files"
+    fetched(tmp_path, "customconcept101", folder)
+    with pytest.raises(PersresError, match="has no pet_cat9"):
+        fetched(tmp_path, "customconcept101", folder, concepts=["pet_cat9"])
+    (folder / "customconcept101" / "prompts" / "toy.txt").write_text(PROMPTS + "\none more {}")
+    with pytest.raises(PersresError, match=r"toy\.txt has 21 prompts"):
+        fetched(tmp_path, "customconcept101", folder)
+    shutil.rmtree(folder / "benchmark_dataset" / "toy_bear")
+    with pytest.raises(PersresError, match=r"no folder for 1 of the concepts \(toy_bear\)"):
+        fetched(tmp_path, "customconcept101", folder)
+    (folder / "customconcept101" / "dataset.json").write_text("[1]")
+    with pytest.raises(PersresError, match=r"not CustomConcept101's dataset\.json"):
+        fetched(tmp_path, "customconcept101", folder)
+
+
+def test_a_pinned_digest_is_checked_at_the_edge_and_after_the_download(hub, tmp_path):
+    with pytest.raises(PersresError, match="pinned one"):
+        fetched(tmp_path, "customconcept101", tmp_path / "files", sha256={"benchmark_dataset.zip": "0" * 64})
+    with pytest.raises(PersresError, match=r"fetch\.sha256"):
+        fetched(tmp_path, "customconcept101", tmp_path / "files", sha256={"benchmark_dataset.zip": "short"})
+
+
+def test_every_table_cuts_20_prompts_into_four_groups_in_order():
+    for name, starts in prompt_groups.CUSTOMCONCEPT101.items():
+        assert 0 < starts[0] < starts[1] < starts[2] < 20, name
+        groups = [group for group, _ in prompt_groups.grouped([""] * 20, starts)]
+        assert [g for i, g in enumerate(groups) if i == 0 or groups[i - 1] != g] == list(GROUPS)
+
+
+@real_lists
+def test_the_real_benchmark_lists(tmp_path):
+    """All 101 concepts of 16 categories from the published lists, with generated photos in the place of the archive's."""
+    source, folder = SHARED / "customconcept101", tmp_path / "files"
+    shutil.copytree(source / "prompts", folder / "prompts")
+    shutil.copy(source / "dataset.json", folder)
+    for entry in json.loads((source / "dataset.json").read_text()):
+        place = folder / entry["instance_data_dir"]
+        place.mkdir(parents=True)
+        (place / "0.jpg").write_bytes(jpeg())
+    concepts = [concept for concept, _ in fetched(tmp_path, "customconcept101", folder)]
+    assert len(concepts) == customconcept101.COUNT
+    assert len({c.category for c in concepts}) == 16
+    assert all(len(c.prompts) == 20 and {g for g, _ in c.prompts} == set(GROUPS) for c in concepts)
+    assert all(text == text.strip() for c in concepts for _, text in c.prompts)
+    single = {p.stem for p in (source / "prompts").iterdir() if "{}" in p.read_text()}
+    assert single == set(prompt_groups.CUSTOMCONCEPT101), "every file with one concept, and no other"
+
+
+@real_lists
+@pytest.mark.parametrize(
+    ("file", "object_", "style", "prop"),
+    [("cat", "is wearing sunglasses", "oil painting ghibli", "chef outfit"), ("tank", "squirrel perched", "digital illustration", "gingerbread"),
+     ("person", "playing with their pet dog", "pointillistic", "Sherlock"), ("waterfall", "golden retriever", "ukiyo-e", "molten gold")],
+)  # fmt: skip
+def test_the_first_prompt_of_a_group_reads_like_it(file, object_, style, prop):
+    prompts = customconcept101.read_prompts(SHARED / "customconcept101" / "prompts" / f"{file}.txt")
+    first = dict(reversed(prompts))
+    assert object_ in first["object"] and style in first["style"] and prop in first["property"]
+
+
+SUBJECTS = {"dog2": "dog", "teapot": "teapot", "bear_plushie": "stuffed animal"}
+
+
+def dreambooth_files(live: int = 25) -> dict[str, bytes]:
+    def block(count):
+        return "prompt_list = [\n" + ",\n".join(f"'a {{0}} {{1}} in place {i}'.format(unique_token, class_token)" for i in range(count)) + "\n]\n"  # fmt: skip
+
+    classes = "".join(f"{name},{word}\n" for name, word in SUBJECTS.items())
+    text = f"Classes\n\nsubject_name,class\n{classes}\nPrompts\n\nObject Prompts\n\n{block(25)}\nLive Subject Prompts\n\n{block(live)}"
+    credits = (
+        "dog2: \n(credit: someone)\n00: https://unsplash.com/photos/x\n\nteapot: Photos taken by A\n\nbear_plushie: B"
+    )
+    photos = {f"{name}/0{i}.jpg": jpeg() for name in SUBJECTS for i in range(4)}
+    return photos | {"prompts_and_classes.txt": text.encode(), "references_and_licenses.txt": credits.encode()}
+
+
+def test_dreambooth_from_its_archive(server, tmp_path, monkeypatch):
+    server.files["/main.zip"] = zipped({f"dreambooth-main/dataset/{n}": b for n, b in dreambooth_files().items()})
+    monkeypatch.setattr(dreambooth, "URL", f"{server.url}/main.zip")
+    concepts = {c.name: c for c, _ in fetched(tmp_path, "dreambooth", tmp_path / "files")}
+    assert {name: c.macro_class for name, c in concepts.items()} == SUBJECTS
+    assert concepts["dog2"].category == "live subject" and concepts["teapot"].category == "object"
+    counts = {name: [sum(g == group for g, _ in c.prompts) for group in GROUPS] for name, c in concepts.items()}
+    assert counts["dog2"] == [10, 10, 0, 5] and counts["teapot"] == [20, 0, 0, 5]
+    assert concepts["dog2"].prompts[3] == ("background", "a {} in place 3")
+    assert "CC BY 4.0" in concepts["dog2"].licence and "https://unsplash.com/photos/x" in concepts["dog2"].licence
+
+
+def test_a_dreambooth_folder_that_lacks_something(tmp_path, capsys):
+    folder = tmp_path / "files"
+    for name, content in dreambooth_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    shutil.rmtree(folder / "dog2")
+    assert len(fetched(tmp_path, "dreambooth", folder)) == 2
+    assert "lacks 1 of 3 subjects: dog2" in capsys.readouterr().out
+    with pytest.raises(PersresError, match="no folder of photos for dog2"):
+        fetched(tmp_path, "dreambooth", folder, concepts=["dog2"])
+    with pytest.raises(PersresError, match="has no unicorn"):
+        fetched(tmp_path, "dreambooth", folder, concepts=["unicorn"])
+    (folder / "prompts_and_classes.txt").write_bytes(dreambooth_files(live=24)["prompts_and_classes.txt"])
+    with pytest.raises(PersresError, match="not DreamBooth's list"):
+        fetched(tmp_path, "dreambooth", folder)
+
+
+@real_lists
+def test_the_real_dreambooth_folder(tmp_path):
+    concepts = {
+        c.name: (c, f) for c, f in fetched(tmp_path, "dreambooth", SHARED / "dreambooth", concepts=["dog6", "vase"])
+    }
+    assert len(dreambooth.read_list(SHARED / "dreambooth" / "prompts_and_classes.txt")[0]) == dreambooth.COUNT
+    dog, vase = concepts["dog6"][0], concepts["vase"][0]
+    assert ("object", "a {} wearing a red hat") in dog.prompts and ("property", "a cube shaped {}") in dog.prompts
+    assert ("background", "a {} floating in an ocean of milk") in vase.prompts and "oriento" in vase.licence
+    assert len(list_photos(concepts["vase"][1] / "images")) == 6
+
+
+def test_left_out_files_are_said_and_phone_formats_named(tmp_path, capsys):
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
+    with pytest.raises(PersresError, match=r"IMG_1\.HEIC.*save them as JPEG"):
+        find_photos(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "concept.json").write_text("{}")
+    assert [p.name for p in find_photos(tmp_path)] == ["a.jpg"]
+    said = capsys.readouterr().out
+    assert "left out IMG_1.HEIC; save HEIC" in said and "concept.json" not in said
+    with pytest.raises(PersresError, match="no folder"):
+        find_photos(tmp_path / "none")
+
+
+def test_the_default_folder_is_not_in_the_repositorys_tracked_part(repo):
+    ignored = (repo / ".gitignore").read_text().split()
+    for dataset in (customconcept101, dreambooth):
+        assert f"{dataset.FOLDER.parts[0]}/" in ignored
+    assert Fetch(dataset="dreambooth").folder is None
