@@ -137,25 +137,22 @@ def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = _pipeline(base)
-    scheduler = _ddim(pipe, base.model)
+    return assembled(_pipeline(base), base, pick_device(device), offload)
+
+
+def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload: bool) -> Diffusion:
+    """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
     second = (pipe.tokenizer_2, pipe.text_encoder_2) if isinstance(pipe, StableDiffusionXLPipeline) else None
-    for tower in [(pipe.tokenizer, pipe.text_encoder), *([second] if second else [])]:
+    diffusion = Diffusion(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, _ddim(pipe, base.model), second,
+                          second is not None and pipe.config.force_zeros_for_empty_prompt, base.resolution, offload)  # fmt: skip
+    for tower in diffusion.towers:
         add_concept_token(*tower, base.token, base.rare_token)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
         pipe.vae.float()  # its activations overflow in half precision; diffusers upcasts by the same word of its config
-    place = pick_device(device)
-    waiting = torch.device("cpu") if offload else place
-    for part, where in (
-        (pipe.text_encoder, waiting),
-        (pipe.vae, waiting),
-        (pipe.unet, place),
-        *([(second[1], waiting)] if second else []),
-    ):
-        part.to(where).eval().requires_grad_(False)
-    empty_is_zero = second is not None and pipe.config.force_zeros_for_empty_prompt
-    return Diffusion(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, scheduler, second, empty_is_zero,
-                     base.resolution, offload)  # fmt: skip
+    for part in (pipe.vae, *(encoder for _, encoder in diffusion.towers)):
+        part.to("cpu" if offload else place).eval().requires_grad_(False)
+    pipe.unet.to(place).eval().requires_grad_(False)
+    return diffusion
 
 
 def _pipeline(base: Base) -> StableDiffusionPipeline | StableDiffusionXLPipeline:

@@ -39,7 +39,8 @@ class Clip(Section):
 
 
 class Dino(Section):
-    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry."""
+    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry. DINOv2 is
+    ``vit_small_patch14_dinov2.lvd142m`` (crop: a multiple of its patch, 14)."""
 
     model: str = "vit_small_patch16_224.dino"
     resize: int = Field(256, ge=8)

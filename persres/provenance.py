@@ -23,7 +23,7 @@ STAGE_CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("datasets", "images.py", "miniworld/backgrounds.py", "miniworld/captions.py", "miniworld/concepts.py",
               "miniworld/render.py", "miniworld/shapes.py", "miniworld/styles.py", "miniworld/vocabulary.py", "seeding.py",
               "stages/fetch.py"),
-    "macro_class": ("images.py", "metrics/clip_scores.py", "stages/macro_class.py", "wordnet"),
+    "macro_class": ("images.py", "metrics/clip_scores.py", "metrics/short_texts.py", "stages/macro_class.py", "wordnet"),
     "train": ("conditioning.py", "images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py", "stages/train.py",
               "training.py"),
     "sample": ("conditioning.py", "images.py", "lag.py", "lag_controls.py", "methods", "models.py", "prompt_text.py", "prompts.py", "residual_file.py", "residuals.py", "samplers.py", "seeding.py",
