@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def narrow(name: str, words: int) -> Family:
         return FAMILIES[name].changed(unet=_FOUR | {"attention_head_dim": 8}, vae=_VAE, text=text)
     if name == "sd21":
         return FAMILIES[name].changed(unet=_FOUR | {"attention_head_dim": (1, 2, 4, 4)}, vae=_VAE, text=text)
-    unet = {"block_out_channels": (32, 64, 128), "cross_attention_dim": 32 + 48, "attention_head_dim": (1, 2, 4), "sample_size": 16,
+    unet = {"block_out_channels": (32, 64, 128), "cross_attention_dim": 32 + 48, "attention_head_dim": (1, 2, 4), "transformer_layers_per_block": (1, 2, 4), "sample_size": 16,
             "addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 40 + 6 * 16}  # fmt: skip
     second = {"vocab_size": words, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3,
               "projection_dim": 40}  # fmt: skip
@@ -32,13 +33,13 @@ def narrow(name: str, words: int) -> Family:
 
 
 def save_family(name: str, folder: Path) -> Path:
-    """A pipeline folder as the hub has it."""
-    from transformers import CLIPTokenizer
-
+    """A pipeline folder as the hub has it, with a small vocabulary: "!" first, as in CLIP's, the end token last."""
     write_tokenizer(folder / "words", 77)
+    path = folder / "words" / "vocab.json"
+    words = {"!": 0} | {word: number + 1 for word, number in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(words, ensure_ascii=False))
     torch.manual_seed(0)
-    words = len(CLIPTokenizer.from_pretrained(folder / "words", pad_token="!"))  # a word that the small list lacks
-    build_pipeline(narrow(name, words), folder / "words").save_pretrained(folder / name)
+    build_pipeline(narrow(name, len(words)), folder / "words").save_pretrained(folder / name)
     return folder / name
 
 
