@@ -90,13 +90,13 @@ def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
 
 def test_a_short_text_reads_as_the_padded_one(clip, tiny_encoders):
     """The tower is causal: what is padded behind the end token changes nothing."""
-    nouns = load_nouns()[:: len(load_nouns()) // 40]
+    nouns = load_nouns()[:: len(load_nouns()) // 16]
     for encoder in (clip, ClipEncoder(Clip(**tiny_encoders["clip"]), "cpu")):
         assert can_shorten(encoder.model)
         before = {k: v.clone() for k, v in encoder.model.state_dict().items()}
         tokens = encoder.tokenize(nouns)
         lasts = lengths(encoder.model, tokens)
-        assert int(lasts.min()) >= 3 and int(lasts.max()) <= tokens.shape[1]
+        assert int(lasts.min()) >= 2 and int(lasts.max()) < tokens.shape[1], "there is padding to leave out"
         tokens = tokens[lasts.argsort(stable=True)]
         short = encoder.tokens(tokens, batch=8)
         with torch.no_grad():
