@@ -2,6 +2,10 @@
 
 In block i the attention maps of the V* and macro-class tokens are summed and binarised at their
 median; the residual of that block acts inside the mask only. No further U-Net pass is made.
+
+A choice of ours, for models that the paper does not speak of: in SDXL one output projection stands behind 2 or 10
+transformer layers, each with a cross-attention. Their maps are averaged, all with the same weight, before the median: the residual acts
+on what all of them made together, and no layer of the block is known to localise better than the others.
 """
 
 from __future__ import annotations
@@ -100,16 +104,16 @@ class ConceptAttention:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        weights = attn.get_attention_scores(query, key, attention_mask)  # [n·heads, pixels, length]
+        # In float32 whatever the model's precision: a median needs more different values than half precision has.
+        weights = attn.get_attention_scores(query.float(), key.float(), attention_mask)  # [n·heads, pixels, length]
         self.report(weights.unflatten(0, (-1, attn.heads)).mean(1))
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights @ value)))
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights.to(value.dtype) @ value)))
 
 
 @contextmanager
 def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
     """Within the context each forward pass fills ``routing.masks`` just before the block's output
-    projection needs it. Blocks with several transformer layers (SDXL) sum the maps of all of them.
-    The attention processors of before return on exit."""
+    projection needs it. The attention processors of before return on exit."""
     before: list[tuple[Attention, object]] = []
     handles = []
     _check_sources(unet, rule)
@@ -142,7 +146,7 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
         maps.append(torch.einsum("npt,nt->np", weights, rule.tokens.to(weights.dtype)))
 
     def before_proj_out(_module: nn.Module, _args: tuple) -> None:
-        routing.masks[path] = rule.finish(path, torch.stack(maps).sum(0))
+        routing.masks[path] = rule.finish(path, torch.stack(maps).mean(0))
         maps.clear()
 
     for layer in layers:

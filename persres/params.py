@@ -29,6 +29,7 @@ class Base(Section):
 
     model: str = "CompVis/stable-diffusion-v1-4"
     resolution: int = Field(512, ge=16, multiple_of=8)  # pixels, short side after the centre crop
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals learn in float32
     token: str = "<v*>"  # V*, as it stands in prompts
     rare_token: str = "sks"  # whose embedding V* holds, frozen (paper 3.2: "a rarely occurring token")
 
@@ -41,7 +42,8 @@ class Clip(Section):
 
 
 class Dino(Section):
-    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry."""
+    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry. DINOv2 is
+    ``vit_small_patch14_dinov2.lvd142m`` (crop: a multiple of its patch, 14)."""
 
     model: str = "vit_small_patch16_224.dino"
     resize: int = Field(256, ge=8)
@@ -198,6 +200,7 @@ class Runtime(Section):
     workers: int = Field(1, ge=0)  # processes; 0 takes one per core
     device: str = "auto"
     sample_batch: int = Field(8, ge=1)
+    offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
 
 
 class Profile(Section):

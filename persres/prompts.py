@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from persres.errors import PersresError
 
@@ -21,11 +21,21 @@ def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, tok
         )
     if token not in tokenizer.get_vocab():
         tokenizer.add_tokens([token])
+    if len(tokenizer) > text_encoder.get_input_embeddings().num_embeddings:
         text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     token_id = tokenizer.convert_tokens_to_ids(token)
     table = text_encoder.get_input_embeddings().weight
     table[token_id] = table[rare[0]]
+    _pool_at_end(tokenizer, text_encoder)
     return token_id
+
+
+def _pool_at_end(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+    """Old configs say that the end token is number 2; transformers then takes the prompt's highest number for the end,
+    which V* now is, and SDXL's pooled prompt would be read at V*. So each tower is told its real end token."""
+    for module in text_encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 def prompt_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
@@ -46,10 +56,24 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     return prompt_states(tokenizer, text_encoder, prompts)
 
 
+Tower = tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]
+
+
+def two_tower_states(towers: list[Tower], prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As SDXL reads prompts: the states before each tower's last layer side by side, [n, length, width of both], and the
+    last tower's pooled and projected prompt, [n, d]."""
+    found = [
+        encoder(prompt_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
+        for tokenizer, encoder in towers
+    ]
+    return torch.cat([out.hidden_states[-2] for out in found], dim=-1), found[-1].text_embeds
+
+
 def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
     """C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt.
 
-    Raises PersresError where the phrase is not in the prompt, or lies beyond its last token.
+    SDXL's two tokenizers part words alike, so its first one speaks for both. Raises PersresError where the phrase is not
+    in the prompt, or lies beyond its last token.
     """
     ids = prompt_ids(tokenizer, [prompt])[0].tolist()
     wanted = tokenizer(phrase, add_special_tokens=False).input_ids

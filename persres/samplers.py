@@ -12,18 +12,24 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from persres.conditioning import Conditioning, joined
+
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def guided(unet: nn.Module, cond: torch.Tensor, uncond: torch.Tensor, cfg_scale: float) -> Denoise:
+def guided(
+    unet: nn.Module, cond: torch.Tensor | Conditioning, uncond: torch.Tensor | Conditioning, cfg_scale: float
+) -> Denoise:
     """Classifier-free guidance, u + s·(c − u), both branches in one pass as [uncond; cond].
 
-    ``cond`` [n, length, width]; ``uncond`` the same shape, or [1, length, width].
+    ``cond`` of n prompts; ``uncond`` of n, or of one. The denoiser computes in their precision, the rest in that of x.
     """
-    both = torch.cat([uncond.expand_as(cond), cond])
+    cond = Conditioning.of(cond)
+    both = joined([Conditioning.of(uncond).expand(len(cond.states)), cond])
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        u, c = unet(torch.cat([x, x]), t, encoder_hidden_states=both).sample.chunk(2)
+        out = unet(torch.cat([x, x]).to(both.states.dtype), t, **both.arguments()).sample
+        u, c = out.to(x.dtype).chunk(2)
         return u + cfg_scale * (c - u)
 
     return denoise

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from persres.checkpoint import load_training, save_training
+from persres.conditioning import Conditioning, joined
 from persres.params import Variant
 from persres.residuals import ResidualBank, Routing, attached
 from persres.seeding import generator
@@ -27,19 +28,18 @@ class Lesson:
     """What one concept is learned from.
 
     ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the
-    denoiser's scale. ``text``: the embedded prompt [length, width], or a function that gives it where V*'s embedding
-    learns too. ``name`` seeds the draws. ``prior``: class images to learn beside, at ``prior_weight``.
+    denoiser's scale. ``text``: the one embedded prompt, or a function that gives it where V*'s embedding learns too. ``name`` seeds the draws. ``prior``: class images to learn beside, at ``prior_weight``.
     """
 
     name: str
     mean: torch.Tensor
     std: torch.Tensor
-    text: torch.Tensor | Callable[[], torch.Tensor]
+    text: torch.Tensor | Conditioning | Callable[[], Conditioning]
     prior: Lesson | None = None
 
-    def states(self) -> torch.Tensor:
+    def states(self) -> Conditioning:
         """The embedded prompt as it stands now."""
-        return self.text() if callable(self.text) else self.text
+        return Conditioning.of(self.text() if callable(self.text) else self.text)
 
 
 @dataclass
@@ -83,11 +83,11 @@ def concept_losses(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Less
     drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
     device = lessons[0].mean.device
     z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    text = torch.stack([lesson.states() for lesson in lessons]).repeat_interleave(settings.batch_size, 0)
+    text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(settings.batch_size, 0))
     routing = Routing.everywhere(len(z), device)
     routing.rows = torch.arange(len(lessons), device=device).repeat_interleave(settings.batch_size)
     with attached(unet, bank, routing):
-        out = unet(scheduler.add_noise(z, noise, t), t, encoder_hidden_states=text).sample
+        out = unet(scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
     error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
     return error.flatten(1).mean(1).view(len(lessons), -1).mean(1)
 
@@ -123,17 +123,21 @@ def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank
     unet.requires_grad_(False)
     parameters = dict(bank.named_parameters()) | (extra or {})
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    # Gradients pass the frozen model in its own precision; float16's range is too small for them as they are.
+    scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
     log, start = Log(), 0
     if checkpoint is not None and checkpoint.exists():
         try:
             start, note = load_training(checkpoint, parameters, optimizer)
             log.rows = note["rows"]
+            scaler.load_state_dict(note["scaler"])
         except SafetensorError:
             print(f"{checkpoint} is broken; starting from the first step", flush=True)
     for step in range(start, settings.steps):
         losses = _losses(unet, scheduler, lessons, bank, settings, step)
-        losses.sum().backward()
-        optimizer.step()
+        scaler.scale(losses.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         row = {"step": step, "loss": losses.tolist()}
         if (step + 1) % 10 == 0 or step + 1 == settings.steps:
@@ -142,5 +146,7 @@ def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank
         if on_step is not None:
             on_step(step, float(losses.detach().mean()))
         if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-            save_training(checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows})
+            save_training(
+                checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows, "scaler": scaler.state_dict()}
+            )
     return log

@@ -41,7 +41,14 @@ def test_files_stay_short_and_public_things_are_documented(repo):
 
 
 def test_samplers_touch_no_file_and_no_progress_bar(repo):
-    assert imports(repo / "persres" / "samplers.py") <= {"__future__", "collections", "torch", "diffusers"}
+    assert imports(repo / "persres" / "samplers.py") <= {"__future__", "collections", "torch", "diffusers", "persres"}
+    assert imports(repo / "persres" / "conditioning.py") <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "typing",
+        "torch",
+    }
 
 
 def test_no_if_mini_in_the_method(repo):

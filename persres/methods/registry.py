@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from persres.errors import PersresError
 from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
 from persres.methods.lessons import Pictures, Plan
 from persres.methods.settings import CustomDiffusion, DreamBooth, Settings, TextualInversion, ViCo
-from persres.models import Diffusion
-from persres.params import Base
+from persres.models import SDXL, Diffusion, pipeline_name
+from persres.params import Base, Train
 from persres.seeding import generator
 
 _FILES = {"textual_inversion": textual_inversion, "dreambooth": dreambooth, "custom_diffusion": custom_diffusion,
@@ -27,6 +28,20 @@ def plan_for(
         )
     assert isinstance(settings, CustomDiffusion)
     return custom_diffusion.plan(diffusion, settings, photos, prior, base.token, macro_class)
+
+
+def check_available(base: Base, train: Train) -> None:
+    """Raises PersresError, before any work, for a variant that the base model's family can't train: the rivals and V*'s
+    own embedding are written for one text tower."""
+    settings = {name: train.variant(name).model_dump() for name in train.variants}
+    asked = {name: told.get("method", "train_token") for name, told in settings.items()
+             if "method" in told or told["train_token"]}  # fmt: skip
+    if asked and pipeline_name(base.model) == SDXL:
+        name, what = next(iter(asked.items()))
+        raise PersresError(
+            f"train.variants.{name}: {what} is not available for SDXL models ({base.model}); leave it out, or take a"
+            " Stable Diffusion 1.x or 2.x model"
+        )
 
 
 def phrase_for(settings: dict, base: Base, macro_class: str) -> str:

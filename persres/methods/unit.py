@@ -26,7 +26,7 @@ def rival_unit(unit: Unit, work: Path, device: str) -> None:
     """Learn, save ``residual.safetensors`` and ``log.jsonl``; goes on from its checkpoint after a kill."""
     spec, folder = unit.settings, unit.folder(work)
     base, settings = Base(**spec["base"]), TypeAdapter(Settings).validate_python(spec["settings"])
-    diffusion = load_diffusion(base, device)
+    diffusion = load_diffusion(base.model_copy(update={"dtype": "float32"}), device)  # what its authors train in
     token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
     with measured(pick_device(device)) as facts:
         photos = Pictures.of(diffusion, [square(load_photo(Path(p)), base.resolution) for p in spec["photos"]])

@@ -105,7 +105,7 @@ class WithReference:
     def __call__(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
         n = len(x)
         times = t.expand(n) if t.ndim == 0 else t
-        beside = self.diffusion.scheduler.add_noise(self.reference, self.noise, times)
+        beside = self.diffusion.scheduler.add_noise(self.reference, self.noise, times).to(x.dtype)
         self.regularisation = torch.zeros((), device=x.device)
         with self._hooked(n):
             out = self.diffusion.unet(torch.cat([x, beside]), torch.cat([times, times]),
@@ -194,4 +194,4 @@ def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBl
     blocks.load_state_dict(
         {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     )
-    return blocks.to(diffusion.unet.device).eval().requires_grad_(False)
+    return blocks.to(diffusion.unet.device, diffusion.unet.dtype).eval().requires_grad_(False)

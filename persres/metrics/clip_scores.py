@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from persres.loading import pick_device, unavailable
+from persres.metrics.short_texts import context_of, lengths
 from persres.params import Clip
 
 
@@ -38,6 +39,17 @@ class ClipEncoder:
         """[n, d] on the CPU, rows of length 1."""
         parts = [self.tokenize(texts[k : k + batch]) for k in range(0, len(texts), batch)]
         return torch.cat([F.normalize(self.model.encode_text(p.to(self.device)), dim=1).cpu() for p in parts])
+
+    @torch.no_grad()
+    def tokens(self, tokens: torch.Tensor, batch: int = 512) -> torch.Tensor:
+        """As :meth:`texts`, of tokens [n, context], each batch only as long as its longest text. Sort texts by length first."""
+        parts = []
+        for rows in tokens.split(batch):
+            length = int(lengths(self.model, rows).max())
+            with context_of(self.model, length):
+                found = self.model.encode_text(rows[:, :length].to(self.device))
+            parts.append(F.normalize(found, dim=1).cpu())
+        return torch.cat(parts)
 
 
 @lru_cache(maxsize=1)

@@ -14,22 +14,28 @@ from persres.loading import pick_device, unavailable
 from persres.params import Dino
 
 
+def preprocessing(settings: Dino, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:
+    """RGB image -> float [3, crop, crop]: short side to ``resize`` (bicubic), centre crop, mean and std."""
+    return transforms.Compose([
+        transforms.Resize(settings.resize, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(settings.crop),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ])  # fmt: skip
+
+
 class DinoEncoder:
     """Unit-length features of images."""
 
     def __init__(self, settings: Dino, device: str) -> None:
         self.device = pick_device(device)
         try:
-            model = timm.create_model(settings.model, pretrained=True, num_classes=0)
-        except (OSError, RuntimeError, ValueError) as error:
+            # at the crop's size: timm resamples position embeddings of another (DINOv2 comes with 518 pixels)
+            model = timm.create_model(settings.model, pretrained=True, num_classes=0, img_size=settings.crop)
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise unavailable("DINO", settings.model, error) from error
         self.model = model.float().to(self.device).eval().requires_grad_(False)
-        self.preprocess = transforms.Compose([
-            transforms.Resize(settings.resize, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(settings.crop),
-            transforms.ToTensor(),
-            transforms.Normalize(model.pretrained_cfg["mean"], model.pretrained_cfg["std"]),
-        ])  # fmt: skip
+        self.preprocess = preprocessing(settings, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
 
     @torch.no_grad()
     def images(self, images: list[Image.Image], batch: int = 64) -> torch.Tensor:

@@ -14,6 +14,7 @@ from persres.params import MacroClass
 from persres.stages.context import Context
 from persres.units import publishing, stage_lock
 from persres.wordnet import load_candidates
+from persres.wordnet.features import noun_features
 
 FILE = "macro_class.json"
 
@@ -34,7 +35,8 @@ def _classes(context: Context, settings: MacroClass) -> dict:
     if looked_for:
         encoder = load_clip(context.profile.encoders.clip, context.profile.runtime.device)
         nouns = load_candidates(settings.candidates)
-        features = encoder.texts([settings.template.replace("{}", noun) for noun in nouns], settings.batch_size)
+        features = noun_features(context.profile.encoders.clip, settings.template, settings.candidates, context.work,
+                                 context.profile.runtime.device, settings.batch_size)  # fmt: skip
     concepts = {}
     for concept, folder in read_concepts(context.data / "concepts"):
         entry = {"dataset": concept.macro_class, "nearest": None, "chosen": concept.macro_class}

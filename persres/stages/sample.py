@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from persres.methods import vico
 from persres.methods.registry import phrase_for
 from persres.methods.state_file import load_state
 from persres.methods.weights import replaced
-from persres.models import Diffusion, decode, load_diffusion, posterior
+from persres.models import Diffusion, load_diffusion
 from persres.params import Base, Drawing
-from persres.prompts import concept_positions, encode_prompts
+from persres.prompts import concept_positions
 from persres.provenance import code_fingerprint, measured
 from persres.residual_file import TOKEN, load_bank, load_token
 from persres.residuals import ResidualBank, Routing, attached, merged
@@ -118,8 +119,7 @@ def draw(
         [generator("noise", drawing.seed, i["plain"], i["image"]) for i in items],
         (channels, *[resolution // factor] * 2),
     )
-    cond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [i["prompt"] for i in items])
-    uncond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [""])
+    cond, uncond = diffusion.encode([i["prompt"] for i in items]), diffusion.unconditional()
     unet = diffusion.unet if beside is None else beside(items)
     denoise = guided(unet, cond, uncond, drawing.cfg_scale)
     rule = None
@@ -134,7 +134,7 @@ def draw(
             stack.enter_context(merged(diffusion.unet, bank))
         latents = sample_ddim(denoise, noise.to(device), diffusion.scheduler, drawing.steps)
     masks = None if rule is None else mean_mask(rule, slice(n, 2 * n), resolution // factor)
-    return decode(diffusion.vae, latents), masks
+    return diffusion.decode(latents), masks
 
 
 def reference_of(diffusion: Diffusion, spec: dict, learned: dict) -> Callable[[list[dict]], Any] | None:
@@ -143,7 +143,7 @@ def reference_of(diffusion: Diffusion, spec: dict, learned: dict) -> Callable[[l
         return None
     base, blocks = Base(**spec["base"]), vico.load_blocks(diffusion, learned)
     photo = square(load_photo(Path(spec["reference"]["path"])), base.resolution)
-    latents, _ = posterior(diffusion.vae, to_tensor([photo]))
+    latents, _ = diffusion.posterior(to_tensor([photo]))
     noise = torch.randn(latents.shape, generator=generator("reference", spec["concept"])).to(latents.device)
 
     def beside(items: list[dict]) -> vico.WithReference:
@@ -155,11 +155,11 @@ def reference_of(diffusion: Diffusion, spec: dict, learned: dict) -> Callable[[l
     return beside
 
 
-def sample_unit(unit: Unit, work: Path, device: str) -> None:
+def sample_unit(unit: Unit, work: Path, device: str, offload: bool = False) -> None:
     """Draw one concept's pictures by one method, batch by batch; whole batches survive a kill."""
     spec, folder = unit.settings, unit.folder(work)
     base, drawing = Base(**spec["base"]), Drawing(**spec["drawing"])
-    diffusion = load_diffusion(base, device)
+    diffusion = load_diffusion(base, device, offload)
     bank, learned, beside = None, {}, None
     token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
     with measured(pick_device(device)) as run, ExitStack() as stack:
@@ -214,7 +214,8 @@ def sample(context: Context) -> None:
     runtime = context.profile.runtime
     with stage_lock(context.work, "sample"):
         units = sample_units(context)
-        run_units(units, context.work, sample_unit, runtime.workers, runtime.device)
+        work = partial(sample_unit, offload=runtime.offload)
+        run_units(units, context.work, work, runtime.workers, runtime.device)
         with publishing(context.data / "samples") as out:
             for unit in units:
                 (out / unit.name).parent.mkdir(exist_ok=True)

@@ -6,23 +6,24 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from persres.conditioning import Conditioning
 from persres.datasets.layout import read_concepts, reference_photos, spread_concepts
 from persres.images import list_photos, load_photo, square, to_tensor
 from persres.loading import model_identity, pick_device
 from persres.methods.prior import PACK, prior_unit, read_prior
-from persres.methods.registry import phrase_for
+from persres.methods.registry import check_available, phrase_for
 from persres.methods.settings import Settings
 from persres.methods.unit import rival_unit
 from persres.methods.weights import replaced, start_values
-from persres.models import Diffusion, load_diffusion, posterior
+from persres.models import Diffusion, load_diffusion
 from persres.params import Base, Variant
 from persres.prompt_text import fill
-from persres.prompts import encode_prompts, prompt_states
 from persres.provenance import code_fingerprint, library_versions, measured
 from persres.residual_file import TOKEN, save_residual
 from persres.residuals import find_targets
@@ -85,28 +86,31 @@ def read_lesson(diffusion: Diffusion, spec: dict, settings: Variant, base: Base)
     photos = [square(load_photo(Path(path)), base.resolution) for path in spec["photos"]]
     phrase = phrase_for(spec["settings"], base, spec["macro_class"])
     prompts = [fill(settings.prompt, phrase), fill(settings.prompt, spec["macro_class"])]
-    own, plain = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, prompts)
-    text = own
+    both = diffusion.encode(prompts)
+    text, plain = both.rows(0, 1), both.rows(1, 2)
     if settings.train_token:
 
-        def text() -> torch.Tensor:
-            return prompt_states(diffusion.tokenizer, diffusion.text_encoder, prompts[:1])[0]
+        def text() -> Conditioning:
+            return diffusion.states(prompts[:1])
 
     prior = None
     if spec["prior"] is not None:
         images = read_prior(Path(spec["prior"]["path"]), base.resolution)[: settings.prior_images]
-        prior = Lesson(f"{spec['concept']}/prior", *posterior(diffusion.vae, to_tensor(images)), plain)
-    return Lesson(spec["concept"], *posterior(diffusion.vae, to_tensor(photos)), text, prior)
+        prior = Lesson(f"{spec['concept']}/prior", *diffusion.posterior(to_tensor(images)), plain)
+    return Lesson(spec["concept"], *diffusion.posterior(to_tensor(photos)), text, prior)
 
 
-def train_unit(unit: Unit, work: Path, device: str) -> None:
-    """Learn one concept's residual, or a rival's weights; goes on from its checkpoint after a kill."""
+def train_unit(unit: Unit, work: Path, device: str, offload: bool = False) -> None:
+    """Learn one concept's residual, or a rival's weights; goes on from its checkpoint after a kill.
+
+    ``offload`` is for what reads the text once; where V*'s embedding learns, the text tower works in every step.
+    """
     if "method" in unit.settings["settings"]:
         rival_unit(unit, work, device)
         return
     spec, folder = unit.settings, unit.folder(work)
     base, settings = Base(**spec["base"]), Variant(**spec["settings"])
-    diffusion = load_diffusion(base, device)
+    diffusion = load_diffusion(base, device, offload and not settings.train_token)
     with measured(pick_device(device)) as facts:
         lesson = read_lesson(diffusion, spec, settings, base)
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
@@ -157,11 +161,13 @@ def _write_log(path: Path, log: Log) -> None:
 def train(context: Context) -> None:
     """Train what is not trained yet, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
+    check_available(context.profile.base, context.profile.train)
     with stage_lock(context.work, "train"):
+        draw, learn = (partial(work, offload=runtime.offload) for work in (prior_unit, train_unit))
         drawn = prior_units(context)
-        run_units(list(drawn.values()), context.work, prior_unit, runtime.workers, runtime.device)
+        run_units(list(drawn.values()), context.work, draw, runtime.workers, runtime.device)
         units = train_units(context)
-        run_units(units, context.work, train_unit, runtime.workers, runtime.device)
+        run_units(units, context.work, learn, runtime.workers, runtime.device)
         write_train_costs(context, units, list(drawn.values()))
         with publishing(context.data / "residuals") as out:
             for unit in units:

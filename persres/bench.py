@@ -1,0 +1,145 @@
+"""``python -m persres.bench``: how long training and sampling take, and how much memory, on this machine.
+
+Stable Diffusion v1.4 (or another family) at full size with random weights, built from its config: no hub is needed, and
+time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from persres.conditioning import Conditioning
+from persres.errors import PersresError
+from persres.families import FAMILIES, Family, build_pipeline
+from persres.loading import pick_device
+from persres.miniworld.tokenizer import write_tokenizer
+from persres.models import Diffusion, assembled
+from persres.params import Base, Drawing, Variant
+from persres.provenance import measured
+from persres.residuals import ResidualBank, find_targets
+from persres.seeding import generator
+from persres.stages.sample import draw
+from persres.training import Lesson, new_bank, train
+from persres.units import write_atomic
+
+CLASS = "mug"  # any word
+
+
+def random_diffusion(family: Family, base: Base, place: torch.device) -> Diffusion:
+    """The family's model with random weights in ``base.dtype`` on the device."""
+    with tempfile.TemporaryDirectory() as folder, torch.device(place):
+        write_tokenizer(Path(folder), 77)
+        pipe = build_pipeline(family, Path(folder))
+    return assembled(pipe.to(getattr(torch, base.dtype)), base, place, offload=False)
+
+
+def time_training(diffusion: Diffusion, base: Base, settings: Variant) -> tuple[ResidualBank, dict]:
+    """Seconds of one step: the median over all steps but the first, which also sets things up (of one step: itself)."""
+    device = diffusion.unet.device
+    channels, factor = diffusion.latent_shape
+    side = base.resolution // factor
+    mean = torch.randn(4, channels, side, side, generator=generator("bench")).to(device)
+    text: Conditioning = diffusion.encode([f"a photo of a {base.token} {CLASS}"])
+    lesson = Lesson("bench", mean, torch.full_like(mean, 0.1), text)
+    bank = new_bank(find_targets(diffusion.unet), [lesson], settings).to(device)
+    ends = [time.monotonic()]
+    with measured(device) as facts:
+        train(
+            diffusion.unet,
+            diffusion.scheduler,
+            [lesson],
+            bank,
+            settings,
+            None,
+            lambda step, loss: ends.append(time.monotonic()),
+        )
+    steps = [after - before for before, after in itertools.pairwise(ends)]
+    return bank, facts | {"step_s": statistics.median(steps[1:] or steps)}
+
+
+def time_drawing(diffusion: Diffusion, base: Base, bank: ResidualBank, drawing: Drawing, batch: int) -> dict:
+    """Seconds of one picture, encoding and decoding included, in a batch of this size."""
+    items = [
+        {"name": str(i), "prompt": f"a photo of a {base.token} {CLASS}", "phrase": f"{base.token} {CLASS}", "image": i,
+         "plain": f"a photo of a {CLASS}"}
+        for i in range(batch)
+    ]  # fmt: skip
+    if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
+        draw(diffusion, items, drawing.model_copy(update={"steps": 1}), bank, base.resolution)
+    with measured(diffusion.unet.device) as facts:
+        draw(diffusion, items, drawing, bank, base.resolution)[0].cpu()
+    return facts | {"image_s": facts["seconds"] / batch}
+
+
+def bench(family: Family, base: Base, device: str, settings: Variant, steps: int, batches: list[int]) -> dict:
+    """All figures: seconds of a training step and of a picture by batch size, without and with LAG; peak memory of each."""
+    diffusion = random_diffusion(family, base, pick_device(device))
+    bank, trained = time_training(diffusion, base, settings)
+    found = {
+        "device": trained["device"], "dtype": base.dtype, "resolution": base.resolution, "versions": trained["versions"],
+        "parameters": diffusion.parameter_count(), "train_batch": settings.batch_size, "train_steps": settings.steps,
+        "sample_steps": steps, "threads": torch.get_num_threads(), "train_step_s": round(trained["step_s"], 4),
+        "image_s": {}, "image_lag_s": {}, "peak_mib": {"train": trained["peak_mib"]},
+    }  # fmt: skip
+    bank.requires_grad_(False)
+    for batch in batches:
+        for key, lag in (("image", False), ("image_lag", True)):
+            drawing = Drawing(residual="bench", lag=lag, steps=steps, images_per_prompt=1)
+            drawn = time_drawing(diffusion, base, bank, drawing, batch)
+            found[f"{key}_s"][str(batch)] = round(drawn["image_s"], 4)
+            found["peak_mib"][f"{key}_{batch}"] = drawn["peak_mib"]
+    return found
+
+
+def markdown(found: dict) -> str:
+    """The figures as a table. On a CPU the peak is the process's so far, so it never falls from row to row."""
+    peak, steps = found["peak_mib"], found["sample_steps"]
+    rows = [(f"training step, batch {found['train_batch']}", found["train_step_s"], peak["train"])]
+    for batch in found["image_s"]:
+        for title, key in (("", "image"), (", LAG", "image_lag")):
+            rows.append(
+                (f"picture, {steps} steps, batch {batch}{title}", found[f"{key}_s"][batch], peak[f"{key}_{batch}"])
+            )
+    head = f"{found['family']}, {found['resolution']} px, {found['dtype']}, {found['device']}, random weights\n\n"
+    lines = ["| what | seconds | peak MiB |", "|---|---|---|", *(f"| {a} | {b:.3f} | {c} |" for a, b, c in rows)]
+    return head + "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line. 0 on success, 1 with one clear error."""
+    parser = argparse.ArgumentParser(prog="python -m persres.bench", description=__doc__)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="sd14")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--resolution", type=int, help="pixels; none: the family's own")
+    parser.add_argument("--train-steps", type=int, default=5)
+    parser.add_argument("--train-batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--out", type=Path, default=Path("data/bench"))
+    given = parser.parse_args(arguments)
+    family = FAMILIES[given.family]
+    base = Base(model=f"random {given.family}", resolution=given.resolution or family.resolution, dtype=given.dtype)
+    settings = Variant(steps=given.train_steps, batch_size=given.train_batch)
+    try:
+        found = {"family": given.family} | bench(family, base, given.device, settings, given.steps, given.batches)
+        write_atomic(given.out / "bench.json", json.dumps(found, indent=1).encode())
+        write_atomic(given.out / "bench.md", markdown(found).encode())
+    except (PersresError, torch.OutOfMemoryError) as error:
+        print(f"persres: {error}", file=sys.stderr)
+        return 1
+    print(markdown(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
