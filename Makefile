@@ -11,6 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 help:
 	@echo "make repro      the whole chain on the mini world; prints the score table"
+	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper)"
 	@echo "make test       lint and tests"
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of README and model card again -> data/evidence (about an hour on 2 cores)"
@@ -28,7 +29,10 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,miniworld,dev]'
 	touch $@
 
+# make repro PROFILE=paper writes the profile's name into params.yaml first, as you would, and says what is ahead.
 repro: setup
+	$(if $(PROFILE),persres use $(PROFILE))
+	$(if $(PROFILE),persres plan)
 	dvc repro
 	persres show
 

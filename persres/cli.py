@@ -1,8 +1,9 @@
-"""Command line: ``persres run STAGE`` (what DVC calls), ``show``, ``compare``, ``plan`` and ``personalize``."""
+"""Command line: ``persres run STAGE`` (what DVC calls), ``show``, ``compare``, ``use``, ``plan`` and ``personalize``."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def _compare(data: Path, method: str, against: str) -> None:
         print(f"  {column:18} {found[column]:+.4f} {ends}  p {found[f'{column}_p']:.3g}")
 
 
+def _use(params: Path, profile: str) -> None:
+    """Make a profile the one that DVC and every command take: one line of params.yaml."""
+    from persres.params import load_params
+
+    load_params(params, profile)
+    text = params.read_text()
+    params.write_text(re.sub(r"^profile:.*$", f"profile: {profile}", text, count=1, flags=re.MULTILINE))
+    print(f"{params}: profile: {profile}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="persres", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -58,12 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="paired test of two methods (same prompts, same noise)")
     compare.add_argument("method")
     compare.add_argument("against")
+    use = commands.add_parser("use", help="name a profile in params.yaml")
+    use.add_argument("profile")
     plan = commands.add_parser("plan", help="print units, pictures, GPU-hours and disk of a run before it starts")
     for command in (run, show, compare, plan):
         command.add_argument("--data", type=Path, default=Path("data"))
     personalize = commands.add_parser("personalize", help="a folder of photos of one thing -> a residual and pictures")
     _personalize_arguments(personalize)
-    for command in (run, plan, personalize):
+    for command in (run, plan, personalize, use):
         command.add_argument("--params", type=Path, default=Path("params.yaml"))
     for command in (run, plan):
         command.add_argument("--profile", help="a profile other than the one that params.yaml names")
@@ -94,6 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
             _show(given.data)
         elif given.command == "compare":
             _compare(given.data, given.method, given.against)
+        elif given.command == "use":
+            _use(given.params, given.profile)
         elif given.command == "plan":
             from persres.plan import print_plan
 

@@ -130,9 +130,9 @@ def how_to_load(profile: Profile, name: str, macro_class: str) -> str:
 
 ```python
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{model}")
+pipe = DiffusionPipeline.from_pretrained("{model}")
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".", weight_name="{name}.safetensors")
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")

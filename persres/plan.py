@@ -21,8 +21,8 @@ RESOLUTION = 512  # what the rates are for
 # Paper 4.1: 150 iterations of batch 4 take about 3 minutes on one A100.
 PAPER_STEP_S, PAPER_BATCH = 180 / 150, 4
 # github.com/fal-ai/stable-diffusion-benchmarks: SD 1.5, 512×512, 50 steps, A100 80G, diffusers with torch 2.1 SDPA, half
-# precision: 1.604 s. Float32, which persres draws in, is 73.0/33.0 times slower (RTX 4090, SDP; the wiki of vladmandic/sdnext).
-PUBLISHED_IMAGE_S, IMAGE_STEPS = 1.604 * 73.0 / 33.0, 50
+# precision: 1.604 s. Float32 is 73.0/33.0 times slower (RTX 4090, SDP; the wiki of vladmandic/sdnext).
+PUBLISHED_IMAGE_S, IMAGE_STEPS, FLOAT32 = 1.604, 50, 73.0 / 33.0
 # Paper 3.3 and 1: LAG "does not increase sampling time as no additional model evaluations are needed".
 
 # Stable Diffusion v1's output projections by width: five of 320, five of 640, six of 1280 channels.
@@ -55,11 +55,12 @@ class Line:
     unknown: str = ""
 
 
-def read_rates(path: Path) -> Rates:
+def read_rates(path: Path, dtype: str = "float32") -> Rates:
     """The measured rates where the file is there, else the published. Raises PersresError for a broken file."""
     if not path.exists():
-        said = "published: the paper's 3 minutes for 150 steps on an A100; 1.6 s a half-precision picture on an A100, times 2.2 for float32"
-        return Rates(PAPER_STEP_S, PUBLISHED_IMAGE_S, PUBLISHED_IMAGE_S, said)
+        slower, said = (FLOAT32, ", times 2.2 for float32") if dtype == "float32" else (1.0, "")
+        said = f"published: the paper's 3 minutes for 150 steps on an A100; 1.6 s a half-precision picture on an A100{said}"
+        return Rates(PAPER_STEP_S, PUBLISHED_IMAGE_S * slower, PUBLISHED_IMAGE_S * slower, said)
     try:
         told = json.loads(path.read_text())
         rates = {key: float(told[key]) for key in ("train_step_s", "image_s", "image_lag_s")}
@@ -121,19 +122,29 @@ def _train(profile: Profile, concepts: int, rates: Rates | None) -> Line:
     images = _prior_images(profile, concepts)
     timed = {name: v for name, v in variants.items() if rates is not None and isinstance(v, Variant)}
     sizes = {name: _state_bytes(profile, variant) for name, variant in variants.items()}
-    sized = [size for size in sizes.values() if size is not None]
+    sized = [size * _learned(variants[name], concepts) for name, size in sizes.items() if size is not None]
     unknown = _of("time", [name for name in variants if name not in timed], variants)
     unknown += _of("size", [name for name, size in sizes.items() if size is None], variants)
     hours = _train_seconds(profile, concepts, images, timed, rates) / 3600 if timed or (rates and images) else None
-    size = COPIES * concepts * sum(sized) if sized else None
+    size = COPIES * sum(sized) if sized else None
     note = ["how many concepts share a class, and so class images"] * bool(images)
-    return Line("train", concepts * len(variants), images, hours, size, "; ".join(unknown + note))
+    return Line(
+        "train", sum(_learned(v, concepts) for v in variants.values()), images, hours, size, "; ".join(unknown + note)
+    )
 
 
 def _train_seconds(profile: Profile, concepts: int, images: int, timed: dict[str, Variant], rates: Rates) -> float:
     """Class images first, then every concept by every variant that has a rate; class images double a step."""
-    steps = sum(v.steps * (2 if v.prior_images else 1) * v.batch_size / PAPER_BATCH for v in timed.values())
-    return images * rates.image_s * profile.sample.steps / IMAGE_STEPS + concepts * steps * rates.train_step_s
+    steps = sum(
+        _learned(v, concepts) * v.steps * (2 if v.prior_images else 1) * v.batch_size / PAPER_BATCH
+        for v in timed.values()
+    )
+    return images * rates.image_s * profile.sample.steps / IMAGE_STEPS + steps * rates.train_step_s
+
+
+def _learned(variant, concepts: int) -> int:
+    """How many of the concepts a variant learns."""
+    return min(concepts, variant.concepts or concepts)
 
 
 def _of(what: str, names: list[str], every: dict) -> list[str]:
@@ -146,8 +157,11 @@ def _of(what: str, names: list[str], every: dict) -> list[str]:
 def _prior_images(profile: Profile, concepts: int) -> int:
     """Class images to draw: one set per prompt, count and class; at most as many classes as concepts."""
     drawn = [v for v in map(profile.train.variant, profile.train.variants) if getattr(v, "prior_images", 0)]
-    sets = {(v.prompt, v.prior_images) for v in drawn if not getattr(v, "prior_folder", None)}
-    return concepts * sum(count for _, count in sets)
+    sets: dict[tuple[str, int], int] = {}
+    for variant in (v for v in drawn if not getattr(v, "prior_folder", None)):
+        key = variant.prompt, variant.prior_images
+        sets[key] = max(sets.get(key, 0), _learned(variant, concepts))
+    return sum(count * classes for (_, count), classes in sets.items())
 
 
 def _state_bytes(profile: Profile, variant) -> int | None:
@@ -163,9 +177,15 @@ def _state_bytes(profile: Profile, variant) -> int | None:
 
 def _sample(profile: Profile, concepts: int, prompts: int, rates: Rates | None) -> Line:
     drawings = [profile.sample.method(name) for name in profile.sample.methods]
-    images, seconds, masks = 0, 0.0, 0
+    units, images, seconds, masks = 0, 0, 0.0, 0
     for drawing in drawings:
-        most = prompts if drawing.prompts is None else min(prompts, drawing.prompts * concepts)
+        drawn = concepts if drawing.residual is None else _learned(profile.train.variant(drawing.residual), concepts)
+        units += drawn
+        most = (
+            prompts * drawn // concepts
+            if drawing.prompts is None
+            else min(prompts, drawing.prompts * concepts) * drawn // concepts
+        )
         count = most * drawing.images_per_prompt
         images, masks = images + count, masks + count * drawing.lag
         if rates is not None:
@@ -173,7 +193,7 @@ def _sample(profile: Profile, concepts: int, prompts: int, rates: Rates | None) 
     pixels = prod((profile.base.resolution, profile.base.resolution, 3))  # a PNG is at most about its raw pixels
     size = COPIES * (images * pixels + masks * (profile.base.resolution // 8) ** 2)
     hours = None if rates is None else seconds / 3600
-    return Line("sample", concepts * len(drawings), images, hours, size, "" if rates else "time")
+    return Line("sample", units, images, hours, size, "" if rates else "time")
 
 
 def as_text(lines: list[Line], rates: Rates, profile: Profile) -> str:
@@ -204,5 +224,6 @@ def _disk(size: int | None) -> str:
 
 def print_plan(params: Path, profile: str | None, data: Path) -> None:
     """Print the plan of a profile; starts and asks nothing."""
-    settings, rates = load_params(params, profile), read_rates(data / "bench" / "gpu.json")
+    settings = load_params(params, profile)
+    rates = read_rates(data / "bench" / "gpu.json", settings.base.dtype)
     print(as_text(make_plan(settings, rates), rates, settings), flush=True)

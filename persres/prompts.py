@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -70,13 +72,15 @@ def two_tower_states(towers: list[Tower], prompts: list[str]) -> tuple[torch.Ten
 
 
 def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
-    """C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt.
+    """C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt. A class that the prompt goes
+    on with ("a pair of V* dishes", in CustomConcept101) counts to the word's end: its tokens are others.
 
     SDXL's two tokenizers part words alike, so its first one speaks for both. Raises PersresError where the phrase is not
     in the prompt, or lies beyond its last token.
     """
     ids = prompt_ids(tokenizer, [prompt])[0].tolist()
-    wanted = tokenizer(phrase, add_special_tokens=False).input_ids
+    whole = re.search(re.escape(phrase) + r"\w*", prompt)
+    wanted = tokenizer(whole.group() if whole else phrase, add_special_tokens=False).input_ids
     positions = torch.zeros(len(ids))
     for start in range(len(ids) - len(wanted) + 1):
         if ids[start : start + len(wanted)] == wanted:

@@ -111,12 +111,12 @@ def test_dvc_watches_exactly_the_code_and_params_that_decide_a_stage(repo):
         assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])
 
 
-@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "photos", "paper"])
 def test_every_shipped_profile_is_valid(repo, profile):
     assert load_params(repo / "params.yaml", profile).sample.methods
 
 
-@pytest.mark.parametrize("profile", ["mini", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "tables", "photos", "paper"])
 def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
     """DVC refuses a stage whose key is missing, defaults or not."""
     told = yaml.safe_load((repo / "params.yaml").read_text())
@@ -126,3 +126,23 @@ def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
             for part in key.replace("${profile}", profile).split("."):
                 assert part in value, f"{key} is missing for {profile}"
                 value = value[part]
+
+
+def test_the_paper_profile_has_every_row_of_the_papers_tables(repo):
+    from persres.metrics.paper_figures import PAPER
+
+    rows = load_params(repo / "params.yaml", "paper").tables.rows
+    for table, known in PAPER.items():
+        assert set(known) <= set(rows[table].values()), table
+
+
+def test_use_names_a_profile_and_touches_nothing_else(repo, tmp_path, capsys):
+    from persres.cli import main
+
+    path = tmp_path / "params.yaml"
+    before = (repo / "params.yaml").read_text()
+    path.write_text(before)
+    assert main(["use", "paper", "--params", str(path)]) == 0
+    assert path.read_text() == before.replace("profile: mini", "profile: paper", 1)
+    assert main(["use", "nonsense", "--params", str(path)]) == 1
+    assert "no profile 'nonsense'" in capsys.readouterr().err and "profile: paper" in path.read_text()

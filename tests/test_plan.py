@@ -59,6 +59,14 @@ def test_rates_scale_with_steps_and_batch_and_class_images_count():
     assert prior.hours == pytest.approx((101 * 300 * 1.0 + 1010 * 2.0) / 3600)
 
 
+def test_a_variant_of_fewer_concepts_takes_less():
+    variants = {"ours": {}, "few": {"concepts": 11, "prior_images": 10}}
+    lines = planned(train={"variants": variants}, sample={"methods": {"base": {}, "few": {"residual": "few"}}})
+    assert lines["train"].units == 112 and lines["train"].images == 110
+    assert lines["sample"].units == 112 and lines["sample"].images == (101 + 11) * 20 * 50
+    assert lines["train"].bytes == 2 * 112 * 4 * 1_239_040
+
+
 def test_what_no_number_covers_is_named_not_guessed():
     variants = {
         "ours": {},
@@ -78,11 +86,9 @@ def test_what_no_number_covers_is_named_not_guessed():
 
 def test_measured_rates_are_used_where_they_are(tmp_path):
     path = tmp_path / "gpu.json"
-    published = read_rates(path)
-    assert (published.train_step_s, published.image_s) == (
-        PAPER_STEP_S,
-        PUBLISHED_IMAGE_S,
-    ) and "published" in published.source
+    published, half = read_rates(path), read_rates(path, "bfloat16")
+    assert (half.train_step_s, half.image_s) == (PAPER_STEP_S, PUBLISHED_IMAGE_S)
+    assert published.image_s > 2 * half.image_s and "published" in published.source
     path.write_text(json.dumps({"train_step_s": 0.2, "image_s": 1.5, "image_lag_s": 1.6, "peak_mib": 9000}))
     measured = read_rates(path)
     assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.2, 1.5, 1.6)

@@ -122,6 +122,15 @@ def test_concept_positions(diffusion):
         concept_positions(tokenizer, "a photo of a " + "red " * 30 + "<v*> mug", "<v*> mug")
 
 
+def test_a_class_that_the_prompt_goes_on_with_counts_to_the_words_end(diffusion):
+    """CustomConcept101 has "A pair of {}es on a coffee table.": the plural's tokens are not the class's."""
+    tokenizer, prompt = diffusion.tokenizer, "a pair of <v*> mugs on the beach"
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    marked = concept_positions(tokenizer, prompt, "<v*> mug").nonzero()[:, 0].tolist()
+    beach = len(ids) - len(tokenizer("on the beach", add_special_tokens=False).input_ids)
+    assert marked == list(range(4, beach + 1)), "V* and all of 'mugs', behind the start token"
+
+
 @pytest.mark.parametrize("template", ["a photo", "a {} and a {}"])
 def test_a_prompt_has_one_place(template):
     with pytest.raises(PersresError, match="exactly once"):
