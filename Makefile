@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro flow show test lint evidence sweep tables miniworld lock clean
+.PHONY: help setup repro flow show test lint evidence sweep tables bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      the whole chain on the mini world; prints the score table"
@@ -17,6 +17,7 @@ help:
 	@echo "make evidence   every figure of README and model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
 	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
+	@echo "make bench-gpu  seconds and memory of SD v1.4's size on this GPU, random weights -> data/bench"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
 
 setup: $(VENV)/.ready
@@ -59,6 +60,10 @@ sweep: setup
 tables: setup
 	python -m persres.evidence --tables
 
+# Stable Diffusion v1.4's size with random weights, so no hub: 150 iterations, 50 steps at batch 1, 4, 16, with and without LAG.
+bench-gpu: setup
+	python -m persres.bench --dtype bfloat16 --train-steps 150
+
 miniworld: setup
 	python -m persres.miniworld
 
@@ -68,4 +73,5 @@ lock: setup
 		--all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf .work data/concepts data/costs data/macro_class data/residuals data/samples data/scores data/tables data/sheets
+	find .work -mindepth 1 -maxdepth 1 ! -name datasets -exec rm -rf {} + 2>/dev/null || true # downloads stay
+	rm -rf data/concepts data/costs data/macro_class data/residuals data/samples data/scores data/tables data/sheets

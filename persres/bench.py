@@ -1,7 +1,8 @@
 """``python -m persres.bench``: how long training and sampling take, and how much memory, on this machine.
 
 Stable Diffusion v1.4 (or another family) at full size with random weights, built from its config: no hub is needed, and
-time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages.
+time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages. Writes
+``gpu.json`` or ``cpu.json``, and the same as a table; ``persres plan`` reads the first.
 """
 
 from __future__ import annotations
@@ -132,8 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Variant(steps=given.train_steps, batch_size=given.train_batch)
     try:
         found = {"family": given.family} | bench(family, base, given.device, settings, given.steps, given.batches)
-        write_atomic(given.out / "bench.json", json.dumps(found, indent=1).encode())
-        write_atomic(given.out / "bench.md", markdown(found).encode())
+        name = "cpu" if found["device"] == "cpu" else "gpu"
+        write_atomic(given.out / f"{name}.json", json.dumps(found, indent=1).encode() + b"\n")
+        write_atomic(given.out / f"{name}.md", markdown(found).encode())
     except (PersresError, torch.OutOfMemoryError) as error:
         print(f"persres: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,10 @@ def _show(data: Path) -> None:
     if not table.exists():
         raise PersresError(f"no {table}; run make repro first")
     print(table.read_text())
-    print((data / "tables" / "differences.md").read_text())
+    for name in ("table3", "table4", "table5", "differences"):
+        path = data / "tables" / f"{name}.md"
+        if path.exists():  # without the notes, which table 1 has shown
+            print(path.read_text().split("\n\n- ")[0] + "\n")
     print(f"Pictures: {data / 'sheets'}/*.png   Tables: {data / 'tables'}/   Residuals: {data / 'residuals'}/")
 
 

@@ -63,15 +63,16 @@ def read_rates(path: Path, dtype: str = "float32") -> Rates:
         return Rates(PAPER_STEP_S, PUBLISHED_IMAGE_S * slower, PUBLISHED_IMAGE_S * slower, said)
     try:
         told = json.loads(path.read_text())
-        rates = {key: float(told[key]) for key in ("train_step_s", "image_s", "image_lag_s")}
+        rates = {"train_step_s": told["train_step_s"] * PAPER_BATCH / told["train_batch"]}
+        for key in ("image_s", "image_lag_s"):  # seconds a picture by batch size: a run takes the best
+            rates[key] = min(told[key].values()) * IMAGE_STEPS / told["sample_steps"]
         if min(rates.values()) <= 0:
             raise ValueError("a rate is not above zero")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise PersresError(
             f"{path} does not hold measured rates ({error!r}); run make bench-gpu again, or delete it"
         ) from error
-    peak = f", peak {told['peak_mib']} MiB" if "peak_mib" in told else ""
-    return Rates(**rates, source=f"measured: {path}{peak}")
+    return Rates(**rates, source=f"measured on {told.get('device')}: {path}")
 
 
 def dataset_size(profile: Profile) -> tuple[int, int]:

@@ -139,3 +139,15 @@ def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
     return path
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server to download from (tests/local_server.py)."""
+    from local_server import start
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    served = start()
+    yield served
+    served.shutdown()
+    served.server_close()

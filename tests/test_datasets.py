@@ -1,22 +1,17 @@
-"""The two benchmarks and their downloads, against a server on this machine; the real lists are used where they lie here."""
+"""The two benchmarks, against a server on this machine; the real lists are used where they lie here."""
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import io
 import json
-import random
 import shutil
-import stat
-import threading
-import zipfile
 from pathlib import Path
 
 import pytest
+from local_server import zipped
 from PIL import Image
 
-from persres.datasets import customconcept101, download, dreambooth, prompt_groups
+from persres.datasets import customconcept101, dreambooth, prompt_groups
 from persres.datasets.layout import GROUPS, read_concepts
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
@@ -25,175 +20,9 @@ from persres.params import Fetch, load_params
 from persres.stages.context import Context
 from persres.stages.fetch import fetch
 
-SHARED = Path(__file__).parent.parent / "shared" / "data"
-SHARED = SHARED if SHARED.is_dir() else Path("/work/shared/data")
+ROOT = Path(__file__).parent.parent
+SHARED = next((p for p in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if p.is_dir()), Path("nowhere"))
 real_lists = pytest.mark.skipif(not SHARED.is_dir(), reason="the published lists are not on this machine")
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.files`` with ranges; may cut an answer short, refuse ranges, or redirect as a hub does."""
-
-    def do_GET(self):
-        server, ranged = self.server, self.headers.get("Range")
-        server.asked.append((self.path, ranged))
-        if self.path.startswith("/resolve"):
-            body = server.files["/a.zip"]
-            self.send_response(302)
-            self.send_header("Location", "/a.zip")
-            self.send_header("X-Linked-ETag", f'"{server.named or hashlib.sha256(body).hexdigest()}"')
-            self.end_headers()
-            return
-        if self.path not in server.files:
-            self.send_error(404)
-            return
-        body = server.files[self.path]
-        etag = f'"{hashlib.md5(body).hexdigest()}"'
-        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and server.ranges else 0
-        if self.headers.get("If-Range", etag) != etag:
-            start = 0
-        if start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", etag)
-        self.end_headers()
-        self.wfile.write(body[start : start + server.cut if server.cut else None])
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.files, served.asked, served.cut, served.ranges, served.named = {}, [], 0, True, ""
-    served.url = f"http://127.0.0.1:{served.server_port}"
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
-
-
-BODY = bytes(range(256)) * 800
-
-
-def test_a_download_is_recorded_printed_and_not_repeated(server, tmp_path, capsys):
-    server.files["/a.zip"] = BODY
-    target, digest = tmp_path / "new" / "a.zip", hashlib.sha256(BODY).hexdigest()
-    for _ in range(2):
-        assert download.download(f"{server.url}/a.zip", target).read_bytes() == BODY
-    assert len(server.asked) == 1
-    assert digest in capsys.readouterr().out
-    assert (tmp_path / "new" / "a.zip.sha256").read_text() == f"{digest}  a.zip\n"
-    assert sorted(p.name for p in target.parent.iterdir()) == ["a.zip", "a.zip.sha256"]
-    target.write_bytes(b"something else")
-    with pytest.raises(PersresError, match="recorded by an earlier run"):
-        download.download(f"{server.url}/a.zip", target)
-
-
-def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "CHUNK", 10_000)
-    server.files["/a.zip"], server.cut = BODY, 30_000
-    with pytest.raises(PersresError, match=r"connection was cut.*90,000 bytes are kept"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
-    assert not (tmp_path / "a.zip").exists()
-    assert (tmp_path / "a.zip.partial").read_bytes() == BODY[:90_000], (
-        "three attempts of 30,000 bytes, one after another"
-    )
-    server.cut = 0
-    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
-    assert [asked for _, asked in server.asked] == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
-
-
-@pytest.mark.parametrize("kind", ["no ranges", "another version", "longer than the file", "whole already"])
-def test_a_part_that_can_not_be_gone_on_with(server, tmp_path, kind):
-    server.files["/a.zip"] = BODY
-    partial = tmp_path / "a.zip.partial"
-    partial.write_bytes({"longer than the file": BODY + b"more", "whole already": BODY}.get(kind, b"old" * 1000))
-    if kind == "another version":
-        (tmp_path / "a.zip.partial.etag").write_text('"of-before"')
-    server.ranges = kind != "no ranges"
-    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
-    assert not partial.exists()
-
-
-def test_a_wrong_digest_leaves_nothing(server, tmp_path):
-    server.files["/a.zip"] = BODY
-    with pytest.raises(PersresError, match=r"the pinned one in fetch\.sha256 is 0{64}"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip", "0" * 64)
-    assert not list(tmp_path.iterdir())
-    server.named = "1" * 64
-    with pytest.raises(PersresError, match=r"the server names is 1{64}"):
-        download.download(f"{server.url}/resolve", tmp_path / "a.zip")
-    assert not list(tmp_path.iterdir())
-    server.named = ""
-    assert download.download(f"{server.url}/resolve", tmp_path / "a.zip").exists()
-
-
-def test_no_such_file_no_network_and_no_space(server, tmp_path, monkeypatch):
-    with pytest.raises(PersresError, match=r"127\.0\.0\.1.*gone\.zip.*404 Not Found.*put it there yourself"):
-        download.download(f"{server.url}/gone.zip", tmp_path / "a.zip", mend="put it there yourself")
-    assert len(server.asked) == 1, "what is not there is not asked for again"
-    with pytest.raises(PersresError, match="no connection"):
-        download.download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip")
-    server.files["/a.zip"] = BODY
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(PersresError, match=r"needs 0\.00 GB.*free some space"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_while_writing_is_one_clear_error(server, tmp_path, monkeypatch):
-    server.files["/a.zip"] = BODY
-
-    def full(answer, partial, have):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(download, "_write", full)
-    with pytest.raises(PersresError, match=r"a\.zip\.partial: No space left on device; free some space"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
-
-
-def zipped(files: dict[str, bytes], link: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in files.items():
-            info = zipfile.ZipInfo(name)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = ((stat.S_IFLNK if name == link else stat.S_IFREG) | 0o644) << 16
-            packed.writestr(info, content)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    "name", ["in/../../evil.txt", "/evil.txt", "in/..\\..\\evil.txt", "C:/evil.txt", "../evil.txt"]
-)
-def test_names_that_leave_the_folder_are_refused(tmp_path, name):
-    archive = tmp_path / "a.zip"
-    archive.write_bytes(zipped({"in/good.txt": b"x", name: b"evil"}))
-    with pytest.raises(PersresError, match="leads out of the folder"):
-        download.unpack(archive, tmp_path / "out" / "deep", "in/")
-    assert not list(tmp_path.rglob("*.txt")) and not (tmp_path / "out" / "deep").exists()
-
-
-@pytest.mark.parametrize("kind", ["link", "bomb", "cut", "no zip", "bad bytes", "another"])
-def test_archives_that_are_not_unpacked(tmp_path, monkeypatch, kind):
-    archive = tmp_path / "a.zip"
-    noise = random.Random(0).randbytes(3000)
-    whole = zipped({"in/a.txt": noise, "in/b.txt": b"/etc/passwd"}, "in/b.txt" if kind == "link" else None)
-    archive.write_bytes({"cut": whole[:-40], "no zip": b"<html>sorry</html>", "bad bytes": whole[:500] + b"\0\0\0\0" + whole[504:]}.get(kind, whole))  # fmt: skip
-    monkeypatch.setattr(download, "MOST_UNPACKED", 2000 if kind == "bomb" else 1 << 30)
-    message = {"link": "is a link", "bomb": "far more than photos can", "another": "holds nothing below"}.get(
-        kind, "not a whole ZIP"
-    )
-    with pytest.raises(PersresError, match=message):
-        download.unpack(archive, tmp_path / "out", "elsewhere/" if kind == "another" else "in/")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"], "nothing half-unpacked"
 
 
 def jpeg(size=(40, 30), colour="red") -> bytes:

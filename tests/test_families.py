@@ -27,7 +27,7 @@ from persres.stages.context import Context
 from persres.stages.sample import draw
 from persres.training import Lesson, new_bank, train
 
-REAL = Path("/work/shared/data/dreambooth/dog")
+REAL = Path(__file__).parents[2] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
 NAMES = ("sd14", "sd21", "sdxl")
 ITEMS = [{"name": "0", "prompt": "a photo of a <v*> mug on the beach", "phrase": "<v*> mug", "image": 0, "plain": "a photo of a mug on the beach"}]  # fmt: skip
 

@@ -89,11 +89,19 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
     published, half = read_rates(path), read_rates(path, "bfloat16")
     assert (half.train_step_s, half.image_s) == (PAPER_STEP_S, PUBLISHED_IMAGE_S)
     assert published.image_s > 2 * half.image_s and "published" in published.source
-    path.write_text(json.dumps({"train_step_s": 0.2, "image_s": 1.5, "image_lag_s": 1.6, "peak_mib": 9000}))
+    told = {"train_step_s": 0.2, "train_batch": 2, "image_s": {"1": 2.0, "4": 1.5}, "image_lag_s": {"4": 1.6}, "sample_steps": 25,
+            "device": "some GPU"}  # fmt: skip
+    path.write_text(json.dumps(told))
     measured = read_rates(path)
-    assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.2, 1.5, 1.6)
-    assert str(path) in measured.source and "9000 MiB" in measured.source
-    for broken in ("{", "[]", '{"train_step_s": 1}', '{"train_step_s": 0, "image_s": 1, "image_lag_s": 1}'):
+    assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.4, 3.0, 3.2)
+    assert str(path) in measured.source and "some GPU" in measured.source
+    for broken in (
+        "{",
+        "[]",
+        '{"train_step_s": 1}',
+        json.dumps(told | {"train_step_s": 0}),
+        json.dumps(told | {"image_s": 1}),
+    ):
         path.write_text(broken)
         with pytest.raises(PersresError, match=r"gpu\.json does not hold measured rates"):
             read_rates(path)

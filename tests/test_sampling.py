@@ -125,10 +125,12 @@ def test_concept_positions(diffusion):
 def test_a_class_that_the_prompt_goes_on_with_counts_to_the_words_end(diffusion):
     """CustomConcept101 has "A pair of {}es on a coffee table.": the plural's tokens are not the class's."""
     tokenizer, prompt = diffusion.tokenizer, "a pair of <v*> mugs on the beach"
-    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    length = {
+        text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("a pair of", prompt, "on the beach")
+    }
     marked = concept_positions(tokenizer, prompt, "<v*> mug").nonzero()[:, 0].tolist()
-    beach = len(ids) - len(tokenizer("on the beach", add_special_tokens=False).input_ids)
-    assert marked == list(range(4, beach + 1)), "V* and all of 'mugs', behind the start token"
+    first, beyond = 1 + length["a pair of"], 1 + length[prompt] - length["on the beach"]
+    assert marked == list(range(first, beyond)), "V* and all of 'mugs', behind the start token"
 
 
 @pytest.mark.parametrize("template", ["a photo", "a {} and a {}"])

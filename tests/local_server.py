@@ -1,0 +1,67 @@
+"""A server on this machine that behaves as a hub does, for tests of downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import stat
+import threading
+import zipfile
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves ``server.files`` with ranges; may cut an answer short, refuse ranges, or redirect as a hub does."""
+
+    def do_GET(self):
+        server, ranged = self.server, self.headers.get("Range")
+        server.asked.append((self.path, ranged))
+        if self.path.startswith("/resolve"):
+            body = server.files["/a.zip"]
+            self.send_response(302)
+            self.send_header("Location", "/a.zip")
+            self.send_header("X-Linked-ETag", f'"{server.named or hashlib.sha256(body).hexdigest()}"')
+            self.end_headers()
+            return
+        if self.path not in server.files:
+            self.send_error(404)
+            return
+        body = server.files[self.path]
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and server.ranges else 0
+        if self.headers.get("If-Range", etag) != etag:
+            start = 0
+        if start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        self.wfile.write(body[start : start + server.cut if server.cut else None])
+
+    def log_message(self, *arguments):
+        pass
+
+
+def start() -> http.server.ThreadingHTTPServer:
+    """A running one; ``files`` by path, ``asked`` requests, ``cut`` bytes an answer, ``ranges`` or not, ``named`` digest."""
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.files, served.asked, served.cut, served.ranges, served.named = {}, [], 0, True, ""
+    served.url = f"http://127.0.0.1:{served.server_port}"
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    return served
+
+
+def zipped(files: dict[str, bytes], link: str | None = None) -> bytes:
+    """A ZIP's bytes; ``link`` adds a symbolic link of that name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = ((stat.S_IFLNK if name == link else stat.S_IFREG) | 0o644) << 16
+            packed.writestr(info, content)
+    return buffer.getvalue()
