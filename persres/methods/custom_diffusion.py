@@ -1,5 +1,9 @@
 """Custom Diffusion (Kumari et al. 2023): keys and values of cross-attention and V*'s embedding learn together,
-regularised by images of the class, on photos flipped and resized."""
+regularised by images of the class, on photos flipped and resized.
+
+Left out of its authors' code: they stop gradients at the start token's keys and values. V* starts at the same rare token's
+embedding as ours, theirs at another rare token's.
+"""
 
 from __future__ import annotations
 
