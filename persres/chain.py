@@ -18,8 +18,9 @@ from persres.params import Profile
 from persres.stages.context import Context
 
 
-def run_chain(context: Context) -> None:
-    """Run every stage. Raises PersresError naming all that failed, after everything else is published."""
+def run_chain(context: Context) -> PersresError | None:
+    """Run every stage; returns one error that names all that failed on the way, for the caller to raise when it has done
+    with the rest. Raises PersresError where nothing can go on."""
     problems: list[str] = []
     for stage in STAGES:
         while True:
@@ -27,10 +28,11 @@ def run_chain(context: Context) -> None:
                 run_stage(stage, context)
                 break
             except UnitFailures as failure:
-                problems.append(str(failure))
                 context = replace(context, profile=without(context.profile, failure))
-    if problems:
-        raise PersresError("\n".join([*problems, f"the other rows stand in {context.data / 'tables'}"]))
+                problems.append(str(failure))
+    if not problems:
+        return None
+    return PersresError("\n".join([*problems, f"the other rows stand in {context.data / 'tables'}"]))
 
 
 def without(profile: Profile, failure: UnitFailures) -> Profile:
@@ -71,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path(".work/chain/data"), help="where to publish; data is DVC's")
     given = parser.parse_args(arguments)
     try:
-        run_chain(Context.load(given.params, given.profile, given.data, given.work))
+        failure = run_chain(Context.load(given.params, given.profile, given.data, given.work))
+        if failure is not None:
+            raise failure
     except PersresError as error:
         print(f"persres: {error}", file=sys.stderr)
         return 1

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from persres.chain import run_chain
-from persres.errors import PersresError
 from persres.evidence import pages
 from persres.evidence.report import provenance
 from persres.stages.context import Context
+from persres.stages.sheets import write_sheets
 from persres.units import publishing
 
 TABLES = ("table1", "table3", "table4", "table5")
@@ -26,15 +26,9 @@ SCORES = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO"}
 
 
 def run(params: Path, work: Path, out: Path) -> None:
-    """The whole chain, then publish. Raises PersresError at the end, naming what failed; the other rows are published."""
-    context, failure = Context.load(params, "tables", work / "tables" / "data", work), None
-    try:
-        run_chain(context)
-    except PersresError as error:
-        failure = error
-    source = context.data / "tables"
-    if not (source / "methods.csv").exists():
-        raise failure or PersresError(f"no {source / 'methods.csv'}; run again")
+    """The whole chain, then publish. Raises PersresError at the end, naming what failed; the other rows are published, the README's not."""
+    context = Context.load(params, "tables", work / "tables" / "data", work)
+    failure = run_chain(context)
     for name in ("tables", "sheets"):
         with publishing(out / name) as fresh:
             shutil.copytree(context.data / name, fresh, dirs_exist_ok=True)
@@ -51,8 +45,12 @@ def _keep(context: Context, fresh: Path) -> None:
             path = context.data / "tables" / f"{name}.{suffix}"
             if path.exists():
                 shutil.copyfile(path, fresh / path.name)
-    for concept in SHEETS:
-        shutil.copyfile(context.data / "sheets" / f"{concept}.png", fresh / f"{concept}.png")
+    write_sheets(
+        context,
+        fresh,
+        methods=("base", *(m for m in context.profile.tables.rows["table1"] if m != "base")),
+        concepts=SHEETS,
+    )
     (fresh / "settings.json").write_text(json.dumps(provenance(context), indent=1) + "\n")
 
 

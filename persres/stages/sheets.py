@@ -15,13 +15,22 @@ GAP = 8
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged
 
 
-def write_sheets(context: Context, out: Path, every_prompt: bool = False) -> None:
-    """Write ``<concept>.png`` for every concept: one prompt of each group, or every prompt."""
+def write_sheets(
+    context: Context,
+    out: Path,
+    every_prompt: bool = False,
+    methods: tuple[str, ...] = (),
+    concepts: tuple[str, ...] = (),
+) -> None:
+    """Write ``<concept>.png`` for every concept: one prompt of each group, or every prompt. ``methods``, in their order, and
+    ``concepts`` choose some."""
     by_concept: dict[str, list[dict]] = {}
-    for pack in read_index(context)["packs"]:
-        by_concept.setdefault(pack["spec"]["concept"], []).append(pack["spec"])
+    packs = [pack["spec"] for pack in read_index(context)["packs"] if not methods or pack["spec"]["method"] in methods]
+    for spec in sorted(packs, key=lambda spec: methods.index(spec["method"])) if methods else packs:
+        by_concept.setdefault(spec["concept"], []).append(spec)
     for concept, folder in read_concepts(context.data / "concepts"):
-        _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
+        if not concepts or concept.name in concepts:
+            _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
 
 
 def _chosen(spec: dict, every_prompt: bool) -> list[dict]:
