@@ -262,9 +262,11 @@ def _report(unit: Unit, reason: str | None, number: int, total: int, seconds: fl
 
 
 def _set_threads(threads: int) -> None:
+    """At most as many as OMP_NUM_THREADS says: where other work shares the cores, more threads wait for one another."""
     import torch
 
-    torch.set_num_threads(threads)
+    most = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    torch.set_num_threads(min(threads, int(most)) if most.isdigit() and int(most) else threads)
 
 
 def _start_worker(threads: int) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads would only wait for one another
+
 import pytest
 import torch
 
 import persres  # noqa: F401  (declares torchvision's operators before diffusers imports it)
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
-torch.set_num_threads(1)  # tests run side by side; more threads would only wait for one another
+torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
