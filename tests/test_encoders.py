@@ -23,12 +23,6 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """As in test_families: small tensors, busy machines."""
-    monkeypatch.setattr("persres.units._cores", lambda: 1)
-
-
 @pytest.fixture(scope="module")
 def clip() -> ClipEncoder:
     """The reference evaluation's CLIP, ViT-B/32, at full size."""

@@ -38,12 +38,6 @@ def models(tmp_path_factory) -> dict[str, Path]:
     return {name: save_family(name, folder) for name in NAMES}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """A second thread on tensors this small waits more than it works, ten times over on a busy machine."""
-    monkeypatch.setattr("persres.units._cores", lambda: 1)
-
-
 def base(models, name: str, **changes) -> Base:
     return Base(model=str(models[name]), resolution=RESOLUTION, **changes)
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from persres.errors import PersresError, UnitFailures
-from persres.units import MANIFEST, Unit, digest_folder, finish, is_done, publishing, run_units, stage_lock
+from persres.units import MANIFEST, Unit, _cores, digest_folder, finish, is_done, publishing, run_units, stage_lock
 
 
 def write_name(unit: Unit, work, device: str) -> None:
@@ -157,5 +157,19 @@ def test_threads_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
         torch.set_num_threads(7)
         run_units(todo, tmp_path, note_threads, 0, "cpu")
         assert {u.name: (u.folder(tmp_path) / "threads").read_text() for u in todo} == first
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("said", "expected"), [("1", "1"), ("1,2", "1"), ("", str(_cores())), ("many", str(_cores()))])
+def test_a_limit_of_threads_is_kept(tmp_path, monkeypatch, said, expected):
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    try:
+        todo = units({"n": 1})
+        run_units(todo, tmp_path, note_threads, 1, "cpu")
+        assert (todo[0].folder(tmp_path) / "threads").read_text() == expected
     finally:
         torch.set_num_threads(before)
