@@ -238,7 +238,7 @@ def test_one_broken_concept_fails_loudly_once_and_leaves_the_others(tiny_params,
 def test_unknown_parameter_and_missing_stage_are_one_error(tiny_params, tmp_path, capsys):
     arguments = ["--params", str(tiny_params), "--data", str(tmp_path / "d"), "--work", str(tmp_path / "w")]
     assert main(["run", "train", *arguments]) == 1
-    assert "run the macro_class stage first" in capsys.readouterr().err
+    assert "run the fetch stage first" in capsys.readouterr().err
     change(tiny_params, "train", stepz=1)
     assert main(["run", "train", *arguments]) == 1
     assert "tiny.train.stepz: unknown parameter" in capsys.readouterr().err
