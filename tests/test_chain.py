@@ -178,7 +178,7 @@ def residual_tensors(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_ctrl_c_stops_within_two_seconds(tiny_params):
+def test_ctrl_c_stops_within_seconds(tiny_params):
     change(tiny_params, "train", steps=5000)
     change(tiny_params, "runtime", workers=2)
     where = run_all(tiny_params, stages=STAGES[:2])
@@ -204,7 +204,7 @@ def test_ctrl_c_stops_within_two_seconds(tiny_params):
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # 0.6 s on an idle machine
     assert process.returncode == 130
     assert "stopped" in error and "Traceback" not in error
     assert not (where.data / "residuals").exists()

@@ -87,7 +87,7 @@ def test_ctrl_c_and_kill_9_leave_nothing_half_published(checkout):
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # 0.6 s on an idle machine
     assert process.returncode != 0
     assert not (checkout / "data" / "residuals").exists()
     process = start(checkout, ".work/train/*/manifest.json")
