@@ -15,6 +15,7 @@ import pandas as pd
 from persres.chain import run_chain
 from persres.evidence import pages
 from persres.evidence.report import provenance
+from persres.metrics import summary
 from persres.stages.context import Context
 from persres.stages.sheets import write_sheets
 from persres.units import publishing
@@ -22,7 +23,7 @@ from persres.units import publishing
 TABLES = ("table1", "table3", "table4", "table5")
 KEPT = (*TABLES, "methods", "differences", "groups", "categories")
 SHEETS = ("rally_car", "heart_mug")
-SCORES = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO"}
+SCORES = {column: pages.COLUMNS[column] for column in summary.SCORES}
 
 
 def run(params: Path, work: Path, out: Path) -> None:
