@@ -1,7 +1,25 @@
-"""persres: personalized residuals and localized attention-guided sampling for Stable Diffusion."""
+"""persres: personalized residuals and localized attention-guided sampling for Stable Diffusion.
 
-from persres.compat import declare_torchvision_ops
+The names below are read when they are first used, so that ``import persres`` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+_PUBLIC = {
+    "PersresError": "persres.errors",
+    "find_targets": "persres.residuals.bank",
+    "load_bank": "persres.residuals.file",
+    "load_residual": "persres.residuals.file",
+    "personalize": "persres.personalize",
+}
+__all__ = ["PersresError", "__version__", "find_targets", "load_bank", "load_residual", "personalize"]
 
-declare_torchvision_ops()
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'persres' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

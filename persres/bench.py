@@ -18,19 +18,19 @@ from pathlib import Path
 
 import torch
 
-from persres.conditioning import Conditioning
+from persres.config import Base, Drawing, Variant
 from persres.errors import PersresError
-from persres.families import FAMILIES, Family, build_pipeline
-from persres.loading import pick_device
 from persres.miniworld.tokenizer import write_tokenizer
-from persres.models import Diffusion, assembled
-from persres.params import Base, Drawing, Variant
-from persres.provenance import measured
-from persres.residuals import ResidualBank, find_targets
+from persres.models.conditioning import Conditioning
+from persres.models.diffusion import Diffusion, assembled
+from persres.models.families import FAMILIES, Family, build_pipeline
+from persres.models.loading import pick_device
+from persres.residuals.bank import ResidualBank, find_targets
+from persres.runs.files import write_atomic
+from persres.runs.provenance import measured
+from persres.sampling.draw import draw
 from persres.seeding import generator
-from persres.stages.sample import draw
-from persres.training import Lesson, new_bank, train
-from persres.units import write_atomic
+from persres.training.residuals import Lesson, new_bank, train
 
 CLASS = "mug"  # any word
 

@@ -8,15 +8,8 @@ import sys
 from pathlib import Path
 
 from persres.errors import PersresError
-
-STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")
-
-
-def run_stage(name: str, context) -> None:
-    """Run one stage by name with a :class:`persres.stages.context.Context`."""
-    from importlib import import_module
-
-    getattr(import_module(f"persres.stages.{name}"), name)(context)
+from persres.pipeline import STAGES, load_context, run_stage
+from persres.progress import show_logs
 
 
 def _show(data: Path) -> None:
@@ -55,9 +48,9 @@ def _compare(data: Path, method: str, against: str) -> None:
 
 def _use(params: Path, profile: str) -> None:
     """Make a profile the one that DVC and every command take: one line of params.yaml."""
-    from persres.params import load_params
+    from persres.methods.common.registry import load_profile
 
-    load_params(params, profile)
+    load_profile(params, profile)
     text = params.read_text()
     params.write_text(re.sub(r"^profile:.*$", f"profile: {profile}", text, count=1, flags=re.MULTILINE))
     print(f"{params}: profile: {profile}")
@@ -105,6 +98,7 @@ def _personalize_arguments(command: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. 0 on success, 1 with one clear error, 130 after Ctrl-C."""
     given = _parser().parse_args(arguments)
+    show_logs()
     try:
         if given.command == "show":
             _show(given.data)
@@ -122,9 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             wish = Wish(given.photos, given.macro_class, given.name, tuple(given.prompt), given.out)
             personalize(wish, given.params, given.profile)
         else:
-            from persres.stages.context import Context
-
-            run_stage(given.stage, Context.load(given.params, given.profile, given.data, given.work))
+            run_stage(given.stage, load_context(given.params, given.profile, given.data, given.work))
     except PersresError as error:
         print(f"persres: {error}", file=sys.stderr)
         return 1

@@ -12,13 +12,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from persres.config import Fetch, Profile, Sample, Score, Tables, Train, load_params
 from persres.datasets.folder import NEUTRAL_PROMPTS
 from persres.datasets.layout import check_name
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
-from persres.params import Fetch, Profile, Sample, Score, Tables, Train, load_params
 from persres.prompt_text import fill
-from persres.units import publishing, write_atomic
+from persres.runs.files import publishing, write_atomic
 
 FEWEST = 3  # photos; the paper's benchmark has 3 to 15 of each concept
 METHODS = {"base": {}, "ours": {"residual": "ours"}, "ours_lag": {"residual": "ours", "lag": True}}
@@ -42,8 +42,8 @@ def personalize(wish: Wish, params: Path, profile: str) -> Path:
 
     Raises PersresError naming the photo, prompt, profile or model that is wrong.
     """
-    from persres.cli import run_stage
-    from persres.stages.context import Context
+    from persres.pipeline import run_stage
+    from persres.runs.context import Context
 
     name = check_name(wish.name or _name_of(wish.photos))
     settings, out = load_params(params, profile), wish.out or Path("personal") / name
@@ -106,14 +106,14 @@ def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> P
 
 
 def _leave(context, name: str, out: Path) -> None:
-    from persres.stages.macro_class import read_macro_classes
-    from persres.stages.sheets import write_sheets
+    from persres.report.sheets import write_sheets
+    from persres.runs.outputs import read_macro_classes
 
     residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"
     with publishing(context.data / "sheets") as sheets:
         write_sheets(context, sheets, every_prompt=True)
     shutil.copyfile(context.data / "sheets" / f"{name}.png", sheet)
-    write_atomic(residual, (context.data / "residuals" / "ours" / f"{name}.safetensors").read_bytes())
+    write_atomic(residual, (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes())
     write_atomic(note, how_to_load(context.profile, name, read_macro_classes(context)[name]).encode())
     for label, path in (("residual", residual), ("pictures", sheet), ("how to load it", note)):
         print(f"{label:15} {path}", flush=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from persres.config import Profile, Variant, load_params
 from persres.datasets import customconcept101, dreambooth
 from persres.errors import PersresError
 from persres.metrics.paper_figures import MODEL
-from persres.params import Profile, Variant, load_params
 
 RESOLUTION = 512  # what the rates are for
 

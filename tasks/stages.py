@@ -7,8 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from persres.cli import STAGES, run_stage
-from persres.stages.context import Context
+from persres.pipeline import STAGES, load_context, run_stage
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True)
@@ -16,5 +15,5 @@ def run_stage_task(stage: str, params: str, profile: str | None, data: str, work
     """Run one stage and return the folder it published into. Its errors fail the task."""
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {', '.join(STAGES)}")
-    run_stage(stage, Context.load(Path(params), profile, Path(data), Path(work)))
+    run_stage(stage, load_context(Path(params), profile, Path(data), Path(work)))
     return data

@@ -98,9 +98,9 @@ def tiny_encoders(tmp_path_factory) -> dict:
     """CLIP and DINO folders with random weights, as params name them."""
     from safetensors.torch import save_file
 
+    from persres.miniworld.build.clip import new_clip, write_empty
+    from persres.miniworld.build.dino import ARCHITECTURE, MODEL_ARGS, save_dino
     from persres.miniworld.recipe import RECIPE
-    from persres.miniworld.train_clip import new_clip, write_empty
-    from persres.miniworld.train_dino import ARCHITECTURE, MODEL_ARGS, save_dino
 
     folder = tmp_path_factory.mktemp("encoders")
     write_empty(RECIPE, folder / "clip")

@@ -15,17 +15,18 @@ import pytest
 import yaml
 from PIL import Image
 
-from persres.cli import STAGES, main, run_stage
+from persres.cli import main
 from persres.images import unzip_images
-from persres.stages.context import Context
-from persres.stages.packs import items_of
+from persres.pipeline import STAGES, load_context, run_stage
+from persres.runs.context import Context
+from persres.runs.files import digest_files
+from persres.runs.units import MANIFEST
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
-from persres.units import MANIFEST, digest_files
 
 
 def context(params: Path, name: str = "a") -> Context:
-    return Context.load(params, None, params.parent / name / "data", params.parent / name / "work")
+    return load_context(params, None, params.parent / name / "data", params.parent / name / "work")
 
 
 def run_all(params: Path, name: str = "a", stages=STAGES) -> Context:
@@ -56,12 +57,12 @@ def test_the_chain_leaves_what_it_promises(tiny_params):
         "banded_cat": "cat",
     }
     assert all(len(e["top"]) == 3 for e in classes["concepts"].values())
-    assert {p.name for p in (data / "residuals" / "ours").glob("*.safetensors")} == {
+    assert {p.name for p in (data / "learned" / "ours").glob("*.safetensors")} == {
         "heart_mug.safetensors",
         "star_robot.safetensors",
         "banded_cat.safetensors",
     }
-    log = [json.loads(line) for line in (data / "residuals" / "ours" / "heart_mug.log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (data / "learned" / "ours" / "heart_mug.log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == list(range(6))
     pack = unzip_images(data / "samples" / "ours_lag" / "heart_mug.zip")
     assert len([n for n in pack if n.startswith("masks/")]) == 8
@@ -118,8 +119,8 @@ def test_runtime_is_no_part_of_a_result_but_the_photos_are(tiny_params):
 
 def test_base_prompts_lack_v_star_and_noise_names_agree(tiny_params):
     where = run_all(tiny_params, stages=STAGES[:3])
-    specs = {u.name: u.settings for u in sample_units(where)}
-    base, ours = items_of(specs["base/heart_mug"]), items_of(specs["ours/heart_mug"])
+    specs = {u.name: u.spec for u in sample_units(where)}
+    base, ours = specs["base/heart_mug"].items(), specs["ours/heart_mug"].items()
     assert [i["plain"] for i in base] == [i["plain"] for i in ours] == [i["prompt"] for i in base]
     assert all("<v*> mug" in i["prompt"] and "<v*>" not in i["plain"] for i in ours)
 
@@ -169,7 +170,7 @@ def packs(folder: Path) -> dict[str, str]:
 
 
 def residual_tensors(folder: Path) -> dict[str, bytes]:
-    from persres.checkpoint import read_tensors
+    from persres.runs.checkpoints import read_tensors
 
     return {
         f"{p.name}/{k}": v.numpy().tobytes()

@@ -9,10 +9,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from test_lag import TOKENS, lag_run
 from test_residuals import inputs, random_bank
 
+from persres.config import Drawing
 from persres.errors import PersresError
-from persres.lag import MaskRule, binarise_at_median
-from persres.lag_controls import central_disk, standin, upper_half
-from persres.params import Drawing
+from persres.sampling.lag import MaskRule, binarise_at_median
+from persres.sampling.masks import central_disk, standin, upper_half
 
 
 def draws(seed: int = 0):

@@ -11,13 +11,13 @@ import pytest
 from local_server import zipped
 from PIL import Image
 
+from persres.config import Fetch, load_params
 from persres.datasets import customconcept101, dreambooth, prompt_groups
 from persres.datasets.layout import GROUPS, read_concepts
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import list_photos
-from persres.params import Fetch, load_params
-from persres.stages.context import Context
+from persres.runs.context import Context
 from persres.stages.fetch import fetch
 
 ROOT = Path(__file__).parent.parent

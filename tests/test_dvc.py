@@ -97,4 +97,4 @@ def test_ctrl_c_and_kill_9_leave_nothing_half_published(checkout):
     output = repro(checkout)
     assert ran(output)[0] == "train"
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in finished.items())
-    assert len(list((checkout / "data" / "residuals" / "ours").glob("*.safetensors"))) == 3
+    assert len(list((checkout / "data" / "learned" / "ours").glob("*.safetensors"))) == 3

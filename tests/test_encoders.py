@@ -11,13 +11,13 @@ import torch
 from family_models import write_photographs
 from PIL import Image
 
+from persres.config import Clip, Dino
+from persres.datasets.wordnet import load_nouns
 from persres.images import list_photos, load_photo
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder, preprocessing
+from persres.metrics.nouns import FILE, noun_features, noun_unit
 from persres.metrics.short_texts import can_shorten, context_of, lengths
-from persres.params import Clip, Dino
-from persres.wordnet import load_nouns
-from persres.wordnet.features import FILE, noun_features, noun_unit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
+from persres.config import load_params
 from persres.errors import PersresError
 from persres.evidence import claims, pages
 from persres.evidence.__main__ import main
 from persres.evidence.localisation import STEPS, auc, enlarged, half_mask_ceiling, iou, latent_truth
 from persres.evidence.report import weight_digests
-from persres.lag_controls import upper_half
-from persres.params import load_params
+from persres.sampling.masks import upper_half
 
 
 def by_hand(scores, truth) -> float:

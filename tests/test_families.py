@@ -13,19 +13,18 @@ import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from family_models import RESOLUTION, narrow, save_family, write_photographs
 
-from persres.cli import STAGES, run_stage
+from persres.config import Base, Drawing, Variant
 from persres.errors import PersresError
-from persres.families import FAMILIES, sizes
 from persres.images import unzip_images
-from persres.models import Diffusion, load_diffusion
-from persres.params import Base, Drawing, Variant
-from persres.residual_file import load_bank, load_residual, save_residual
-from persres.residuals import ResidualBank, find_targets, merged
-from persres.samplers import guided, sample_ddim, starting_noise
+from persres.models.diffusion import Diffusion, load_diffusion
+from persres.models.families import FAMILIES, sizes
+from persres.pipeline import STAGES, load_context, run_stage
+from persres.residuals.bank import ResidualBank, find_targets, merged
+from persres.residuals.file import load_bank, load_residual, save_residual
+from persres.sampling.draw import draw
+from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
-from persres.stages.context import Context
-from persres.stages.sample import draw
-from persres.training import Lesson, new_bank, train
+from persres.training.residuals import Lesson, new_bank, train
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
 NAMES = ("sd14", "sd21", "sdxl")
@@ -85,7 +84,7 @@ def photos(tmp_path: Path) -> None:
 
 def test_the_whole_chain_on_photos(models, family, tiny_encoders, tmp_path):
     photos(tmp_path)
-    where = Context.load(params(models, family, tiny_encoders, tmp_path), None, tmp_path / "data", tmp_path / "work")
+    where = load_context(params(models, family, tiny_encoders, tmp_path), None, tmp_path / "data", tmp_path / "work")
     for stage in STAGES:
         run_stage(stage, where)
     rows = pd.read_parquet(where.data / "scores" / "scores.parquet")
@@ -96,7 +95,7 @@ def test_the_whole_chain_on_photos(models, family, tiny_encoders, tmp_path):
     own = ResidualBank(find_targets(load_diffusion(where.profile.base, "cpu").unet)).count()
     assert table.loc["ours", "params"] == own
     for concept in concepts:
-        _, info = load_residual(where.data / "residuals" / "ours" / f"{concept}.safetensors")
+        _, info = load_residual(where.data / "learned" / "ours" / f"{concept}.safetensors")
         assert info["spec"]["base"]["model"] == str(models[family])
         pictures = unzip_images(where.data / "samples" / "ours_lag" / f"{concept}.zip")
         assert {p.size for n, p in pictures.items() if not n.startswith("masks/")} == {(RESOLUTION, RESOLUTION)}
@@ -266,7 +265,7 @@ def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypa
 @pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "custom_diffusion", "vico"])
 def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_path, method):
     told = {"variants": {"ours": {}, "rival": {"method": method}}}
-    where = Context.load(
+    where = load_context(
         params(models, "sdxl", tiny_encoders, tmp_path, told), None, tmp_path / "data", tmp_path / "work"
     )
     with pytest.raises(PersresError, match=rf"train\.variants\.rival: {method} is not available for SDXL models"):
@@ -276,7 +275,7 @@ def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_p
 
 def test_v_star_cannot_learn_on_sdxl(models, tiny_encoders, tmp_path):
     told = {"variants": {"ours": {"train_token": True}}}
-    where = Context.load(
+    where = load_context(
         params(models, "sdxl", tiny_encoders, tmp_path, told), None, tmp_path / "data", tmp_path / "work"
     )
     with pytest.raises(PersresError, match="train_token is not available for SDXL"):
@@ -301,7 +300,7 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
     }
     raw["family"]["runtime"]["offload"] = True
     path.write_text(yaml.safe_dump(raw))
-    where = Context.load(path, None, tmp_path / "data", tmp_path / "work")
+    where = load_context(path, None, tmp_path / "data", tmp_path / "work")
     for stage in STAGES[:4]:
         run_stage(stage, where)
     for name in told["variants"]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persres.config import load_params
 from persres.datasets.layout import check_name, read_concept, read_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.images import list_photos, load_photo, square, to_images, to_tensor, unzip_bytes, unzip_images, zip_bytes
-from persres.params import load_params
-from persres.stages.context import Context
+from persres.runs.context import Context
 from persres.stages.fetch import fetch
 
 

@@ -11,8 +11,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from test_residuals import inputs, random_bank, run
 
 from persres.errors import PersresError
-from persres.lag import MaskRule, binarise_at_median, localised, mean_mask
-from persres.residuals import Routing, attached, merged
+from persres.residuals.bank import Routing, attached, merged
+from persres.sampling.lag import MaskRule, binarise_at_median, localised, mean_mask
 
 TOKENS = torch.tensor([[0, 0, 1.0, 1.0, 0, 0], [0, 1.0, 1.0, 0, 0, 0]])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from persres.datasets.wordnet import COUNT, load_candidates, load_nouns
 from persres.miniworld.captions import PROMPT_GROUPS, concept_prompts, full_caption, random_caption
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.recipe import RECIPE
@@ -15,7 +16,6 @@ from persres.miniworld.render import Look, Scene, render
 from persres.miniworld.scenes import random_identity, scene_at
 from persres.miniworld.tokenizer import write_tokenizer
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, KINDS, PATTERNS, STYLES, words
-from persres.wordnet import COUNT, load_candidates, load_nouns
 
 
 def draw(scene: Scene, seed: int = 0):
@@ -122,8 +122,8 @@ def test_every_word_is_one_token_and_unknown_words_do_not_fail(tmp_path):
 
 
 def test_the_text_tower_gives_the_hidden_states_of_open_clip(tmp_path):
-    from persres.miniworld.build import text_tower
-    from persres.miniworld.train_clip import new_clip, write_empty
+    from persres.miniworld.build.clip import new_clip, write_empty
+    from persres.miniworld.build.folders import text_tower
 
     write_empty(RECIPE, tmp_path)
     clip, tokenize = new_clip(tmp_path, 3)
@@ -136,11 +136,11 @@ def test_the_text_tower_gives_the_hidden_states_of_open_clip(tmp_path):
 
 
 def test_folding_the_latent_scale_changes_no_picture():
-    from persres.miniworld.train_vae import new_vae, normalise
+    from persres.miniworld.build.vae import new_vae, normalise
 
     images = np.stack([np.asarray(draw(scene_at(RECIPE, "val", i)[0], i).image) for i in range(32)])
     vae = new_vae(0).eval()
-    from persres.miniworld.loop import images_to_tensor
+    from persres.miniworld.build.loop import images_to_tensor
 
     x = images_to_tensor(images[:4])
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_folding_the_latent_scale_changes_no_picture():
 
 
 def test_interrupted_training_of_a_mini_model_goes_on_to_the_same_weights(tmp_path):
-    from persres.miniworld.loop import Budget, fit
+    from persres.miniworld.build.loop import Budget, fit
 
     def learn(folder, stop=None):
         torch.manual_seed(0)

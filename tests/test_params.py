@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from persres.config import Drawing, Variant, load_params
 from persres.errors import PersresError
-from persres.params import Drawing, Variant, load_params
-from persres.provenance import STAGE_CODE
+from persres.runs.provenance import STAGE_CODE
 
 
 def write(tmp_path, **sections):

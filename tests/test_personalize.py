@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 
 from persres.cli import main
+from persres.config import load_params
 from persres.datasets.folder import NEUTRAL_PROMPTS, describe
-from persres.models import load_diffusion
-from persres.params import load_params
+from persres.models.diffusion import load_diffusion
 from persres.personalize import Wish, _stage, derive
-from persres.residual_file import load_residual
+from persres.residuals.file import load_residual
 
 
 @pytest.fixture

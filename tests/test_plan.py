@@ -7,11 +7,10 @@ import json
 import pytest
 
 from persres.cli import main, run_stage
+from persres.config import Profile, load_params
 from persres.errors import PersresError
-from persres.params import Profile, load_params
 from persres.plan import PAPER_STEP_S, PUBLISHED_IMAGE_S, Rates, as_text, dataset_size, make_plan, read_rates
-from persres.stages.context import Context
-from persres.stages.packs import items_of
+from persres.runs.outputs import items_of
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
 
@@ -24,13 +23,13 @@ def planned(rates: Rates = RATES, **sections) -> dict:
 
 
 def test_units_and_pictures_are_those_of_the_stages(tiny_params):
-    where = Context.load(tiny_params, None, tiny_params.parent / "data", tiny_params.parent / "work")
+    where = load_context(tiny_params, None, tiny_params.parent / "data", tiny_params.parent / "work")
     run_stage("fetch", where)
     run_stage("macro_class", where)
     lines = {line.stage: line for line in make_plan(where.profile, RATES)}
     assert lines["train"].units == len(train_units(where))
     for name in ("heart_mug", "star_robot", "banded_cat"):
-        path = where.data / "residuals" / "ours" / f"{name}.safetensors"
+        path = where.data / "learned" / "ours" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"any")
     units = sample_units(where)

@@ -8,8 +8,8 @@ from conftest import tiny_unet
 from diffusers import UNet2DConditionModel
 
 from persres.errors import PersresError
-from persres.residual_file import load_bank, load_residual, save_residual
-from persres.residuals import ResidualBank, Routing, attached, find_targets, merged, rank_of
+from persres.residuals.bank import ResidualBank, Routing, attached, find_targets, merged, rank_of
+from persres.residuals.file import load_bank, load_residual, save_residual
 from persres.seeding import generator
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from persres.errors import PersresError
-from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
-from persres.methods.lessons import Batch, Pictures, Plan, masked_error, plain_batch
-from persres.methods.loop import batch_loss, learn
 from persres.methods.settings import CustomDiffusion, DreamBooth, TextualInversion, ViCo
 from persres.methods.templates import NEUTRAL
-from persres.methods.weights import TOKEN, replaced
-from persres.models import load_diffusion
-from persres.params import Base
-from persres.prompts import encode_prompts
-from persres.residual_file import load_residual
+from PIL import Image
+
+from persres.config import Base
+from persres.errors import PersresError
+from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
+from persres.models.diffusion import load_diffusion
+from persres.models.prompts import encode_prompts
+from persres.models.swap import TOKEN, replaced
+from persres.residuals.file import load_residual
 from persres.seeding import generator
+from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch
+from persres.training.weights import batch_loss, learn
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +264,7 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     """The whole chain with every rival, in seconds."""
     import yaml
 
-    from persres.cli import STAGES, run_stage
-    from persres.stages.context import Context
+    from persres.pipeline import STAGES, load_context, run_stage
 
     folder = tmp_path_factory.mktemp("rivals")
     short = {"steps": 2, "checkpoint_every": 1}
@@ -284,7 +283,7 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "tables": {"bootstrap": 200, "rows": {"table3": {"attn_kv": "KV weights", "ours": "Ours"}, "table5": {"rank_1": "1"}}},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
-    context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
+    context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     for stage in STAGES:
         run_stage(stage, context)
     return context
@@ -379,7 +378,7 @@ def test_a_learned_token_has_moved_and_is_used(chain, diffusion, token_id):
     ],
 )
 def test_a_wrong_rival_is_one_clear_error(variant, said):
-    from persres.params import Profile
+    from persres.config import Profile
 
     with pytest.raises(ValueError, match=said):
         Profile.model_validate({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
@@ -387,7 +386,7 @@ def test_a_wrong_rival_is_one_clear_error(variant, said):
 
 @pytest.mark.parametrize("drawing", [{"lag": True}, {"strength": 0.5}])
 def test_a_rival_is_neither_localised_nor_scaled(drawing):
-    from persres.params import Profile
+    from persres.config import Profile
 
     with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
         Profile.model_validate({

@@ -6,15 +6,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from persres.config import Base, Drawing
 from persres.errors import PersresError
-from persres.models import decode, load_diffusion
-from persres.params import Base, Drawing
+from persres.models.diffusion import decode, load_diffusion
+from persres.models.prompts import add_concept_token, concept_positions, encode_prompts
 from persres.prompt_text import fill
-from persres.prompts import add_concept_token, concept_positions, encode_prompts
-from persres.residuals import ResidualBank, find_targets
-from persres.samplers import guided, sample_ddim, starting_noise
+from persres.residuals.bank import ResidualBank, find_targets
+from persres.sampling.draw import draw
+from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
-from persres.stages.sample import draw
 
 DRAWING = Drawing(steps=4, lag=False, residual="ours", images_per_prompt=1)
 

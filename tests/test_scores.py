@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from persres.config import Clip, Dino
 from persres.errors import PersresError
 from persres.metrics.background import background_change
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
@@ -16,7 +17,6 @@ from persres.metrics.cut_out import GREY, cut_out, object_alignment
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.summary import bootstrap_interval, difference, method_table, sign_flip_p
 from persres.miniworld.judge import Verdict, asked, followed
-from persres.params import Clip, Dino
 from persres.stages.tables import paper_table
 
 

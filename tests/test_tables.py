@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from persres.chain import run_chain, without
+from persres.config import Profile, load_params
 from persres.errors import UnitFailures
 from persres.evidence import pages, rivals
 from persres.evidence.report import weight_digests
 from persres.metrics.paper_figures import PAPER
-from persres.params import Profile, load_params
-from persres.stages.context import Context
-from persres.stages.costs import read_costs, write_train_costs
+from persres.pipeline import run_chain, without
+from persres.report.costs import read_costs, write_train_costs
+from persres.runs.context import Context
+from persres.runs.units import Unit, finish
 from persres.stages.tables import shared_pictures
-from persres.units import Unit, finish
 
 RIVAL = {"method": "textual_inversion", "steps": 2, "templates": "prompt"}
 
@@ -37,7 +37,7 @@ def run(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "tables": {"bootstrap": 200, "rows": {"table1": {"broken": "Broken", "few": "Few", "ours": "Ours"}, "table3": {"broken": "Broken"}}},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
-    context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
+    context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     return context, str(run_chain(context))
 
 

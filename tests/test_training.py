@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from persres.params import Variant
-from persres.residuals import ResidualBank, find_targets
-from persres.training import Lesson, concept_losses, diffusion_target, new_bank, train
+from persres.config import Variant
+from persres.residuals.bank import ResidualBank, find_targets
+from persres.training.residuals import Lesson, concept_losses, diffusion_target, new_bank, train
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 

@@ -11,7 +11,10 @@ import time
 import pytest
 
 from persres.errors import PersresError, UnitFailures
-from persres.units import MANIFEST, Unit, _cores, digest_folder, finish, is_done, publishing, run_units, stage_lock
+from persres.runs.files import digest_folder, publishing
+from persres.runs.locks import stage_lock
+from persres.runs.pool import _cores, run_units
+from persres.runs.units import MANIFEST, Unit, finish, is_done
 
 
 def write_name(unit: Unit, work, device: str) -> None:

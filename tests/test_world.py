@@ -12,9 +12,8 @@ import pytest
 import torch
 import yaml
 
-from persres.cli import STAGES, run_stage
 from persres.evidence.claims import BROKEN, CLAIMS, effect
-from persres.stages.context import Context
+from persres.pipeline import STAGES, load_context, run_stage
 
 CONCEPTS = ["star_robot", "team_ball", "masked_fish"]
 METHODS = ("base", "ours", "ours_lag", "v_alone", "wrong_concept", "lag_inverted")
@@ -71,7 +70,7 @@ def rows(repo, tmp_path_factory) -> pd.DataFrame:
     (folder / "params.yaml").write_text(
         text.replace("persres/miniworld/weights", str(repo / "persres/miniworld/weights"))
     )
-    context = Context.load(folder / "params.yaml", None, folder / "data", folder / "work")
+    context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     for stage in STAGES[:5]:
         run_stage(stage, context)
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from persres.config import Fetch
 from persres.datasets.download import download, unpack
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import CUSTOMCONCEPT101, grouped
 from persres.errors import PersresError
-from persres.params import Fetch
 
 COUNT, PROMPTS = 101, 20  # concepts, prompts of each
 FOLDER = Path(".work/datasets/customconcept101")
@@ -33,7 +33,7 @@ LICENCE = (
 )
 
 
-def fetch_customconcept101(settings: Fetch, root: Path) -> int:
+def fetch(settings: Fetch, root: Path) -> int:
     """Write the chosen concepts below ``root``; returns how many. Concept id is the photo folder's name, category the part
     before ``_``, macro class the list's ``class_prompt``.
 

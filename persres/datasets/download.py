@@ -14,7 +14,7 @@ import requests
 from tqdm import tqdm
 
 from persres.errors import PersresError
-from persres.units import digest_file, publishing, write_atomic
+from persres.runs.files import digest_file, publishing, write_atomic
 
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 CHUNK = 1 << 16  # bytes; a cut loses at most so many

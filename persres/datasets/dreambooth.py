@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from persres.config import Fetch
 from persres.datasets.download import download, unpack
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import DREAMBOOTH, grouped
 from persres.errors import PersresError
-from persres.params import Fetch
 
 COUNT, PROMPTS = 30, 25  # subjects, prompts of each
 FOLDER = Path(".work/datasets/dreambooth")
@@ -27,7 +27,7 @@ _SUBJECT = re.compile(r"^([a-z0-9_]+),([a-z ]+)$", re.MULTILINE)
 _PROMPT = re.compile(r"^'(.*\{0\} \{1\}.*)'\.format", re.MULTILINE)
 
 
-def fetch_dreambooth(settings: Fetch, root: Path) -> int:
+def fetch(settings: Fetch, root: Path) -> int:
     """Write the chosen subjects below ``root``, all that the folder has if none is named; returns how many.
 
     Category is ``live subject`` or ``object``, which decides the prompts; the licence names where the photos come from. Raises

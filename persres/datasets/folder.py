@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from persres.config import Fetch
 from persres.datasets.layout import Concept, check_concept, check_name
 from persres.datasets.photos import copy_concept, find_photos
 from persres.errors import PersresError
-from persres.params import Fetch
 
 NEUTRAL_PROMPTS = (
     ("background", "a photo of a {} on the beach"),
@@ -26,7 +26,7 @@ NEUTRAL_PROMPTS = (
 )
 
 
-def fetch_folder(settings: Fetch, root: Path) -> int:
+def fetch(settings: Fetch, root: Path) -> int:
     """Copy checked photos below ``root``; returns the number of concepts.
 
     Raises PersresError naming the first missing folder, broken photo or wrong name.

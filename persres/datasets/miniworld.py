@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from persres.config import Fetch
 from persres.datasets.layout import Concept, write_concept
 from persres.errors import PersresError
 from persres.miniworld import concepts as drawn
 from persres.miniworld.captions import concept_prompts
 from persres.miniworld.vocabulary import KINDS
-from persres.params import Fetch
 
 
-def fetch_miniworld(settings: Fetch, root: Path) -> int:
+def fetch(settings: Fetch, root: Path) -> int:
     """Draw the chosen concepts below ``root``; returns how many. Raises PersresError for an unknown name."""
     known = {concept.name: concept for concept in drawn.CONCEPTS}
     unknown = [name for name in settings.concepts if name not in known]

@@ -12,19 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-from persres.cli import STAGES, run_stage
 from persres.errors import PersresError
 from persres.evidence import pages, report, rivals
 from persres.evidence.sweep import sweep_table
-from persres.stages.context import Context
-from persres.units import publishing, stage_lock
+from persres.pipeline import STAGES, load_context, run_stage
+from persres.runs.context import Context
+from persres.runs.files import publishing
+from persres.runs.locks import stage_lock
 
 PAGES = [Path("README.md"), report.WEIGHTS / "MODEL_CARD.md"]
 
 
 def chain(profile: str, params: Path, work: Path) -> Context:
     """All stages of a profile, published below the work folder."""
-    context = Context.load(params, profile, work / profile / "data", work)
+    context = load_context(params, profile, work / profile / "data", work)
     for stage in STAGES:
         run_stage(stage, context)
     return context

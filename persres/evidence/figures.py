@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from persres.evidence.localisation import STEPS, Case, attention_maps, enlarged
 from persres.images import to_images
-from persres.models import Diffusion, decode
+from persres.models.diffusion import Diffusion, decode
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from persres.lag import MaskRule, binarise_at_median, localised
-from persres.lag_controls import central_disk, upper_half
-from persres.models import Diffusion
-from persres.prompts import concept_positions, encode_prompts
-from persres.residuals import ResidualBank, Routing, attached
+from persres.models.diffusion import Diffusion
+from persres.models.prompts import concept_positions, encode_prompts
+from persres.residuals.bank import ResidualBank, Routing, attached
+from persres.sampling.lag import MaskRule, binarise_at_median, localised
+from persres.sampling.masks import central_disk, upper_half
 from persres.seeding import generator
 
 STEPS = (200, 400, 600, 800)

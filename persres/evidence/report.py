@@ -14,13 +14,13 @@ from persres.evidence.scenes import concept_case, concept_named, joined, nameabl
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.summary import method_table, score_columns
-from persres.miniworld.evaluate import base_quality, identity_auc
+from persres.miniworld.build.evaluate import base_quality, identity_auc
 from persres.miniworld.recipe import RECIPE
-from persres.models import load_diffusion
-from persres.provenance import versions
-from persres.residual_file import load_bank
-from persres.stages.context import Context
-from persres.units import digest_folder
+from persres.models.diffusion import load_diffusion
+from persres.residuals.file import load_bank
+from persres.runs.context import Context
+from persres.runs.files import digest_folder
+from persres.runs.provenance import versions
 
 WEIGHTS = Path(__file__).parent.parent / "miniworld" / "weights"
 QUALITY = {
@@ -37,7 +37,7 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
     """Both sets of scenes; writes ``localisation.csv``, ``.md`` and the figures, returns the summary's part."""
     base = context.profile.base
     diffusion = load_diffusion(base, context.profile.runtime.device)
-    residuals = sorted((context.data / "residuals" / "ours").glob("*.safetensors"))
+    residuals = sorted((context.data / "learned" / "ours").glob("*.safetensors"))
     nameable = nameable_case(diffusion, scenes, base.token)
     concepts = [
         (concept_case(diffusion, concept_named(p.stem), views, base.token), load_bank(diffusion.unet, p))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.chain import run_chain
 from persres.evidence import pages
 from persres.evidence.report import provenance
 from persres.metrics import summary
-from persres.stages.context import Context
-from persres.stages.sheets import write_sheets
-from persres.units import publishing
+from persres.pipeline import run_chain
+from persres.report.sheets import write_sheets
+from persres.runs.context import Context
+from persres.runs.files import publishing
 
 TABLES = ("table1", "table3", "table4", "table5")
 KEPT = (*TABLES, "methods", "differences", "groups", "categories")
@@ -28,7 +28,7 @@ SCORES = {column: pages.COLUMNS[column] for column in summary.SCORES}
 
 def run(params: Path, work: Path, out: Path) -> None:
     """The whole chain, then publish. Raises PersresError at the end, naming what failed; the other rows are published, the README's not."""
-    context = Context.load(params, "tables", work / "tables" / "data", work)
+    context = load_context(params, "tables", work / "tables" / "data", work)
     failure = run_chain(context)
     for name in ("tables", "sheets"):
         with publishing(out / name) as fresh:

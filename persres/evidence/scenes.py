@@ -13,7 +13,7 @@ from persres.miniworld.recipe import RECIPE
 from persres.miniworld.render import Rendered, Scene, render
 from persres.miniworld.scenes import scene_at
 from persres.miniworld.vocabulary import BACKGROUNDS, STYLES
-from persres.models import Diffusion, posterior
+from persres.models.diffusion import Diffusion, posterior
 from persres.seeding import seed_from
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from persres.config import Variant
 from persres.evidence import pages
 from persres.metrics.summary import method_table, score_columns
-from persres.params import Variant
-from persres.residual_file import load_residual
-from persres.stages.context import Context
-from persres.stages.packs import read_index
+from persres.residuals.file import load_residual
+from persres.runs.context import Context
+from persres.runs.outputs import read_index
 
 SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
 

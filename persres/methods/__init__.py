@@ -1,1 +1,1 @@
-"""The paper's rivals, each a file: what trains, what is saved, how it conditions sampling."""
+"""The methods that learn a concept: each file here is one, its settings included (``common/`` holds what they share)."""

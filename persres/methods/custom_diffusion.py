@@ -7,16 +7,39 @@ embedding as ours, theirs at another rare token's.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 
+from persres.config import Base, ClassImageRequest
 from persres.images import to_tensor
-from persres.methods.lessons import Batch, Pictures, Plan, beside_prior, plain_batch, rows_of
-from persres.methods.settings import CustomDiffusion
-from persres.methods.weights import TOKEN
-from persres.models import Diffusion, posterior
+from persres.methods.common.rival import Rival, RivalSettings
+from persres.models.diffusion import Diffusion, posterior
+from persres.models.swap import TOKEN
 from persres.prompt_text import fill
+from persres.training.lessons import Batch, Pictures, Plan, beside_prior, plain_batch, rows_of
+from persres.training.settings import WithClassImages
+
+
+class CustomDiffusion(RivalSettings, WithClassImages):
+    """adobe-research/custom-diffusion: K/V of cross-attention and V*, effective lr 8e-5, 250 steps, 200 prior images, flips."""
+
+    method: Literal["custom_diffusion"] = "custom_diffusion"
+    steps: int = Field(250, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(8e-5, gt=0)
+    prior_folder: str | None = None  # real class images, in a folder by class; none: drawn by the base model
+    resize: bool = True  # random scale, the loss masked to the valid area
+    size_words: bool = True  # "very small", "far away", "zoomed in", "close up" before a resized picture's caption
+
+    def class_images(self) -> ClassImageRequest | None:
+        """Drawn, or the real ones of a folder."""
+        request = super().class_images()
+        return request and request.model_copy(update={"folder": self.prior_folder})
+
 
 SMALL, LARGE = ("very small", "far away"), ("zoomed in", "close up")
 
@@ -81,11 +104,11 @@ def plan(
     settings: CustomDiffusion,
     photos: Pictures,
     prior: Pictures | None,
-    token: str,
+    base: Base,
     macro_class: str,
 ) -> Plan:
     """Photos and class images in equal parts."""
-    own, other = fill(settings.prompt, f"{token} {macro_class}"), fill(settings.prompt, macro_class)
+    own, other = fill(settings.prompt, f"{base.token} {macro_class}"), fill(settings.prompt, macro_class)
 
     def batch(step: int, draw: torch.Generator) -> Batch:
         if settings.resize:
@@ -93,3 +116,6 @@ def plan(
         return plain_batch(photos, own, settings.batch_size, draw)
 
     return Plan(trained_names(diffusion), {"": settings.lr}, beside_prior(batch, prior, other, settings))
+
+
+METHOD = Rival("custom_diffusion", CustomDiffusion, phrase, plan)

@@ -3,12 +3,27 @@ and class images drawn by the base model keep the class what it was."""
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
 
-from persres.methods.lessons import Batch, Pictures, Plan, beside_prior, plain_batch
-from persres.methods.settings import DreamBooth
-from persres.models import Diffusion
+import torch
+from pydantic import Field
+
+from persres.config import Base
+from persres.methods.common.rival import Rival, RivalSettings
+from persres.models.diffusion import Diffusion
 from persres.prompt_text import fill
+from persres.training.lessons import Batch, Pictures, Plan, beside_prior, plain_batch
+from persres.training.settings import WithClassImages
+
+
+class DreamBooth(RivalSettings, WithClassImages):
+    """XavierXiao/Dreambooth-Stable-Diffusion: whole U-Net, lr 1e-6, 1 + 1 images, prior weight 1, 800 steps, 200 class images."""
+
+    method: Literal["dreambooth"] = "dreambooth"
+    steps: int = Field(800, ge=1)
+    batch_size: int = Field(1, ge=1)
+    lr: float = Field(1e-6, gt=0)
+    train_text_encoder: bool = False
 
 
 def phrase(token: str, rare_token: str, macro_class: str) -> str:
@@ -29,14 +44,17 @@ def plan(
     settings: DreamBooth,
     photos: Pictures,
     prior: Pictures | None,
-    rare_token: str,
+    base: Base,
     macro_class: str,
 ) -> Plan:
     """One photo and one class image a step, the second weighted by ``prior_weight``."""
-    own, other = fill(settings.prompt, f"{rare_token} {macro_class}"), fill(settings.prompt, macro_class)
+    own, other = fill(settings.prompt, f"{base.rare_token} {macro_class}"), fill(settings.prompt, macro_class)
 
     def batch(step: int, draw: torch.Generator) -> Batch:
         return plain_batch(photos, own, settings.batch_size, draw)
 
     names = trained_names(diffusion, settings.train_text_encoder)
     return Plan(names, {"": settings.lr}, beside_prior(batch, prior, other, settings))
+
+
+METHOD = Rival("dreambooth", DreamBooth, phrase, plan)

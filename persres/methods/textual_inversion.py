@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
 
-from persres.errors import PersresError
-from persres.methods.lessons import Pictures, Plan, plain_batch
-from persres.methods.settings import TextualInversion
-from persres.methods.templates import captions_of
-from persres.methods.weights import TOKEN
-from persres.models import Diffusion
+from pydantic import Field
 
-
-def phrase(token: str, rare_token: str, macro_class: str) -> str:
-    """V* alone stands for the thing: its vector starts as the class's and has to say all of it."""
-    return token
+from persres.config import Base
+from persres.methods.common.rival import Rival
+from persres.methods.common.words import WordSettings, captions_of, start_vector, word_alone
+from persres.models.diffusion import Diffusion
+from persres.models.swap import TOKEN
+from persres.training.lessons import Pictures, Plan, plain_batch
 
 
-def start_vector(diffusion: Diffusion, word: str) -> torch.Tensor:
-    """The embedding of a word that is one token. Raises PersresError where it is several."""
-    ids = diffusion.tokenizer(word, add_special_tokens=False).input_ids
-    if len(ids) != 1:
-        raise PersresError(
-            f"init_word {word!r} is {len(ids)} tokens for this tokenizer; choose a near word that is exactly one"
-        )
-    return diffusion.text_encoder.get_input_embeddings().weight[ids[0]].detach().float()
+class TextualInversion(WordSettings):
+    """rinongal/textual_inversion: lr 5e-3 × batch (scale_lr is on), batch 2, 6,100 steps, one vector, neutral templates."""
+
+    method: Literal["textual_inversion"] = "textual_inversion"
+    steps: int = Field(6100, ge=1)
+    batch_size: int = Field(2, ge=1)
+    lr: float = Field(1e-2, gt=0)
 
 
-def plan(diffusion: Diffusion, settings: TextualInversion, photos: Pictures, token: str, macro_class: str) -> Plan:
+def plan(
+    diffusion: Diffusion,
+    settings: TextualInversion,
+    photos: Pictures,
+    prior: Pictures | None,
+    base: Base,
+    macro_class: str,
+) -> Plan:
     """Random photos under random neutral captions."""
-    captions = captions_of(settings, token)
+    captions = captions_of(settings, base.token)
     vector = start_vector(diffusion, settings.init_word or macro_class.split()[-1])
     return Plan(
         [TOKEN],
@@ -37,3 +40,6 @@ def plan(diffusion: Diffusion, settings: TextualInversion, photos: Pictures, tok
         lambda step, draw: plain_batch(photos, captions, settings.batch_size, draw),
         vector,
     )
+
+
+METHOD = Rival("textual_inversion", TextualInversion, word_alone, plan)

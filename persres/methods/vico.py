@@ -9,32 +9,47 @@ and the unconditional branch goes without the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from pydantic import Field
 from torch import nn
 
-from persres.lag import ConceptAttention
-from persres.methods.lessons import Batch, Pictures, Plan, masked_error, plain_batch, rows_of
-from persres.methods.settings import ViCo
-from persres.methods.templates import captions_of
-from persres.methods.textual_inversion import start_vector
-from persres.methods.weights import TOKEN
-from persres.models import Diffusion
-from persres.prompts import concept_positions, prompt_ids, prompt_states
-from persres.training import diffusion_target
+from persres.config import Base
+from persres.images import load_photo, square, to_tensor
+from persres.methods.common.base import Loaded, Source
+from persres.methods.common.rival import Rival
+from persres.methods.common.state_file import load_state
+from persres.methods.common.words import WordSettings, captions_of, start_vector, word_alone
+from persres.models.diffusion import Diffusion
+from persres.models.prompts import concept_positions, prompt_ids, prompt_states
+from persres.models.swap import TOKEN
+from persres.runs.specs import Item
+from persres.sampling.lag import ConceptAttention
+from persres.seeding import generator
+from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch, rows_of
+from persres.training.residuals import diffusion_target
 
 PREFIX = "image."
 
 
-def phrase(token: str, rare_token: str, macro_class: str) -> str:
-    """V* alone, as in Textual Inversion."""
-    return token
+class ViCo(WordSettings):
+    """haoosz/ViCo: V* at 5e-3, image cross-attention in four decoder blocks at 1e-5, attention regularisation 5e-4,
+    checkpoint 400. Its own paper samples at guidance 7.5: say ``cfg_scale: 7.5`` in its method for that."""
+
+    method: Literal["vico"] = "vico"
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(1, ge=1)
+    token_lr: float = Field(5e-3, gt=0)
+    lr: float = Field(1e-5, gt=0)
+    attention_weight: float = Field(5e-4, ge=0)
 
 
 def places(unet: nn.Module) -> list[str]:
@@ -163,10 +178,11 @@ def positions(diffusion: Diffusion, prompts: list[str], token: str) -> tuple[tor
 
 
 def plan(
-    diffusion: Diffusion, settings: ViCo, photos: Pictures, token: str, macro_class: str, draw: torch.Generator
+    diffusion: Diffusion, settings: ViCo, photos: Pictures, prior: Pictures | None, base: Base, macro_class: str
 ) -> Plan:
     """A photo under a neutral caption beside another photo as its reference."""
-    captions = captions_of(settings, token)
+    captions = captions_of(settings, base.token)
+    draw = generator("vico", macro_class, settings.seed)
     blocks = ImageBlocks(diffusion.unet, draw).to(diffusion.unet.device)
 
     def loss(batch: Batch, step_draw: torch.Generator) -> torch.Tensor:
@@ -174,7 +190,7 @@ def plan(
         reference = photos.draw(rows_of(len(photos.photos), count, step_draw), step_draw)
         noise, beside = (torch.randn(batch.latents.shape, generator=step_draw).to(device) for _ in range(2))
         t = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=step_draw).to(device)
-        unet = WithReference(diffusion, blocks, reference, beside, *positions(diffusion, batch.captions, token))
+        unet = WithReference(diffusion, blocks, reference, beside, *positions(diffusion, batch.captions, base.token))
         text = prompt_states(diffusion.tokenizer, diffusion.text_encoder, batch.captions)
         out = unet(scheduler.add_noise(batch.latents, noise, t), t, encoder_hidden_states=text).sample
         error = masked_error(out, diffusion_target(scheduler, batch.latents, noise, t), None)
@@ -195,3 +211,33 @@ def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBl
         {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     )
     return blocks.to(diffusion.unet.device, diffusion.unet.dtype).eval().requires_grad_(False)
+
+
+class _ViCo(Rival):
+    """Draws beside the concept's first photo."""
+
+    needs_photo = True
+
+    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+        """V* goes into the model; the image blocks draw beside the photo, noised with one noise for all steps."""
+        state, _ = load_state(source.path)
+        own = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+        beside = _beside(diffusion, load_blocks(diffusion, state), source)
+        return replace(self.loaded(diffusion, source, state, own), beside=beside)
+
+
+def _beside(diffusion: Diffusion, blocks: ImageBlocks, source: Source) -> Callable[[list[Item]], Any]:
+    photo = square(load_photo(source.photo), source.base.resolution)
+    latents, _ = diffusion.posterior(to_tensor([photo]))
+    noise = torch.randn(latents.shape, generator=generator("reference", source.concept)).to(latents.device)
+
+    def beside(items: list[Item]) -> WithReference:
+        prompts = [""] * len(items) + [item.prompt for item in items]
+        sizes = (len(prompts), -1, -1, -1)
+        where = positions(diffusion, prompts, source.base.token)
+        return WithReference(diffusion, blocks, latents.expand(sizes), noise.expand(sizes), *where)
+
+    return beside
+
+
+METHOD = _ViCo("vico", ViCo, word_alone, plan)

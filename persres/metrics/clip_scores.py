@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from persres.loading import pick_device, unavailable
+from persres.config import Clip
 from persres.metrics.short_texts import context_of, lengths
-from persres.params import Clip
+from persres.models.loading import pick_device, unavailable
+from persres.places import located
 
 
 class ClipEncoder:
@@ -20,10 +21,9 @@ class ClipEncoder:
     def __init__(self, settings: Clip, device: str) -> None:
         self.device = pick_device(device)
         try:
-            self.model, _, self.preprocess = open_clip.create_model_and_transforms(
-                settings.model, pretrained=settings.pretrained
-            )
-            self.tokenize = open_clip.get_tokenizer(settings.model)
+            name = located(settings.model)
+            self.model, _, self.preprocess = open_clip.create_model_and_transforms(name, pretrained=settings.pretrained)
+            self.tokenize = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise unavailable("CLIP", f"{settings.model} {settings.pretrained or ''}".strip(), error) from error
         self.model = self.model.float().to(self.device).eval().requires_grad_(False)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from persres.loading import pick_device, unavailable
-from persres.params import Dino
+from persres.config import Dino
+from persres.models.loading import pick_device, unavailable
+from persres.places import located
 
 
 def preprocessing(settings: Dino, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:
@@ -31,7 +32,7 @@ class DinoEncoder:
         self.device = pick_device(device)
         try:
             # at the crop's size: timm resamples position embeddings of another (DINOv2 comes with 518 pixels)
-            model = timm.create_model(settings.model, pretrained=True, num_classes=0, img_size=settings.crop)
+            model = timm.create_model(located(settings.model), pretrained=True, num_classes=0, img_size=settings.crop)
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise unavailable("DINO", settings.model, error) from error
         self.model = model.float().to(self.device).eval().requires_grad_(False)

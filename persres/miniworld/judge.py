@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from persres.miniworld.loop import Budget, fit, images_to_tensor, training_device
+from persres.miniworld.build.loop import Budget, fit, images_to_tensor, training_device
 from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene
 from persres.miniworld.scenes import SceneSet

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from persres.datasets.customconcept101 import fetch_customconcept101
-from persres.datasets.dreambooth import fetch_dreambooth
-from persres.datasets.folder import fetch_folder
-from persres.datasets.miniworld import fetch_miniworld
-from persres.stages.context import Context
-from persres.units import publishing, stage_lock
+import logging
 
-SOURCES = {
-    "miniworld": fetch_miniworld,
-    "folder": fetch_folder,
-    "customconcept101": fetch_customconcept101,
-    "dreambooth": fetch_dreambooth,
-}
+from persres.datasets.registry import dataset_named
+from persres.runs.context import Context
+from persres.runs.files import publishing
+from persres.runs.locks import stage_lock
+
+log = logging.getLogger(__name__)
 
 
 def fetch(context: Context) -> None:
     """Publish the chosen concepts. Raises PersresError for missing or broken photos, naming them."""
     settings = context.profile.fetch
     with stage_lock(context.work, "fetch"), publishing(context.data / "concepts") as folder:
-        count = SOURCES[settings.dataset](settings, folder)
-    print(f"fetch: {count} concepts in {context.data / 'concepts'}", flush=True)
+        count = dataset_named(settings.dataset).fetch(settings, folder)
+    log.info("fetch: %d concepts in %s", count, context.data / "concepts")

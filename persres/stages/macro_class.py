@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 
-import torch
-
+from persres.config import MacroClass
 from persres.datasets.layout import read_concepts, reference_photos
-from persres.errors import PersresError
+from persres.datasets.wordnet import load_candidates
 from persres.images import load_photo
-from persres.metrics.clip_scores import ClipEncoder, load_clip
-from persres.params import MacroClass
-from persres.stages.context import Context
-from persres.units import publishing, stage_lock
-from persres.wordnet import load_candidates
-from persres.wordnet.features import noun_features
+from persres.metrics.clip_scores import load_clip
+from persres.metrics.nouns import nearest_nouns, noun_features
+from persres.runs.context import Context
+from persres.runs.files import publishing
+from persres.runs.locks import stage_lock
+from persres.runs.outputs import CLASSES
 
-FILE = "macro_class.json"
+log = logging.getLogger(__name__)
 
 
 def macro_class(context: Context) -> None:
@@ -24,9 +24,10 @@ def macro_class(context: Context) -> None:
     settings = context.profile.macro_class
     with stage_lock(context.work, "macro_class"), publishing(context.data / "macro_class") as folder:
         found = _classes(context, settings)
-        (folder / FILE).write_text(json.dumps(found, indent=1, ensure_ascii=False))
+        (folder / CLASSES).write_text(json.dumps(found, indent=1, ensure_ascii=False))
     for name, entry in found["concepts"].items():
-        print(f"macro_class: {name}: {entry['chosen']} (dataset {entry['dataset']}, nearest {entry['nearest']})")
+        said = name, entry["chosen"], entry["dataset"], entry["nearest"]
+        log.info("macro_class: %s: %s (dataset %s, nearest %s)", *said)
 
 
 def _classes(context: Context, settings: MacroClass) -> dict:
@@ -51,28 +52,3 @@ def _classes(context: Context, settings: MacroClass) -> dict:
         "candidate_count": len(nouns),
         "concepts": concepts,
     }
-
-
-def nearest_nouns(encoder: ClipEncoder, photos: list, nouns: list[str], features: torch.Tensor) -> dict:
-    """The nouns nearest to the mean image embedding (appendix B). ``features`` [n nouns, d], unit rows."""
-    mean = encoder.images(photos).mean(0)
-    cosine = features @ (mean / mean.norm())
-    top = cosine.topk(min(5, len(nouns)))
-    best = [[nouns[i], round(float(c), 4)] for c, i in zip(top.values, top.indices.tolist(), strict=True)]
-    return {"nearest": best[0][0], "top": best}
-
-
-def read_macro_classes(context: Context, source: str = "chosen") -> dict[str, str]:
-    """The class by concept: the chosen one, the ``dataset``'s, or the nearest ``wordnet`` noun.
-
-    Raises PersresError where nearest nouns are asked for and were not looked for.
-    """
-    path = context.data / "macro_class" / FILE
-    if not path.exists():
-        raise PersresError(f"no {path}; run the macro_class stage first")
-    found = json.loads(path.read_text())
-    key = {"wordnet": "nearest"}.get(source, source)
-    classes = {name: entry[key] for name, entry in found["concepts"].items()}
-    if None in classes.values():
-        raise PersresError("class_source: wordnet needs the nearest nouns; say macro_class.nearest: true")
-    return classes

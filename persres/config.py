@@ -1,0 +1,367 @@
+"""``params.yaml``, typed at the edge: unknown keys refused, every problem in one message.
+
+The file holds ``profile`` and one mapping per profile with sections named after the stages, plus
+``base`` (the frozen model), ``encoders`` and ``runtime`` (where and how fast, never what). Defaults
+are the paper's values wherever the paper states one.
+
+A method's own settings stand in the method's file (persres/methods/): this file knows only what every method's settings
+have, and is told the types when it reads a profile (:class:`Known`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from persres.errors import PersresError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
+
+ClassSource = Literal["chosen", "dataset", "wordnet"]  # what macro_class decided, the dataset's word, the nearest noun
+
+
+class Section(BaseModel):
+    """A frozen part of params.yaml: unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Base(Section):
+    """The frozen text-to-image model: a diffusers pipeline by hub name or folder."""
+
+    model: str = "CompVis/stable-diffusion-v1-4"
+    resolution: int = Field(512, ge=16, multiple_of=8)  # pixels, short side after the centre crop
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals learn in float32
+    token: str = "<v*>"  # V*, as it stands in prompts
+    rare_token: str = "sks"  # whose embedding V* holds, frozen (paper 3.2: "a rarely occurring token")
+
+
+class Clip(Section):
+    """An open_clip model: a name with ``pretrained``, or ``local-dir:`` and a folder."""
+
+    model: str = "ViT-B-32-quickgelu"
+    pretrained: str | None = "openai"
+
+
+class Dino(Section):
+    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry. DINOv2 is
+    ``vit_small_patch14_dinov2.lvd142m`` (crop: a multiple of its patch, 14)."""
+
+    model: str = "vit_small_patch16_224.dino"
+    resize: int = Field(256, ge=8)
+    crop: int = Field(224, ge=8)
+
+
+class Encoders(Section):
+    """What images and prompts are measured with."""
+
+    clip: Clip = Clip()
+    dino: Dino = Dino()
+
+
+class Fetch(Section):
+    """Which concepts. An empty list takes all that the dataset has."""
+
+    dataset: Literal["miniworld", "folder", "customconcept101", "dreambooth"] = "folder"
+    # dataset: folder: holds one folder of photos and a concept.json per concept; the two benchmarks: where their files lie or
+    # are downloaded to, .work/datasets/<dataset> if not said
+    folder: str | None = None
+    sha256: dict[Archive, Sha256] = Field(
+        {}
+    )  # pins a benchmark's archive; without it the digest is recorded and printed
+    concepts: tuple[str, ...] = Field((), strict=False)
+    references: int = Field(5, ge=1)  # mini world: pictures of each concept to learn from
+    held_out: int = Field(5, ge=0)  # mini world: further pictures, never trained on
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Fetch:
+        twice = sorted({c for c in self.concepts if self.concepts.count(c) > 1})
+        if twice:
+            raise ValueError(f"concept named twice: {', '.join(twice)}")
+        if self.dataset == "folder" and not self.folder:
+            raise ValueError("dataset: folder needs fetch.folder, the folder that holds one folder per concept")
+        return self
+
+
+class MacroClass(Section):
+    """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun a line."""
+
+    source: Literal["dataset", "wordnet"] = "dataset"
+    candidates: str = "wordnet"
+    nearest: bool = False  # look for the nearest noun even where the dataset's class is used, and report it
+    template: str = "{}"  # how a candidate is put to the CLIP text tower
+    batch_size: int = Field(512, ge=1)
+
+
+class ClassImageSettings(Section):
+    """How the base model draws images of a class, for the variants that learn some beside the photos."""
+
+    steps: int = Field(50, ge=1, le=1000)
+    cfg_scale: float = Field(6.0, ge=1)
+
+
+class ClassImageRequest(Section):
+    """Images of its class that a variant learns beside the photos: drawn under ``prompt``, or real ones of a ``folder``."""
+
+    prompt: str
+    count: int
+    folder: str | None = None
+
+
+class VariantSettings(Section):
+    """What every method's settings have. A method's file adds its own, and names itself in ``method``."""
+
+    method: str
+    concepts: int | None = Field(None, ge=1)  # learn only so many, spread evenly over the names; none: all
+    class_source: ClassSource = "chosen"  # ablation (table 4): whose macro class the prompt names
+    steps: int = Field(150, ge=1)
+    batch_size: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    seed: int = 0
+    checkpoint_every: int = Field(50, ge=1)
+
+    def class_images(self) -> ClassImageRequest | None:
+        """The class images that it asks for."""
+        return None
+
+    def lacks(self, drawing: Drawing) -> str | None:
+        """Why it can't be drawn like this, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the layers above know and this file doesn't: settings' types by method's name, the method that a variant without
+    ``method`` is of, and which datasets have a judge."""
+
+    methods: Mapping[str, type[VariantSettings]]
+    default: str
+    judged: frozenset[str] = frozenset()
+
+
+class Train(Section):
+    """``variants`` are sparse differences from their method's defaults. What is said here beside ``class_images`` and
+    ``variants`` holds for all variants of the default method, which is the paper's own."""
+
+    class_images: ClassImageSettings = ClassImageSettings()
+    default: SerializeAsAny[VariantSettings]  # of the default method, as said for the whole section
+    variants: dict[Name, SerializeAsAny[VariantSettings]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, told: Any, info: ValidationInfo) -> Any:
+        known: Known | None = (info.context or {}).get("known")
+        if not isinstance(told, dict) or known is None:
+            return told
+        own = {key: told[key] for key in ("class_images",) if key in told}
+        said = {key: value for key, value in told.items() if key not in ("class_images", "default", "variants")}
+        shared = dict(told.get("default", {})) | said
+        typed, problems = {}, _problems(known.methods[known.default], shared)
+        for name, sparse in told.get("variants", {known.default: {}}).items():
+            found = sparse if isinstance(sparse, VariantSettings) else _variant(name, sparse, shared, known, problems)
+            if found is not None:
+                typed[name] = found
+        if problems:
+            raise PydanticCustomError("paths", "{lines}", {"lines": "\n".join(problems)})
+        return own | {"default": known.methods[known.default](**shared), "variants": typed}
+
+    def variant(self, name: str) -> VariantSettings:
+        """The typed settings of one variant."""
+        return self.variants[name]
+
+
+def _problems(settings: type[VariantSettings], told: dict[str, Any]) -> list[str]:
+    try:
+        settings(**told)
+        return []
+    except ValidationError as error:
+        return _lines(error)
+
+
+def _variant(name: str, sparse: Any, shared: dict, known: Known, problems: list[str]) -> VariantSettings | None:
+    """One variant's typed settings; what is wrong with it goes to ``problems``."""
+    if not isinstance(sparse, dict):
+        problems.append(f"variants.{name}: a mapping of settings is wanted, {{}} for the defaults")
+        return None
+    method = sparse.get("method", known.default)
+    if method not in known.methods:
+        problems.append(f"variants.{name}.method: no method {method!r}; one of {', '.join(known.methods)}")
+        return None
+    try:
+        return known.methods[method](**((shared if method == known.default else {}) | sparse))
+    except ValidationError as error:
+        own = [line for line in _lines(error) if line.split(":")[0].split(".")[0] in sparse or not shared]
+        problems += [f"variants.{name}.{line}" for line in own]
+        return None
+
+
+class Drawing(Section):
+    """One way to sample (paper 3.3 and 4.3). ``variant`` names a training variant; none is the base model."""
+
+    variant: str | None = None
+    strength: float = Field(1.0, ge=0)  # times ΔW; 0 leaves V* alone in the prompt
+    lag: bool = False
+    mask: Literal["median", "inverted", "random", "disk"] = "median"  # all but the first, the paper's, are controls
+    mask_blocks: tuple[str, ...] = Field(
+        (), strict=False
+    )  # whose attention masks all blocks; none: each its own (paper)
+    other_concept: bool = False  # a control: the next concept's residual in place of its own
+    uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
+    steps: int = Field(50, ge=1, le=1000)
+    cfg_scale: float = Field(6.0, ge=1)
+    class_source: ClassSource = (
+        "chosen"  # whose macro class the prompt names (table 4); noise and scores keep the chosen one
+    )
+    images_per_prompt: int = Field(50, ge=1)
+    prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _lag(self) -> Drawing:
+        if self.lag and self.variant is None:
+            raise ValueError("lag: true needs a residual to localise; say variant: <a training variant>")
+        if (self.mask != "median" or self.mask_blocks) and not self.lag:
+            raise ValueError("mask and mask_blocks have no effect without lag: true")
+        if self.variant is None and (self.other_concept or self.strength != 1.0):
+            raise ValueError("other_concept and strength need something learned; say variant: <a training variant>")
+        return self
+
+
+class Sample(Drawing):
+    """Defaults for all methods, and the methods as sparse differences from them."""
+
+    methods: dict[Name, dict[str, Any]] = Field(
+        {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
+    )
+
+    def method(self, name: str) -> Drawing:
+        """The typed settings of one method."""
+        shared = {k: v for k, v in self.model_dump().items() if k != "methods"}
+        return Drawing(**(shared | self.methods[name]))
+
+
+class Score(Section):
+    """``judge`` is a folder with the mini world's judge, which tells object from background."""
+
+    judge: str | None = None
+    batch_size: int = Field(64, ge=1)
+
+
+class Tables(Section):
+    """Bootstrap over concepts, and what the sheets show."""
+
+    bootstrap: int = Field(10_000, ge=100)
+    seed: int = 0
+    sheet_scale: int = Field(1, ge=1)  # pixels a picture's pixel takes on a sheet
+    # which methods stand in which of the paper's tables, and the name of their row there
+    rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
+
+
+class Runtime(Section):
+    """Where and how fast. Nothing here changes a result beyond float tolerance."""
+
+    workers: int = Field(1, ge=0)  # processes; 0 takes one per core
+    device: str = "auto"
+    sample_batch: int = Field(8, ge=1)
+    offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
+
+
+class Profile(Section):
+    """All sections of one profile."""
+
+    base: Base = Base()
+    encoders: Encoders = Encoders()
+    fetch: Fetch
+    macro_class: MacroClass = MacroClass()
+    train: Train
+    sample: Sample = Sample()
+    score: Score = Score()
+    tables: Tables = Tables()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training(cls, told: Any) -> Any:
+        return {"train": {}} | told if isinstance(told, dict) else told
+
+    @model_validator(mode="after")
+    def _together(self, info: ValidationInfo) -> Profile:
+        """What no section can see by itself."""
+        known: Known | None = (info.context or {}).get("known")
+        problems = [line for name in self.sample.methods for line in self._method_problems(name)]
+        for table, rows in self.tables.rows.items():
+            unknown = [name for name in rows if name not in self.sample.methods]
+            problems += [f"tables.rows.{table}.{name}: no such method in sample.methods" for name in unknown]
+        if known is not None and self.score.judge is not None and self.fetch.dataset not in known.judged:
+            problems.append(
+                f"score.judge: no judge reads pictures of dataset {self.fetch.dataset} (but of {', '.join(sorted(known.judged))});"
+                " leave it out"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _method_problems(self, name: str) -> list[str]:
+        """What is wrong with a method's settings, or what they ask of a variant that it can't give."""
+        where = f"sample.methods.{name}"
+        try:
+            drawing = self.sample.method(name)
+        except ValidationError as error:
+            return [f"{where}.{line}" for line in _lines(error)]
+        if drawing.variant is None:
+            return []
+        if drawing.variant not in self.train.variants:
+            known = ", ".join(self.train.variants)
+            return [f"{where}.variant: no training variant {drawing.variant!r}; one of {known}"]
+        lacking = self.train.variant(drawing.variant).lacks(drawing)
+        return [] if lacking is None else [f"{where}.{lacking}"]
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown parameter; docs/development.md says where the known ones stand"
+        for line in message.split("\n"):
+            lines.append(f"{where}{'.' if item['type'] == 'paths' else ': '}{line}" if where else line)
+    return lines
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """The file as it stands: ``profile`` and the profiles. Raises PersresError where it is missing or not one."""
+    if not path.exists():
+        raise PersresError(f"{path} not found; run from the folder that holds it")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PersresError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict) or "profile" not in raw:
+        raise PersresError(f"{path}: the key 'profile' is missing; it names the profile to run")
+    return raw
+
+
+def load_params(path: Path, profile: str | None, known: Known) -> Profile:
+    """The chosen profile. Raises PersresError with all problems in one message."""
+    raw = read_params(path)
+    name = profile or raw["profile"]
+    if name not in raw or name == "profile":
+        there = ", ".join(sorted(set(raw) - {"profile"}))
+        raise PersresError(f"{path}: no profile {name!r}; one of {there}")
+    try:
+        return Profile.model_validate(raw[name] or {}, context={"known": known})
+    except ValidationError as error:
+        problems = "\n".join(f"  {name}.{line}" for line in _lines(error))
+        raise PersresError(f"{path} has these problems:\n{problems}") from error

@@ -1,0 +1,31 @@
+"""The noun lemmas of WordNet 3.0, from Debian's ``wordnet-base`` 1:3.0-37 (licence: LICENSE beside this)."""
+
+from __future__ import annotations
+
+import lzma
+from importlib.resources import files
+from pathlib import Path
+
+from persres.errors import PersresError
+from persres.places import located
+
+COUNT = 117_798
+
+
+def load_nouns() -> list[str]:
+    """All lemmas in lower case as WordNet's index has them, words separated by blanks, sorted."""
+    packed = files("persres.datasets.wordnet").joinpath("nouns.txt.xz").read_bytes()
+    return lzma.decompress(packed).decode().splitlines()
+
+
+def load_candidates(source: str) -> list[str]:
+    """``wordnet``, or a text file with one noun a line. Raises PersresError where there is none."""
+    if source == "wordnet":
+        return load_nouns()
+    path = Path(located(source))
+    if not path.is_file():
+        raise PersresError(f"macro_class.candidates: no file {path}; write one noun a line there, or say wordnet")
+    nouns = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not nouns:
+        raise PersresError(f"macro_class.candidates: {path} is empty; write one noun a line there")
+    return nouns

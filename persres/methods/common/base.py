@@ -1,0 +1,98 @@
+"""What a method is. A file in ``persres/methods/`` with a ``METHOD`` that follows this protocol is one; nothing else has to
+know it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from persres.config import Base, VariantSettings
+from persres.models.diffusion import Diffusion
+from persres.residuals.bank import ResidualBank
+from persres.runs.specs import Item
+
+OnStep = Callable[[int, float], None]  # step from 0, loss
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one concept is learned from: its photos and images of its class, square at the working resolution."""
+
+    concept: str
+    macro_class: str
+    base: Base
+    photos: list[Image.Image]
+    class_images: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training left: numbers learned, a log row a step, and how to write it to a file with its provenance."""
+
+    parameters: int
+    log: list[dict[str, Any]]
+    save: Callable[[Path, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where what was learned lies, and whose it is; ``photo`` for methods that draw beside one."""
+
+    path: Path
+    concept: str
+    base: Base
+    photo: Path | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was learned, ready to draw with.
+
+    ``bank``: residuals, which LAG can mask. ``inside``: enters the other learned weights into the model. ``beside``: gives, for a
+    batch, what draws in the U-Net's place.
+    """
+
+    parameters: int
+    bank: ResidualBank | None = None
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext
+    beside: Callable[[list[Item]], Any] | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """One way to learn a concept and to draw it."""
+
+    name: str
+    settings: type[VariantSettings]
+    needs_photo: bool  # draws beside one of the concept's photos
+
+    def phrase(self, settings: VariantSettings, base: Base, macro_class: str) -> str:
+        """What stands for the concept in a prompt."""
+        ...
+
+    def base_for(self, base: Base) -> Base:
+        """The base model as it trains on it."""
+        ...
+
+    def refuses(self, settings: VariantSettings, family: str) -> str | None:
+        """What of it is not to be had for models of this family (the pipeline's class name), or None."""
+        ...
+
+    def can_offload(self, settings: VariantSettings) -> bool:
+        """Whether text towers may wait on the CPU while it trains."""
+        ...
+
+    def train(self, diffusion: Diffusion, material: Material, settings: VariantSettings, checkpoint: Path,
+              on_step: OnStep) -> Learned:  # fmt: skip
+        """Learn; goes on from the checkpoint where there is one. The model is left as it was."""
+        ...
+
+    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+        """What was learned, for drawing. Raises PersresError where the file is not this method's or of another model."""
+        ...

@@ -1,0 +1,75 @@
+"""A unit of sampling: one concept by one method, whatever learned it.
+
+A pack holds ``<prompt>_<image>.png`` and, for LAG, ``masks/<prompt>_<image>.png``: the masks averaged over
+blocks and steps. Noise belongs to (seed, prompt, image), so the same name is the same noise in every pack.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
+from persres.methods.common.base import Loaded, Source
+from persres.methods.common.registry import method_named
+from persres.models.diffusion import Diffusion, load_diffusion
+from persres.models.loading import pick_device
+from persres.progress import progress
+from persres.runs.files import write_atomic
+from persres.runs.provenance import measured
+from persres.runs.specs import Item, SampleSpec
+from persres.runs.units import Unit, finish
+from persres.sampling.draw import draw
+
+PACK = "images.zip"
+
+
+def load_learned(diffusion: Diffusion, spec: SampleSpec) -> Loaded:
+    """What the spec's learner learned; nothing for the base model."""
+    if spec.learner is None:
+        return Loaded(diffusion.parameter_count())
+    photo = Path(spec.photos[0].path) if spec.photos else None
+    source = Source(Path(spec.learned.path), spec.concept, spec.base, photo)
+    return method_named(spec.learner).load(diffusion, source, spec.drawing.strength)
+
+
+def draw_unit(unit: Unit[SampleSpec], work: Path, device: str, offload: bool = False, batch: int = 8) -> None:
+    """Draw one concept's pictures by one method, batch by batch; whole batches survive a kill, at any batch size."""
+    spec, folder = unit.spec, unit.folder(work)
+    diffusion, items, parts = load_diffusion(spec.base, device, offload), spec.items(), folder / "parts"
+    kept = set(_parts(parts))
+    todo = [item for item in items if f"{item.name}.png" not in kept]
+    with measured(pick_device(device)) as run, ExitStack() as stack:
+        loaded = load_learned(diffusion, spec)
+        stack.enter_context(loaded.inside())
+        advance = stack.enter_context(progress(unit.name, len(items), "picture", len(items) - len(todo)))
+        for start in range(0, len(todo), batch):
+            some = todo[start : start + batch]
+            pictures, masks = draw(diffusion, some, spec.drawing, loaded.bank, spec.base.resolution, loaded.beside)
+            # written whole, by rename, below a folder that the spec's hash names
+            write_atomic(parts / f"{some[0].name}.zip", _pack(some, pictures, masks))
+            advance(len(some))
+    run |= {"drawn": len(todo), "pictures": len(items), "parameters": loaded.parameters}
+    write_atomic(folder / PACK, zip_bytes(_parts(parts)))
+    finish(unit, work, [folder / PACK], run)
+    shutil.rmtree(parts)
+
+
+def _parts(folder: Path) -> dict[str, bytes]:
+    """All files of the parts drawn so far."""
+    files: dict[str, bytes] = {}
+    for part in sorted(folder.glob("*.zip")):
+        files |= unzip_bytes(part)
+    return files
+
+
+def _pack(items: list[Item], pictures: torch.Tensor, masks: torch.Tensor | None) -> bytes:
+    files = {f"{i.name}.png": png_bytes(p) for i, p in zip(items, to_images(pictures), strict=True)}
+    if masks is not None:
+        grey = (masks.cpu() * 255).round().byte().numpy()
+        files |= {f"masks/{i.name}.png": png_bytes(Image.fromarray(m)) for i, m in zip(items, grey, strict=True)}
+    return zip_bytes(files)

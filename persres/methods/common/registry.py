@@ -1,0 +1,74 @@
+"""Methods by name: a file in ``persres/methods/`` is one, under the file's name."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+
+import persres.methods
+from persres.config import Base, Known, Profile, Train, VariantSettings, load_params
+from persres.datasets.registry import judged_datasets
+from persres.errors import PersresError
+from persres.methods.common.base import Method
+from persres.models.diffusion import pipeline_name
+
+DEFAULT = "ours"  # what a variant without ``method`` is: the paper's own
+
+
+def method_names() -> list[str]:
+    """All methods, by their files."""
+    return sorted(found.name for found in pkgutil.iter_modules(persres.methods.__path__) if not found.ispkg)
+
+
+def method_named(name: str) -> Method:
+    """The method of a name. Raises PersresError where there is no such file."""
+    if name not in method_names():
+        raise PersresError(f"no method {name!r}; one of {', '.join(method_names())}")
+    return import_module(f"persres.methods.{name}").METHOD
+
+
+class _Types(Mapping[str, type[VariantSettings]]):
+    """Settings by method: a method's file is read when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[VariantSettings]:
+        if name not in method_names():
+            raise KeyError(name)
+        return method_named(name).settings
+
+    def __contains__(self, name: object) -> bool:
+        return name in method_names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(method_names())
+
+    def __len__(self) -> int:
+        return len(method_names())
+
+
+def known() -> Known:
+    """What a profile may name."""
+    return Known(_Types(), DEFAULT, judged_datasets())
+
+
+def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:
+    """A profile of a params file. Raises PersresError with all of its problems."""
+    return load_params(path, profile, known())
+
+
+def make_profile(told: dict) -> Profile:
+    """A profile from a mapping, as the file holds it or as ``model_dump`` gives it. Raises pydantic's ValidationError."""
+    return Profile.model_validate(told, context={"known": known()})
+
+
+def check_available(base: Base, train: Train) -> None:
+    """Raises PersresError, before any work, for a variant that the base model's family can't train."""
+    family = pipeline_name(base.model)
+    for name, settings in train.variants.items():
+        what = method_named(settings.method).refuses(settings, family)
+        if what is not None:
+            raise PersresError(
+                f"train.variants.{name}: {what} is not available for SDXL models ({base.model}); leave it out, or take a"
+                " Stable Diffusion 1.x or 2.x model"
+            )

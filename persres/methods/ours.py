@@ -1,0 +1,118 @@
+"""Personalized residuals (the paper's method): low-rank residuals on output projections, V* frozen, no class images.
+
+The paper's ablations are settings of it: other layers, a fixed rank, no class in the prompt, class images, a learned V*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from persres.config import Base
+from persres.images import to_tensor
+from persres.methods.common.base import Learned, Loaded, Material, OnStep, Source
+from persres.models.conditioning import Conditioning
+from persres.models.diffusion import SDXL, Diffusion
+from persres.models.swap import TOKEN, replaced, start_values
+from persres.prompt_text import fill
+from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.file import load_bank, load_token, save_residual
+from persres.training.residuals import Lesson, new_bank, train
+from persres.training.settings import ResidualSettings
+
+
+class Ours(ResidualSettings):
+    """The paper's values (3.2 and 4.1): 150 iterations, batch 4, learning rate 1e-3, rank 0.05·m."""
+
+    method: Literal["ours"] = "ours"
+
+
+def read_lesson(diffusion: Diffusion, material: Material, settings: Ours) -> Lesson:
+    """Cached latents of the photos and the cached embedding of the training prompt, and of class images where asked."""
+    phrase = METHOD.phrase(settings, material.base, material.macro_class)
+    prompts = [fill(settings.prompt, phrase), fill(settings.prompt, material.macro_class)]
+    both = diffusion.encode(prompts)
+    text, plain = both.rows(0, 1), both.rows(1, 2)
+    if settings.train_token:
+
+        def text() -> Conditioning:
+            return diffusion.states(prompts[:1])
+
+    prior = None
+    if material.class_images:
+        images = material.class_images[: settings.prior_images]
+        prior = Lesson(f"{material.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
+    return Lesson(material.concept, *diffusion.posterior(to_tensor(material.photos)), text, prior)
+
+
+@contextmanager
+def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """V*'s embedding as a parameter in its place, where it learns too; else nothing."""
+    if not settings.train_token:
+        yield {}
+        return
+    token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
+    values = start_values(diffusion, [TOKEN], token_id)
+    with replaced(diffusion, values, token_id):
+        yield values
+
+
+def _save(bank: ResidualBank, token: torch.Tensor | None, path: Path, info: dict[str, Any]) -> None:
+    save_residual(path, bank.to_state(), list(bank.targets), info, token)
+
+
+class PersonalizedResiduals:
+    """See :class:`persres.methods.common.base.Method`."""
+
+    name = "ours"
+    settings = Ours
+    needs_photo = False
+
+    def phrase(self, settings: Ours, base: Base, macro_class: str) -> str:
+        """V* before the class; V* alone in the ablation without it."""
+        return f"{base.token} {macro_class}" if settings.name_class else base.token
+
+    def base_for(self, base: Base) -> Base:
+        """In any precision: the residuals themselves learn in float32."""
+        return base
+
+    def refuses(self, settings: Ours, family: str) -> str | None:
+        """V*'s own embedding is learned in one text tower only."""
+        return "train_token" if settings.train_token and family == SDXL else None
+
+    def can_offload(self, settings: Ours) -> bool:
+        """The text is read once, unless V*'s embedding learns: then the tower works in every step."""
+        return not settings.train_token
+
+    def train(
+        self, diffusion: Diffusion, material: Material, settings: Ours, checkpoint: Path, on_step: OnStep
+    ) -> Learned:
+        """150 steps on the photos."""
+        lesson = read_lesson(diffusion, material, settings)
+        targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
+        bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
+        with _token(diffusion, material.base, settings) as extra:
+            log = train(diffusion.unet, diffusion.scheduler, [lesson], bank, settings, checkpoint, on_step, extra)
+        rows = [
+            {"step": r["step"], "loss": r["loss"][0]} | ({"norms": r["norms"][0]} if "norms" in r else {})
+            for r in log.rows
+        ]
+        parameters = bank.count() + sum(value.numel() for value in extra.values())
+        return Learned(parameters, rows, partial(_save, bank, extra.get(TOKEN)))
+
+    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+        """A bank of one concept, and V*'s embedding where it learned too."""
+        bank, token = load_bank(diffusion.unet, source.path).scaled(strength), load_token(source.path)
+        if token is None:
+            return Loaded(bank.count(), bank)
+        token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)
+        inside = partial(replaced, diffusion, {TOKEN: token}, token_id)
+        return Loaded(bank.count() + token.numel(), bank, inside, tensors={TOKEN: token})
+
+
+METHOD = PersonalizedResiduals()

@@ -1,0 +1,1 @@
+"""The mini world's models, trained from nothing."""

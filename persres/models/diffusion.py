@@ -1,0 +1,199 @@
+"""The frozen models, by hub name or local folder, with errors that say what to do.
+
+Stable Diffusion 1.x and 2.x have one text tower; SDXL has two, and its denoiser also reads the pooled prompt and the
+picture's sizes. :meth:`Diffusion.encode` gives what the model's own denoiser reads, so that nothing after it asks
+which family it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from persres.config import Base
+from persres.errors import PersresError
+from persres.models.conditioning import Conditioning
+from persres.models.loading import pick_device, unavailable
+from persres.models.prompts import Tower, add_concept_token, prompt_states, two_tower_states
+from persres.places import located
+
+SDXL = "StableDiffusionXLPipeline"
+PIPELINES = {"StableDiffusionPipeline": StableDiffusionPipeline, SDXL: StableDiffusionXLPipeline}
+_NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
+
+
+@dataclass
+class Diffusion:
+    """The parts of a Stable Diffusion pipeline, frozen, with V* among its tokens.
+
+    ``second`` is SDXL's other text tower, ``empty_is_zero`` its way with the empty prompt, ``resolution`` what it is told of
+    the picture's size. With ``offload`` the text towers and the autoencoder wait on the CPU and come to the denoiser's
+    device only while they work.
+    """
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    second: Tower | None = None
+    empty_is_zero: bool = False
+    resolution: int = 0  # pixels, short side
+    offload: bool = False
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(channels, pixels per latent pixel)."""
+        return self.unet.config.in_channels, 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def towers(self) -> list[Tower]:
+        """Every text tower with its tokenizer."""
+        return [(self.tokenizer, self.text_encoder), *([] if self.second is None else [self.second])]
+
+    def parameter_count(self) -> int:
+        """Numbers in the denoiser and the text towers, which is what the paper counts (983M for Stable Diffusion v1.4)."""
+        parts = [self.unet, *(encoder for _, encoder in self.towers)]
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    def states(self, prompts: list[str]) -> Conditioning:
+        """As :meth:`encode`, with gradients."""
+        if self.second is None:
+            return Conditioning(prompt_states(self.tokenizer, self.text_encoder, prompts))
+        states, pooled = two_tower_states(self.towers, prompts)
+        # original size, offset of the crop, target size: a whole picture at the working resolution, in training as in sampling
+        sizes = torch.tensor(
+            [[self.resolution, self.resolution, 0, 0, self.resolution, self.resolution]] * len(prompts)
+        )
+        return Conditioning(states, {"text_embeds": pooled, "time_ids": sizes.to(states)})
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """What the denoiser reads of n prompts."""
+        with self._at_work(*(encoder for _, encoder in self.towers)):
+            return self.states(prompts)
+
+    def unconditional(self) -> Conditioning:
+        """The other branch of guidance, for one sample: the empty prompt, or zeros where the pipeline says so (SDXL)."""
+        empty = self.encode([""])
+        if not self.empty_is_zero:
+            return empty
+        return Conditioning(
+            torch.zeros_like(empty.states), empty.added | {"text_embeds": torch.zeros_like(empty.added["text_embeds"])}
+        )
+
+    def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :func:`posterior`, on the denoiser's device."""
+        with self._at_work(self.vae):
+            return posterior(self.vae, images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """As :func:`decode`."""
+        with self._at_work(self.vae):
+            return decode(self.vae, latents)
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        if not self.offload:
+            yield
+            return
+        try:
+            for part in parts:
+                part.to(self.unet.device)
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")
+
+
+def pipeline_name(model: str) -> str:
+    """The class of a model's pipeline, from its ``model_index.json`` alone. Raises PersresError where there is none."""
+    try:
+        return DiffusionPipeline.load_config(located(model))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unavailable("the base model", model, error) from error
+
+
+@lru_cache(maxsize=1)
+def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
+    """All parts in ``base.dtype`` on the device. Raises PersresError where the model can't be had or is of no known kind.
+
+    The pipeline's own scheduler settings are read as DDIM, which the paper samples with.
+    """
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    return assembled(_pipeline(base), base, pick_device(device), offload)
+
+
+def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload: bool) -> Diffusion:
+    """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
+    second = (pipe.tokenizer_2, pipe.text_encoder_2) if isinstance(pipe, StableDiffusionXLPipeline) else None
+    diffusion = Diffusion(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, _ddim(pipe, base.model), second,
+                          second is not None and pipe.config.force_zeros_for_empty_prompt, base.resolution, offload)  # fmt: skip
+    for tower in diffusion.towers:
+        add_concept_token(*tower, base.token, base.rare_token)
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.float()  # its activations overflow in half precision; diffusers upcasts by the same word of its config
+    for part in (pipe.vae, *(encoder for _, encoder in diffusion.towers)):
+        part.to("cpu" if offload else place).eval().requires_grad_(False)
+    pipe.unet.to(place).eval().requires_grad_(False)
+    return diffusion
+
+
+def _pipeline(base: Base) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    name = pipeline_name(base.model)
+    if name not in PIPELINES:
+        raise PersresError(
+            f"base.model {base.model!r} is a {name}; residuals need a text-to-image model of Stable Diffusion 1.x, 2.x or XL"
+            f" ({', '.join(PIPELINES)})"
+        )
+    try:
+        return PIPELINES[name].from_pretrained(
+            located(base.model),
+            dtype=getattr(torch, base.dtype),
+            use_safetensors=True,
+            **({} if name == SDXL else _NO_CHECKER),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise unavailable("the base model", base.model, error) from error
+
+
+def _ddim(pipe: DiffusionPipeline, model: str) -> DDIMScheduler:
+    config = pipe.scheduler.config
+    kind = config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction"):
+        raise PersresError(
+            f"base.model {model!r} was trained for {type(pipe.scheduler).__name__} (prediction {kind!r}), which DDIM can't"
+            " sample; use a model that predicts noise or velocity on a schedule of betas"
+        )
+    return DDIMScheduler.from_config(config, clip_sample=False)  # a schedule that does not say so must not clip latents
+
+
+@torch.no_grad()
+def posterior(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std of the latents of images [n, 3, h, w], in the denoiser's scale, float32."""
+    found = [vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist for image in images]
+    scale = vae.config.scaling_factor
+    return torch.cat([f.mean.float() for f in found]) * scale, torch.cat([f.std.float() for f in found]) * scale
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Latents in the denoiser's scale -> images [n, 3, h, w] in about [-1, 1], float32."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()

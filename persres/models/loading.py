@@ -1,0 +1,40 @@
+"""What every model's loading needs: a device, one clear error, and what a spec records of the model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from persres.errors import PersresError
+from persres.places import located
+from persres.runs.files import digest_folder
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA, then Apple's MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def unavailable(what: str, name: str, error: Exception) -> PersresError:
+    """One error for a model that is neither here nor to be had."""
+    reason = str(error).strip().split("\n")[0][:200]
+    return PersresError(
+        f"cannot load {what} {name!r} ({reason}); give a folder that holds it, or connect to the hub that has it"
+    )
+
+
+def model_identity(name: str) -> str:
+    """What a spec records of a model: its name, and for a local folder the digest of its files."""
+    folder = Path(located(name).removeprefix("local-dir:"))
+    return f"{name}@{_folder_digest(folder)[:16]}" if folder.is_dir() else name
+
+
+@lru_cache
+def _folder_digest(folder: Path) -> str:
+    return digest_folder(folder)

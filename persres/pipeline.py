@@ -1,0 +1,83 @@
+"""The stages in order, for DVC, Prefect, the command line and the evidence alike.
+
+:func:`run_chain` runs them so that a failed variant does not stop the others: its rows are missing, the rest stands. What fails
+is left out of what follows and named once, at the end. DVC and Prefect run stage by stage and stop at the first that fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from persres.errors import PersresError, UnitFailures
+from persres.runs.context import Context
+
+STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")
+
+
+def load_context(
+    params: str | Path = "params.yaml",
+    profile: str | None = None,
+    data: str | Path = "data",
+    work: str | Path = ".work",
+) -> Context:
+    """From a params file. Raises PersresError with all of its problems."""
+    from persres.methods.common.registry import load_profile
+
+    return Context(load_profile(Path(params), profile), Path(data), Path(work))
+
+
+def run_stage(name: str, context: Context) -> None:
+    """Run one stage by name. Raises PersresError, or its UnitFailures naming the failed units."""
+    if name not in STAGES:
+        raise PersresError(f"unknown stage {name!r}; one of {', '.join(STAGES)}")
+    getattr(import_module(f"persres.stages.{name}"), name)(context)
+
+
+def run_chain(context: Context) -> PersresError | None:
+    """Run every stage; returns one error that names all that failed on the way, for the caller to raise when it has done
+    with the rest. Raises PersresError where nothing can go on."""
+    problems: list[str] = []
+    for stage in STAGES:
+        while True:
+            try:
+                run_stage(stage, context)
+                break
+            except UnitFailures as failure:
+                context = replace(context, profile=without(context.profile, failure))
+                problems.append(str(failure))
+    if not problems:
+        return None
+    return PersresError("\n".join([*problems, f"the other rows stand in {context.data / 'tables'}"]))
+
+
+def without(profile, failure: UnitFailures):
+    """The profile less the variants and methods that have a failed unit, and less their rows in the tables.
+
+    Raises the failure itself where no variant or method can be named for it, or none would be left.
+    """
+    from persres.methods.common.registry import make_profile
+
+    told = profile.model_dump()
+    variants, methods = _failed(profile, failure)
+    kept = [m for m in told["sample"]["methods"] if m not in methods]
+    if not methods or not kept:
+        raise failure
+    told["train"]["variants"] = {v: x for v, x in told["train"]["variants"].items() if v not in variants}
+    told["sample"]["methods"] = {m: told["sample"]["methods"][m] for m in kept}
+    rows = {
+        table: {m: row for m, row in chosen.items() if m in kept} for table, chosen in told["tables"]["rows"].items()
+    }
+    told["tables"]["rows"] = {table: chosen for table, chosen in rows.items() if chosen}
+    return make_profile(told)
+
+
+def _failed(profile, failure: UnitFailures) -> tuple[set[str], set[str]]:
+    """Variants and methods that a failure takes with it."""
+    named, train, sample = {name.split("/")[0] for name in failure.failures}, profile.train, profile.sample
+    if failure.stage in ("sample", "score"):
+        return set(), named & set(sample.methods)
+    if failure.stage == "class_images":  # all that need some go
+        named = {name for name, settings in train.variants.items() if settings.class_images() is not None}
+    return named, {m for m in sample.methods if sample.method(m).variant in named}

@@ -1,0 +1,68 @@
+"""Files written whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from persres.errors import PersresError
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(paths: list[Path], root: Path) -> dict[str, str]:
+    """Digests by path relative to ``root``, sorted."""
+    return {str(path.relative_to(root)): digest_file(path) for path in sorted(paths)}
+
+
+def digest_folder(root: Path) -> str:
+    """One digest for all files below a folder, names included."""
+    files = digest_files([p for p in root.rglob("*") if p.is_file()], root)
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside the place and rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """A fresh folder to fill; on success it takes the target's place, on failure nothing changes."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.publishing")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+    except OSError as error:
+        raise PersresError(
+            f"cannot write to {target.parent}: {error.strerror}; make it writable or free some space"
+        ) from error
+    try:
+        yield fresh
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,42 @@
+"""One run of a stage at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from persres.errors import PersresError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stage_lock(work: Path, stage: str) -> Iterator[None]:
+    """Hold the stage in this work folder. A killed ``dvc`` leaves its child running: the next run waits for it.
+
+    Raises PersresError where the work folder can't be written.
+    """
+    lock, holder = FileLock(work / f"{stage}.lock"), work / f"{stage}.pid"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            process = holder.read_text().strip() if holder.exists() else "unknown"
+            log.info("%s: process %s is running this stage; waiting for it to end", stage, process)
+            lock.acquire()
+        holder.write_text(str(os.getpid()))
+    except OSError as error:
+        lock.release()
+        raise PersresError(
+            f"cannot write to the work folder {work}: {error.strerror or error}; make it writable or free some space"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,63 @@
+"""One batch of pictures: noise, prompts, guidance, and the residual everywhere (paper 3.2) or inside LAG's masks (3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from persres.config import Drawing
+from persres.models.diffusion import Diffusion
+from persres.models.prompts import concept_positions
+from persres.residuals.bank import ResidualBank, Routing, attached, merged
+from persres.runs.specs import Item
+from persres.sampling.lag import MaskRule, guidance_rule, localised, mean_mask
+from persres.sampling.masks import mask_named
+from persres.sampling.samplers import guided, sample_ddim, starting_noise
+from persres.seeding import generator
+
+
+def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple[Routing, MaskRule]:
+    """How a batch [unconditional; conditional] of these pictures is masked."""
+
+    def draws(pixels: int) -> list[torch.Generator]:
+        return [generator("mask", drawing.seed, i.plain, i.image, pixels) for i in items + items]
+
+    positions = [concept_positions(diffusion.tokenizer, i.prompt, i.phrase) for i in items]
+    tokens = torch.stack(positions).to(diffusion.unet.device)
+    mask = mask_named(drawing.mask)
+    routing, rule = guidance_rule(tokens, drawing.uncond_rule, mask, drawing.mask_blocks, draws, record=True)
+    rule.steps = drawing.steps
+    return routing, rule
+
+
+def draw(
+    diffusion: Diffusion, items: list[Item], drawing: Drawing, bank: ResidualBank | None, resolution: int,
+    beside: Callable[[list[Item]], Any] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size].
+
+    ``beside`` gives what draws in the U-Net's place, where a method needs one.
+    """
+    n = len(items)
+    channels, factor = diffusion.latent_shape
+    noise = starting_noise(
+        [generator("noise", drawing.seed, i.plain, i.image) for i in items],
+        (channels, *[resolution // factor] * 2),
+    )
+    cond, uncond = diffusion.encode([i.prompt for i in items]), diffusion.unconditional()
+    unet = diffusion.unet if beside is None else beside(items)
+    denoise = guided(unet, cond, uncond, drawing.cfg_scale)
+    rule = None
+    with ExitStack() as stack:
+        if bank is not None and drawing.lag:
+            routing, rule = lag_rule(diffusion, items, drawing)
+            stack.enter_context(localised(diffusion.unet, routing, rule))
+            stack.enter_context(attached(diffusion.unet, bank, routing))
+        elif bank is not None:
+            stack.enter_context(merged(diffusion.unet, bank))
+        latents = sample_ddim(denoise, noise.to(diffusion.unet.device), diffusion.scheduler, drawing.steps)
+    masks = None if rule is None else mean_mask(rule, slice(n, 2 * n), resolution // factor)
+    return diffusion.decode(latents), masks

@@ -1,0 +1,55 @@
+"""Images of a class drawn by the base model, which some methods learn beside the photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from persres.images import list_photos, load_photo, png_bytes, square, to_images, unzip_images, zip_bytes
+from persres.models.diffusion import load_diffusion
+from persres.models.loading import pick_device
+from persres.runs.files import write_atomic
+from persres.runs.provenance import measured
+from persres.runs.specs import ClassImagesSpec
+from persres.runs.units import Unit, finish
+from persres.sampling.samplers import guided, sample_ddim, starting_noise
+from persres.seeding import generator
+
+PACK = "images.zip"
+
+
+@torch.no_grad()
+def draw_class_images(spec: ClassImagesSpec, device: str, batch: int = 8, offload: bool = False) -> list[Image.Image]:
+    """``count`` pictures of a prompt by the base model."""
+    diffusion = load_diffusion(spec.base, device, offload)
+    channels, factor = diffusion.latent_shape
+    shape, pictures = (channels, *[spec.base.resolution // factor] * 2), []
+    uncond = diffusion.unconditional()
+    for start in range(0, spec.count, batch):
+        numbers = range(start, min(spec.count, start + batch))
+        cond = diffusion.encode([spec.prompt] * len(numbers))
+        noise = starting_noise([generator("prior", spec.prompt, i) for i in numbers], shape).to(diffusion.unet.device)
+        denoise = guided(diffusion.unet, cond, uncond, spec.cfg_scale)
+        pictures += to_images(diffusion.decode(sample_ddim(denoise, noise, diffusion.scheduler, spec.steps)))
+    return pictures
+
+
+def class_images_unit(
+    unit: Unit[ClassImagesSpec], work: Path, device: str, offload: bool = False, batch: int = 8
+) -> None:
+    """Draw one class's images into a pack."""
+    with measured(pick_device(device)) as facts:
+        pictures = draw_class_images(unit.spec, device, batch, offload)
+    pack = unit.folder(work) / PACK
+    write_atomic(pack, zip_bytes({f"{i:04d}.png": png_bytes(p) for i, p in enumerate(pictures)}))
+    finish(unit, work, [pack], facts)
+
+
+def read_class_images(source: Path, resolution: int) -> list[Image.Image]:
+    """Class images from a pack, or real ones from a folder, square at the resolution."""
+    found = (
+        list(unzip_images(source).values()) if source.suffix == ".zip" else [load_photo(p) for p in list_photos(source)]
+    )
+    return [square(image, resolution) for image in found]

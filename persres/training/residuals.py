@@ -1,0 +1,160 @@
+"""Learn residuals with the plain diffusion loss (paper equation 1, settings of 4.1).
+
+Several concepts may be learned in one pass: their losses are added, no parameter is shared, and
+every draw belongs to (concept, seed, step), so each concept learns what it would learn alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from safetensors import SafetensorError
+from torch import nn
+
+from persres.models.conditioning import Conditioning, joined
+from persres.residuals.bank import ResidualBank, Routing, attached
+from persres.runs.checkpoints import load_training, save_training
+from persres.seeding import generator
+from persres.training.settings import ResidualSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one concept is learned from.
+
+    ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the
+    denoiser's scale. ``text``: the one embedded prompt, or a function that gives it where V*'s embedding learns too. ``name`` seeds the draws. ``prior``: class images to learn beside, at ``prior_weight``.
+    """
+
+    name: str
+    mean: torch.Tensor
+    std: torch.Tensor
+    text: torch.Tensor | Conditioning | Callable[[], Conditioning]
+    prior: Lesson | None = None
+
+    def states(self) -> Conditioning:
+        """The embedded prompt as it stands now."""
+        return Conditioning.of(self.text() if callable(self.text) else self.text)
+
+
+@dataclass
+class Log:
+    """Loss of every step; ‖ΔW‖/‖W‖ by layer every ten steps. One row a step."""
+
+    rows: list[dict] = field(default_factory=list)
+
+
+def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What the model should say: ε (equation 1), or v for models trained to predict it."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(z, noise, t)
+    raise ValueError(f"unknown prediction_type {kind!r}")
+
+
+def _draw(
+    lesson: Lesson, settings: ResidualSettings, step: int, timesteps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, noise and timesteps of one concept's step, [batch, ...]. Images go round in shuffled order."""
+    count, batch = len(lesson.mean), settings.batch_size
+    rows = []
+    for position in range(step * batch, (step + 1) * batch):
+        order = torch.randperm(count, generator=generator("epoch", lesson.name, settings.seed, position // count))
+        rows.append(order[position % count])
+    draw = generator("step", lesson.name, settings.seed, step)
+    rows = torch.stack(rows).to(lesson.mean.device)
+    shape = (batch, *lesson.mean.shape[1:])
+    t = torch.randint(0, timesteps, (batch,), generator=draw)
+    posterior, noise = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
+    z = lesson.mean[rows] + lesson.std[rows] * posterior.to(lesson.mean.device)
+    return z, noise, t
+
+
+def concept_losses(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank,
+                   settings: ResidualSettings, step: int) -> torch.Tensor:  # fmt: skip
+    """Mean squared error of each concept at one step, [K], all in one pass through the U-Net."""
+    drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
+    device = lessons[0].mean.device
+    z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
+    text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(settings.batch_size, 0))
+    routing = Routing.everywhere(len(z), device)
+    routing.rows = torch.arange(len(lessons), device=device).repeat_interleave(settings.batch_size)
+    with attached(unet, bank, routing):
+        out = unet(scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
+    error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
+    return error.flatten(1).mean(1).view(len(lessons), -1).mean(1)
+
+
+def _losses(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    lessons: list[Lesson],
+    bank: ResidualBank,
+    settings: ResidualSettings,
+    step: int,
+) -> torch.Tensor:
+    """Each concept's loss with its class images', [K]. They are drawn under names of their own."""
+    losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
+    if any(lesson.prior is None for lesson in lessons):
+        return losses
+    priors = [lesson.prior for lesson in lessons]
+    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step)
+
+
+def new_bank(targets: list, lessons: list[Lesson], settings: ResidualSettings) -> ResidualBank:
+    """A bank with every concept's factors drawn from its own name and seed."""
+    bank = ResidualBank(targets, len(lessons))
+    for concept, lesson in enumerate(lessons):
+        bank.initialise(concept, settings.init, settings.init_gain, generator("init", lesson.name, settings.seed))
+    return bank
+
+
+def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: ResidualSettings,
+          checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None,
+          extra: dict[str, nn.Parameter] | None = None) -> Log:  # fmt: skip
+    """Train the bank in place, and ``extra`` parameters that the lessons' texts depend on; returns the log. The U-Net
+    takes no gradient and is left as it was.
+
+    With a checkpoint path the state is saved every ``settings.checkpoint_every`` steps, and a run that finds
+    one goes on from it to the same bits as an unbroken run on the same machine.
+    """
+    unet.requires_grad_(False)
+    parameters = dict(bank.named_parameters()) | (extra or {})
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    # Gradients pass the frozen model in its own precision; float16's range is too small for them as they are.
+    scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
+    log, start = Log(), 0
+    if checkpoint is not None and checkpoint.exists():
+        try:
+            start, note = load_training(checkpoint, parameters, optimizer)
+            log.rows = note["rows"]
+            scaler.load_state_dict(note["scaler"])
+        except SafetensorError:
+            logger.warning("%s is broken; starting from the first step", checkpoint)
+    for step in range(start, settings.steps):
+        losses = _losses(unet, scheduler, lessons, bank, settings, step)
+        scaler.scale(losses.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        row = {"step": step, "loss": losses.tolist()}
+        if (step + 1) % 10 == 0 or step + 1 == settings.steps:
+            row["norms"] = [bank.relative_norms(unet, k) for k in range(bank.concepts)]
+        log.rows.append(row)
+        if on_step is not None:
+            on_step(step, float(losses.detach().mean()))
+        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
+            save_training(
+                checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows, "scaler": scaler.state_dict()}
+            )
+    return log

@@ -1,0 +1,40 @@
+"""Settings that several methods share: residuals, and images of the class beside the photos."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from persres.config import ClassImageRequest, Drawing, VariantSettings
+
+
+class WithClassImages(VariantSettings):
+    """A variant that may learn images of the class, drawn by the base model, beside the photos."""
+
+    prompt: str = "a photo of a {}"
+    prior_images: int = Field(200, ge=0)
+    prior_weight: float = Field(1.0, ge=0)
+
+    def class_images(self) -> ClassImageRequest | None:
+        """As many as ``prior_images`` says; their prompt is the variant's own with the class alone in it."""
+        return ClassImageRequest(prompt=self.prompt, count=self.prior_images) if self.prior_images else None
+
+
+class ResidualSettings(WithClassImages):
+    """How residuals are learned (paper 3.2 and 4.1), and the paper's ablations."""
+
+    target: Literal["proj_out", "proj_in", "attn_kv"] = "proj_out"  # the other two are ablations
+    rank_ratio: float = Field(0.05, gt=0)
+    rank: int | None = Field(None, ge=1)  # a fixed rank in place of the ratio (table 5)
+    init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
+    init_gain: float = Field(0.01, gt=0)
+    name_class: bool = True  # ablation: false names the concept by V* alone, here and in sampling
+    prior_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
+    train_token: bool = False  # ablation: V*'s embedding learns too
+
+    def lacks(self, drawing: Drawing) -> str | None:
+        """Masks act on residuals of ``proj_out``."""
+        if drawing.lag and self.target != "proj_out":
+            return f"lag: masks act on residuals of proj_out, but {drawing.variant} trains {self.target}"
+        return None
