@@ -70,10 +70,15 @@ def time_training(diffusion: Diffusion, base: Base, settings: Variant) -> tuple[
 def time_drawing(diffusion: Diffusion, base: Base, bank: ResidualBank, drawing: Drawing, batch: int) -> dict:
     """Seconds of one picture, encoding and decoding included, in a batch of this size."""
     items = [
-        {"name": str(i), "prompt": f"a photo of a {base.token} {CLASS}", "phrase": f"{base.token} {CLASS}", "image": i,
-         "plain": f"a photo of a {CLASS}"}
+        {
+            "name": str(i),
+            "prompt": f"a photo of a {base.token} {CLASS}",
+            "phrase": f"{base.token} {CLASS}",
+            "image": i,
+            "plain": f"a photo of a {CLASS}",
+        }
         for i in range(batch)
-    ]  # fmt: skip
+    ]
     if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
         draw(diffusion, items, drawing.model_copy(update={"steps": 1}), bank, base.resolution)
     with measured(diffusion.unet.device) as facts:
@@ -86,11 +91,20 @@ def bench(family: Family, base: Base, device: str, settings: Variant, steps: int
     diffusion = random_diffusion(family, base, pick_device(device))
     bank, trained = time_training(diffusion, base, settings)
     found = {
-        "device": trained["device"], "dtype": base.dtype, "resolution": base.resolution, "versions": trained["versions"],
-        "parameters": diffusion.parameter_count(), "train_batch": settings.batch_size, "train_steps": settings.steps,
-        "sample_steps": steps, "threads": torch.get_num_threads(), "train_step_s": round(trained["step_s"], 4),
-        "image_s": {}, "image_lag_s": {}, "peak_mib": {"train": trained["peak_mib"]},
-    }  # fmt: skip
+        "device": trained["device"],
+        "dtype": base.dtype,
+        "resolution": base.resolution,
+        "versions": trained["versions"],
+        "parameters": diffusion.parameter_count(),
+        "train_batch": settings.batch_size,
+        "train_steps": settings.steps,
+        "sample_steps": steps,
+        "threads": torch.get_num_threads(),
+        "train_step_s": round(trained["step_s"], 4),
+        "image_s": {},
+        "image_lag_s": {},
+        "peak_mib": {"train": trained["peak_mib"]},
+    }
     bank.requires_grad_(False)
     for batch in batches:
         for key, lag in (("image", False), ("image_lag", True)):

@@ -160,15 +160,15 @@ class Train(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _typed(cls, told: Any, info: ValidationInfo) -> Any:
+    def _typed(cls, raw: Any, info: ValidationInfo) -> Any:
         known: Known | None = (info.context or {}).get("known")
-        if not isinstance(told, dict) or known is None:
-            return told
-        own = {key: told[key] for key in ("class_images",) if key in told}
-        said = {key: value for key, value in told.items() if key not in ("class_images", "default", "variants")}
-        shared = dict(told.get("default", {})) | said
+        if not isinstance(raw, dict) or known is None:
+            return raw
+        own = {key: raw[key] for key in ("class_images",) if key in raw}
+        said = {key: value for key, value in raw.items() if key not in ("class_images", "default", "variants")}
+        shared = dict(raw.get("default", {})) | said
         typed, problems = {}, _problems(known.methods[known.default], shared)
-        for name, sparse in told.get("variants", {known.default: {}}).items():
+        for name, sparse in raw.get("variants", {known.default: {}}).items():
             found = sparse if isinstance(sparse, VariantSettings) else _variant(name, sparse, shared, known, problems)
             if found is not None:
                 typed[name] = found
@@ -181,9 +181,9 @@ class Train(Section):
         return self.variants[name]
 
 
-def _problems(settings: type[VariantSettings], told: dict[str, Any]) -> list[str]:
+def _problems(settings: type[VariantSettings], raw: dict[str, Any]) -> list[str]:
     try:
-        settings(**told)
+        settings(**raw)
         return []
     except ValidationError as error:
         return _lines(error)
@@ -292,8 +292,8 @@ class Profile(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _training(cls, told: Any) -> Any:
-        return {"train": {}} | told if isinstance(told, dict) else told
+    def _training(cls, raw: Any) -> Any:
+        return {"train": {}} | raw if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _together(self, info: ValidationInfo) -> Profile:

@@ -73,9 +73,13 @@ def _advise(photos: list[Path], resolution: int, profile: str) -> None:
     import torch
 
     if len(photos) < FEWEST:
-        print(f"persres: only {len(photos)} photo(s); {FEWEST} to 15 of the same thing in other places and from other sides work better")  # fmt: skip
+        print(
+            f"persres: only {len(photos)} photo(s); {FEWEST} to 15 of the same thing in other places and from other sides work better"
+        )
     if resolution >= 512 and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        print(f"persres: no GPU here; profile {profile} takes hours on a CPU. --profile mini tries the steps in minutes, on a tiny model that knows only its own drawn world")  # fmt: skip
+        print(
+            f"persres: no GPU here; profile {profile} takes hours on a CPU. --profile mini tries the steps in minutes, on a tiny model that knows only its own drawn world"
+        )
 
 
 def _stage(photos: list[Path], wish: Wish, name: str, staged: Path) -> None:

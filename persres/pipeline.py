@@ -59,18 +59,19 @@ def without(profile, failure: UnitFailures):
     """
     from persres.methods.common.registry import make_profile
 
-    told = profile.model_dump()
+    settings = profile.model_dump()
     variants, methods = _failed(profile, failure)
-    kept = [m for m in told["sample"]["methods"] if m not in methods]
+    kept = [m for m in settings["sample"]["methods"] if m not in methods]
     if not methods or not kept:
         raise failure
-    told["train"]["variants"] = {v: x for v, x in told["train"]["variants"].items() if v not in variants}
-    told["sample"]["methods"] = {m: told["sample"]["methods"][m] for m in kept}
+    settings["train"]["variants"] = {v: x for v, x in settings["train"]["variants"].items() if v not in variants}
+    settings["sample"]["methods"] = {m: settings["sample"]["methods"][m] for m in kept}
     rows = {
-        table: {m: row for m, row in chosen.items() if m in kept} for table, chosen in told["tables"]["rows"].items()
+        table: {m: row for m, row in chosen.items() if m in kept}
+        for table, chosen in settings["tables"]["rows"].items()
     }
-    told["tables"]["rows"] = {table: chosen for table, chosen in rows.items() if chosen}
-    return make_profile(told)
+    settings["tables"]["rows"] = {table: chosen for table, chosen in rows.items() if chosen}
+    return make_profile(settings)
 
 
 def _failed(profile, failure: UnitFailures) -> tuple[set[str], set[str]]:

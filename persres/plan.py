@@ -62,17 +62,17 @@ def read_rates(path: Path, dtype: str = "float32") -> Rates:
         said = f"published: the paper's 3 minutes for 150 steps on an A100; 1.6 s a half-precision picture on an A100{said}"
         return Rates(PAPER_STEP_S, PUBLISHED_IMAGE_S * slower, PUBLISHED_IMAGE_S * slower, said)
     try:
-        told = json.loads(path.read_text())
-        rates = {"train_step_s": told["train_step_s"] * PAPER_BATCH / told["train_batch"]}
+        measured = json.loads(path.read_text())
+        rates = {"train_step_s": measured["train_step_s"] * PAPER_BATCH / measured["train_batch"]}
         for key in ("image_s", "image_lag_s"):  # seconds a picture by batch size: a run takes the best
-            rates[key] = min(told[key].values()) * IMAGE_STEPS / told["sample_steps"]
+            rates[key] = min(measured[key].values()) * IMAGE_STEPS / measured["sample_steps"]
         if min(rates.values()) <= 0:
             raise ValueError("a rate is not above zero")
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise PersresError(
             f"{path} does not hold measured rates ({error!r}); run make bench-gpu again, or delete it"
         ) from error
-    return Rates(**rates, source=f"measured on {told.get('device')}: {path}")
+    return Rates(**rates, source=f"measured on {measured.get('device')}: {path}")
 
 
 def dataset_size(profile: Profile) -> tuple[int, int]:
@@ -208,12 +208,16 @@ def as_text(lines: list[Line], rates: Rates, profile: Profile) -> str:
     hours, size = sum(line.hours or 0 for line in lines), sum(line.bytes or 0 for line in lines)
     rows.append(f"{'known':12} {'':7} {'':9} {hours:10.1f} {_disk(size):>10}")
     if profile.base.resolution == RESOLUTION:
-        rows.append(f"\nRates, {rates.source}: {rates.train_step_s:.3g} s a training step of batch {PAPER_BATCH}, "
-                    f"{rates.image_s:.3g} s a picture of {IMAGE_STEPS} steps, {rates.image_lag_s:.3g} s with LAG.")  # fmt: skip
+        rows.append(
+            f"\nRates, {rates.source}: {rates.train_step_s:.3g} s a training step of batch {PAPER_BATCH}, "
+            f"{rates.image_s:.3g} s a picture of {IMAGE_STEPS} steps, {rates.image_lag_s:.3g} s with LAG."
+        )
     else:
         rows.append(f"\nRates are known for {RESOLUTION} pixels only; this profile draws {profile.base.resolution}.")
-    rows.append("GPU-hours are of one GPU, and divide by as many as share the work. Disk is an upper bound (raw pixels, in .work and "
-                "again in data/); DVC's cache takes data/ once more.")  # fmt: skip
+    rows.append(
+        "GPU-hours are of one GPU, and divide by as many as share the work. Disk is an upper bound (raw pixels, in .work and "
+        "again in data/); DVC's cache takes data/ once more."
+    )
     return "\n".join(rows)
 
 

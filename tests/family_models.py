@@ -25,10 +25,23 @@ def narrow(name: str, words: int) -> Family:
         return FAMILIES[name].changed(unet=_FOUR | {"attention_head_dim": 8}, vae=_VAE, text=text)
     if name == "sd21":
         return FAMILIES[name].changed(unet=_FOUR | {"attention_head_dim": (1, 2, 4, 4)}, vae=_VAE, text=text)
-    unet = {"block_out_channels": (32, 64, 128), "cross_attention_dim": 32 + 48, "attention_head_dim": (1, 2, 4), "transformer_layers_per_block": (1, 2, 4), "sample_size": 16,
-            "addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 40 + 6 * 16}  # fmt: skip
-    second = {"vocab_size": words, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3,
-              "projection_dim": 40}  # fmt: skip
+    unet = {
+        "block_out_channels": (32, 64, 128),
+        "cross_attention_dim": 32 + 48,
+        "attention_head_dim": (1, 2, 4),
+        "transformer_layers_per_block": (1, 2, 4),
+        "sample_size": 16,
+        "addition_time_embed_dim": 16,
+        "projection_class_embeddings_input_dim": 40 + 6 * 16,
+    }
+    second = {
+        "vocab_size": words,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "projection_dim": 40,
+    }
     return FAMILIES[name].changed(unet=unet, vae=_VAE, text=text, second=second)
 
 

@@ -33,20 +33,32 @@ def jpeg(size=(40, 30), colour="red") -> bytes:
 
 PROMPTS = "\n".join(["photo of a {}. "] + [f"{{}} number {i}." for i in range(2, 21)])  # blanks, no newline at the end
 ENTRIES = [("pet_cat1", "cat", "cat"), ("transport_car1", "car", "transport"), ("toy_bear", "bear", "toy")]
-LIST = json.dumps([
-    {"instance_prompt": f"photo of a <new1> {word}", "class_prompt": word, "instance_data_dir": f"./benchmark_dataset/{name}",
-     "class_data_dir": "", "prompt_filename": f"prompts/{file}.txt"} for name, word, file in ENTRIES
-])  # fmt: skip
+LIST = json.dumps(
+    [
+        {
+            "instance_prompt": f"photo of a <new1> {word}",
+            "class_prompt": word,
+            "instance_data_dir": f"./benchmark_dataset/{name}",
+            "class_data_dir": "",
+            "prompt_filename": f"prompts/{file}.txt",
+        }
+        for name, word, file in ENTRIES
+    ]
+)
 
 
 @pytest.fixture
 def hub(server, monkeypatch):
     """Look-alikes of the two published archives."""
     lists = {"dataset.json": LIST.encode()} | {f"prompts/{file}.txt": PROMPTS.encode() for *_, file in ENTRIES}
-    server.files["/lists.zip"] = zipped({f"custom-diffusion-main/customconcept101/{n}": b for n, b in lists.items()}
-                                        | {"custom-diffusion-main/LICENSE.md": b"ADOBE RESEARCH LICENSE", "custom-diffusion-main/x.py": b""})  # fmt: skip
-    server.files["/a.zip"] = zipped({f"benchmark_dataset/{name}/{i}.jpg": jpeg() for name, *_ in ENTRIES for i in range(3)}
-                                    | {"__MACOSX/benchmark_dataset/._0.jpg": b"x"})  # fmt: skip
+    server.files["/lists.zip"] = zipped(
+        {f"custom-diffusion-main/customconcept101/{n}": b for n, b in lists.items()}
+        | {"custom-diffusion-main/LICENSE.md": b"ADOBE RESEARCH LICENSE", "custom-diffusion-main/x.py": b""}
+    )
+    server.files["/a.zip"] = zipped(
+        {f"benchmark_dataset/{name}/{i}.jpg": jpeg() for name, *_ in ENTRIES for i in range(3)}
+        | {"__MACOSX/benchmark_dataset/._0.jpg": b"x"}
+    )
     monkeypatch.setattr(customconcept101, "LISTS_URL", f"{server.url}/lists.zip")
     monkeypatch.setattr(customconcept101, "PHOTOS_URL", f"{server.url}/resolve")
     return server
@@ -154,9 +166,13 @@ def test_the_real_benchmark_lists(tmp_path):
 @real_lists
 @pytest.mark.parametrize(
     ("file", "object_", "style", "prop"),
-    [("cat", "is wearing sunglasses", "oil painting ghibli", "chef outfit"), ("tank", "squirrel perched", "digital illustration", "gingerbread"),
-     ("person", "playing with their pet dog", "pointillistic", "Sherlock"), ("waterfall", "golden retriever", "ukiyo-e", "molten gold")],
-)  # fmt: skip
+    [
+        ("cat", "is wearing sunglasses", "oil painting ghibli", "chef outfit"),
+        ("tank", "squirrel perched", "digital illustration", "gingerbread"),
+        ("person", "playing with their pet dog", "pointillistic", "Sherlock"),
+        ("waterfall", "golden retriever", "ukiyo-e", "molten gold"),
+    ],
+)
 def test_the_first_prompt_of_a_group_reads_like_it(file, object_, style, prop):
     prompts = customconcept101.read_prompts(SHARED / "customconcept101" / "prompts" / f"{file}.txt")
     first = dict(reversed(prompts))
@@ -168,7 +184,11 @@ SUBJECTS = {"dog2": "dog", "teapot": "teapot", "bear_plushie": "stuffed animal"}
 
 def dreambooth_files(live: int = 25) -> dict[str, bytes]:
     def block(count):
-        return "prompt_list = [\n" + ",\n".join(f"'a {{0}} {{1}} in place {i}'.format(unique_token, class_token)" for i in range(count)) + "\n]\n"  # fmt: skip
+        return (
+            "prompt_list = [\n"
+            + ",\n".join(f"'a {{0}} {{1}} in place {i}'.format(unique_token, class_token)" for i in range(count))
+            + "\n]\n"
+        )
 
     classes = "".join(f"{name},{word}\n" for name, word in SUBJECTS.items())
     text = f"Classes\n\nsubject_name,class\n{classes}\nPrompts\n\nObject Prompts\n\n{block(25)}\nLive Subject Prompts\n\n{block(live)}"

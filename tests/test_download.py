@@ -108,7 +108,11 @@ def test_archives_that_are_not_unpacked(tmp_path, monkeypatch, kind):
     archive = tmp_path / "a.zip"
     noise = random.Random(0).randbytes(3000)
     whole = zipped({"in/a.txt": noise, "in/b.txt": b"/etc/passwd"}, "in/b.txt" if kind == "link" else None)
-    archive.write_bytes({"cut": whole[:-40], "no zip": b"<html>sorry</html>", "bad bytes": whole[:500] + b"\0\0\0\0" + whole[504:]}.get(kind, whole))  # fmt: skip
+    archive.write_bytes(
+        {"cut": whole[:-40], "no zip": b"<html>sorry</html>", "bad bytes": whole[:500] + b"\0\0\0\0" + whole[504:]}.get(
+            kind, whole
+        )
+    )
     monkeypatch.setattr(download, "MOST_UNPACKED", 2000 if kind == "bomb" else 1 << 30)
     message = {"link": "is a link", "bomb": "far more than photos can", "another": "holds nothing below"}.get(
         kind, "not a whole ZIP"

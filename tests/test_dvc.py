@@ -59,9 +59,14 @@ def change(folder: Path, section: str, **values) -> None:
 def start(folder: Path, ready: str) -> subprocess.Popen:
     """``dvc repro`` in a session of its own, up to the point where a file like ``ready`` exists."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment(), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=folder,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     deadline = time.monotonic() + 240
     while not list(folder.glob(ready)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)

@@ -67,9 +67,18 @@ def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
     torch.manual_seed(0)
     large = timm.create_model("vit_small_patch14_dinov2", pretrained=False, **small).eval()
     save_file({k: v.contiguous() for k, v in large.state_dict().items()}, tmp_path / "model.safetensors")
-    told = {"architecture": "vit_small_patch14_dinov2", "num_classes": 0, "model_args": small,
-            "pretrained_cfg": {"input_size": [3, 518, 518], "fixed_input_size": True, "mean": IMAGENET[0], "std": IMAGENET[1],
-                               "num_classes": 0}}  # fmt: skip
+    told = {
+        "architecture": "vit_small_patch14_dinov2",
+        "num_classes": 0,
+        "model_args": small,
+        "pretrained_cfg": {
+            "input_size": [3, 518, 518],
+            "fixed_input_size": True,
+            "mean": IMAGENET[0],
+            "std": IMAGENET[1],
+            "num_classes": 0,
+        },
+    }
     (tmp_path / "config.json").write_text(json.dumps(told))
     encoder = DinoEncoder(Dino(model=f"local-dir:{tmp_path}"), "cpu")
     assert large.pos_embed.shape[1] == 1 + 37**2 and encoder.model.pos_embed.shape[1] == 1 + 16**2
@@ -103,9 +112,18 @@ def test_a_tower_that_looks_both_ways_is_left_alone(clip):
     import open_clip
 
     both_ways = open_clip.CustomTextCLIP(
-        16, {"layers": 1, "width": 16, "head_width": 16, "patch_size": 16, "image_size": 32},
-        {"context_length": 8, "vocab_size": 30, "width": 16, "heads": 2, "layers": 1, "no_causal_mask": True, "pool_type": "last"},
-    ).eval()  # fmt: skip
+        16,
+        {"layers": 1, "width": 16, "head_width": 16, "patch_size": 16, "image_size": 32},
+        {
+            "context_length": 8,
+            "vocab_size": 30,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "no_causal_mask": True,
+            "pool_type": "last",
+        },
+    ).eval()
     tokens = torch.randint(1, 30, (3, 8))
     assert not can_shorten(both_ways) and lengths(both_ways, tokens).tolist() == [8, 8, 8]
     with context_of(both_ways, 8), torch.no_grad():

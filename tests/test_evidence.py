@@ -86,8 +86,19 @@ def made_up(**shift: float) -> pd.DataFrame:
             for method, gain in gains.items():
                 change = float("nan") if method == "base" else 0.02 if method == "ours_lag" else 0.05
                 score = 0.3 + 0.01 * concept + gain
-                rows.append({"method": method, "concept": f"c{concept}", "prompt_group": group, "clip_text": 1.0 - gain / 3,
-                             "clip_image": score, "dino": score, "dino_object": score, "followed": 1.0, "background_change": change})  # fmt: skip
+                rows.append(
+                    {
+                        "method": method,
+                        "concept": f"c{concept}",
+                        "prompt_group": group,
+                        "clip_text": 1.0 - gain / 3,
+                        "clip_image": score,
+                        "dino": score,
+                        "dino_object": score,
+                        "followed": 1.0,
+                        "background_change": change,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -176,8 +187,15 @@ def test_no_broken_method_passes(summary):
 
 
 # What the README says does not appear. A claim that comes or goes must change the README's prose, so this list is exact.
-ABSENT = {"lag_worth_disk", "shared_worth_disk", "lag_scenes_text", "lag_scenes_followed", "lag_looks_text", "lag_looks_followed",
-          "lag_groups_differ"}  # fmt: skip
+ABSENT = {
+    "lag_worth_disk",
+    "shared_worth_disk",
+    "lag_scenes_text",
+    "lag_scenes_followed",
+    "lag_looks_text",
+    "lag_looks_followed",
+    "lag_groups_differ",
+}
 
 
 def test_the_claims_hold_with_their_margins_but_for_those_that_the_readme_names(summary):

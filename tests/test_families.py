@@ -28,7 +28,15 @@ from persres.training.residuals import Lesson, new_bank, train
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
 NAMES = ("sd14", "sd21", "sdxl")
-ITEMS = [{"name": "0", "prompt": "a photo of a <v*> mug on the beach", "phrase": "<v*> mug", "image": 0, "plain": "a photo of a mug on the beach"}]  # fmt: skip
+ITEMS = [
+    {
+        "name": "0",
+        "prompt": "a photo of a <v*> mug on the beach",
+        "phrase": "<v*> mug",
+        "image": 0,
+        "plain": "a photo of a mug on the beach",
+    }
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +73,10 @@ def params(models, name: str, encoders: dict, tmp_path: Path, train_settings: di
         "macro_class": {"nearest": True, "candidates": str(tmp_path / "nouns.txt")},
         "train": {"steps": 2, "batch_size": 1} | (train_settings or {}),
         "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 2},
-        "score": {}, "tables": {"bootstrap": 200}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 2},
-    }  # fmt: skip
+        "score": {},
+        "tables": {"bootstrap": 200},
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 2},
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "family", "family": told}))
     return tmp_path / "params.yaml"
 
@@ -117,8 +127,14 @@ def test_full_size_counts():
         for name, n in waiting.items()
         for kind, width in (("float32", 4), ("half", 2))
     }
-    assert mib == {("sd14", "float32"): 789, ("sd14", "half"): 394, ("sd21", "float32"): 1618, ("sd21", "half"): 809,
-                   ("sdxl", "float32"): 3438, ("sdxl", "half"): 1719}  # what runtime.offload takes off the GPU  # fmt: skip
+    assert mib == {
+        ("sd14", "float32"): 789,
+        ("sd14", "half"): 394,
+        ("sd21", "float32"): 1618,
+        ("sd21", "half"): 809,
+        ("sdxl", "float32"): 3438,
+        ("sdxl", "half"): 1719,
+    }  # what runtime.offload takes off the GPU
 
 
 @pytest.mark.parametrize(
@@ -287,10 +303,16 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
     folder = write_photographs(tmp_path / "photos" / "generated")
     (folder / "concept.json").write_text(json.dumps({"macro_class": "mug"}))
     short = {"steps": 1}
-    told = {"variants": {"ours": {}, "token": {"train_token": True},
-                         "ti": {"method": "textual_inversion"} | short, "vico": {"method": "vico"} | short,
-                         "db": {"method": "dreambooth", "prior_images": 1} | short,
-                         "cd": {"method": "custom_diffusion", "prior_images": 1, "batch_size": 1} | short}}  # fmt: skip
+    told = {
+        "variants": {
+            "ours": {},
+            "token": {"train_token": True},
+            "ti": {"method": "textual_inversion"} | short,
+            "vico": {"method": "vico"} | short,
+            "db": {"method": "dreambooth", "prior_images": 1} | short,
+            "cd": {"method": "custom_diffusion", "prior_images": 1, "batch_size": 1} | short,
+        }
+    }
     path = params(models, "sd21", tiny_encoders, tmp_path, told, dtype="bfloat16")
     raw = yaml.safe_load(path.read_text())
     raw["family"]["sample"] |= {
@@ -309,9 +331,12 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [({"_class_name": "FluxPipeline"}, "is a FluxPipeline; residuals need"),
-     ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline"), ({}, "cannot load the base model")],
-)  # fmt: skip
+    [
+        ({"_class_name": "FluxPipeline"}, "is a FluxPipeline; residuals need"),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline"),
+        ({}, "cannot load the base model"),
+    ],
+)
 def test_another_kind_of_pipeline_is_one_clear_error(tmp_path, told, said):
     (tmp_path / "model_index.json").write_text(json.dumps(told))
     with pytest.raises(PersresError, match=said):

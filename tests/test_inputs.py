@@ -124,11 +124,15 @@ def test_a_users_folder_becomes_a_concept(tmp_path):
 
 @pytest.mark.parametrize(
     ("described", "message"),
-    [(None, "macro_class is missing"), ("{", "not valid JSON"), ('{"macro_class": ""}', "macro_class is empty"),
-     ('{"macro_class": "dog", "colour": "red"}', "unknown keys colour"),
-     ('{"macro_class": "dog", "prompts": [["mood", "a {}"]]}', "prompt group"),
-     ('{"macro_class": "dog", "prompts": [["style", "a dog"]]}', "exactly once")],
-)  # fmt: skip
+    [
+        (None, "macro_class is missing"),
+        ("{", "not valid JSON"),
+        ('{"macro_class": ""}', "macro_class is empty"),
+        ('{"macro_class": "dog", "colour": "red"}', "unknown keys colour"),
+        ('{"macro_class": "dog", "prompts": [["mood", "a {}"]]}', "prompt group"),
+        ('{"macro_class": "dog", "prompts": [["style", "a dog"]]}', "exactly once"),
+    ],
+)
 def test_a_wrong_description(tmp_path, described, message):
     own_concept(tmp_path, described=described)
     where = folder_context(tmp_path)

@@ -88,10 +88,17 @@ def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
-    [("empty", [], "no photos in"), ("none", [], "no folder"), ("heic", [], r"a\.HEIC.*JPEG"), ("broken", [], r"a\.JPG is not a readable"),
-     ("", ["--prompt", "no place"], "exactly once"), ("", ["--name", "a b"], "not usable"), ("", ["--class", " "], "--class is empty"),
-     ("", ["--profile", "nothing"], "no profile 'nothing'; one of tiny")],
-)  # fmt: skip
+    [
+        ("empty", [], "no photos in"),
+        ("none", [], "no folder"),
+        ("heic", [], r"a\.HEIC.*JPEG"),
+        ("broken", [], r"a\.JPG is not a readable"),
+        ("", ["--prompt", "no place"], "exactly once"),
+        ("", ["--name", "a b"], "not usable"),
+        ("", ["--class", " "], "--class is empty"),
+        ("", ["--profile", "nothing"], "no profile 'nothing'; one of tiny"),
+    ],
+)
 def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys, change, arguments, message):
     for path in list(photos.iterdir()) if change else []:
         if change == "broken" and path.name == "a.JPG":

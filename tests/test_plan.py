@@ -88,8 +88,14 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
     published, half = read_rates(path), read_rates(path, "bfloat16")
     assert (half.train_step_s, half.image_s) == (PAPER_STEP_S, PUBLISHED_IMAGE_S)
     assert published.image_s > 2 * half.image_s and "published" in published.source
-    told = {"train_step_s": 0.2, "train_batch": 2, "image_s": {"1": 2.0, "4": 1.5}, "image_lag_s": {"4": 1.6}, "sample_steps": 25,
-            "device": "some GPU"}  # fmt: skip
+    told = {
+        "train_step_s": 0.2,
+        "train_batch": 2,
+        "image_s": {"1": 2.0, "4": 1.5},
+        "image_lag_s": {"4": 1.6},
+        "sample_steps": 25,
+        "device": "some GPU",
+    }
     path.write_text(json.dumps(told))
     measured = read_rates(path)
     assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.4, 3.0, 3.2)

@@ -138,9 +138,15 @@ def test_file_round_trip_and_wrong_architecture(unet, tmp_path):
     back = ResidualBank.from_states(find_targets(unet), [state])
     assert all(torch.equal(a, b) for a, b in zip(bank.parameters(), back.parameters(), strict=True))
     other = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=8,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=8,
+    )
     with pytest.raises(PersresError, match="another architecture"):
         ResidualBank.from_states(find_targets(other), [state])
 
@@ -214,9 +220,11 @@ def test_ablation_targets_on_stable_diffusions_shapes():
     for place in ("proj_out", "proj_in", "attn_kv"):
         with torch.device("meta"):
             counts[place] = ResidualBank(find_targets(sd14_unet(), place=place)).count()
-    assert counts == {"proj_out": 1_239_040, "proj_in": 1_239_040, "attn_kv": 2 * sum(
-        n * r * (m + 768) for n, m, r in ((5, 320, 16), (5, 640, 32), (6, 1280, 64))
-    )}  # fmt: skip
+    assert counts == {
+        "proj_out": 1_239_040,
+        "proj_in": 1_239_040,
+        "attn_kv": 2 * sum(n * r * (m + 768) for n, m, r in ((5, 320, 16), (5, 640, 32), (6, 1280, 64))),
+    }
 
 
 def test_an_unknown_target_is_refused():

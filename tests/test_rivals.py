@@ -269,19 +269,35 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rivals")
     short = {"steps": 2, "checkpoint_every": 1}
     few = {"prior_images": 2}
-    variants = {"ours": {}, "ti": {"method": "textual_inversion", **short}, "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
-                "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few},
-                "vico": {"method": "vico", **short}} | ABLATIONS  # fmt: skip
+    variants = {
+        "ours": {},
+        "ti": {"method": "textual_inversion", **short},
+        "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
+        "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few},
+        "vico": {"method": "vico", **short},
+    } | ABLATIONS
     (folder / "nouns.txt").write_text("cat\n")
     profile = {
-        "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
+        "base": {"model": str(tiny_pipeline), "resolution": 32},
+        "encoders": tiny_encoders,
         "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "diamond_mug"], "references": 3, "held_out": 0},
-        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(folder / "nouns.txt")}, "train": {"steps": 2, "variants": variants},
-        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4, "methods": {"base": {}} | {v: {"residual": v} for v in variants} | {
-            "named_by_wordnet": {"residual": "ours", "class_source": "wordnet"}}},
-        "score": {}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
-        "tables": {"bootstrap": 200, "rows": {"table3": {"attn_kv": "KV weights", "ours": "Ours"}, "table5": {"rank_1": "1"}}},
-    }  # fmt: skip
+        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(folder / "nouns.txt")},
+        "train": {"steps": 2, "variants": variants},
+        "sample": {
+            "steps": 2,
+            "images_per_prompt": 1,
+            "prompts": 4,
+            "methods": {"base": {}}
+            | {v: {"residual": v} for v in variants}
+            | {"named_by_wordnet": {"residual": "ours", "class_source": "wordnet"}},
+        },
+        "score": {},
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "tables": {
+            "bootstrap": 200,
+            "rows": {"table3": {"attn_kv": "KV weights", "ours": "Ours"}, "table5": {"rank_1": "1"}},
+        },
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
     context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     for stage in STAGES:
@@ -334,8 +350,16 @@ def test_each_rival_has_its_own_words(chain):
 
     index = json.loads((chain.data / "samples" / "index.json").read_text())
     phrases = {pack["spec"]["method"]: pack["spec"]["phrase"] for pack in index["packs"]}
-    own = {"base": "mug", "ours": "<v*> mug", "ti": "<v*>", "db": "sks mug", "cd": "<v*> mug", "vico": "<v*>", "no_class": "<v*>",
-           "named_by_wordnet": "<v*> cat"}  # fmt: skip
+    own = {
+        "base": "mug",
+        "ours": "<v*> mug",
+        "ti": "<v*>",
+        "db": "sks mug",
+        "cd": "<v*> mug",
+        "vico": "<v*>",
+        "no_class": "<v*>",
+        "named_by_wordnet": "<v*> cat",
+    }
     assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | own
     trained = {pack["spec"]["method"]: pack["spec"]["macro_class"] for pack in index["packs"]}
     assert set(trained.values()) == {"mug"}, "noise and scores keep the chosen class"
@@ -389,7 +413,10 @@ def test_a_rival_is_neither_localised_nor_scaled(drawing):
     from persres.config import Profile
 
     with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
-        Profile.model_validate({
-            "fetch": {"dataset": "miniworld"}, "train": {"variants": {"db": {"method": "dreambooth"}}},
-            "sample": {"methods": {"base": {}, "x": {"residual": "db"} | drawing}},
-        })  # fmt: skip
+        Profile.model_validate(
+            {
+                "fetch": {"dataset": "miniworld"},
+                "train": {"variants": {"db": {"method": "dreambooth"}}},
+                "sample": {"methods": {"base": {}, "x": {"residual": "db"} | drawing}},
+            }
+        )

@@ -28,9 +28,15 @@ def diffusion(tiny_pipeline):
 def items(count: int) -> list[dict]:
     backgrounds = ["on the beach", "in the snow", "in the city", "in the forest", "on the grass"]
     return [
-        {"name": f"{i}", "prompt": f"a photo of a <v*> mug {backgrounds[i]}", "phrase": "<v*> mug", "image": i, "plain": f"a photo of a mug {backgrounds[i]}"}
+        {
+            "name": f"{i}",
+            "prompt": f"a photo of a <v*> mug {backgrounds[i]}",
+            "phrase": "<v*> mug",
+            "image": i,
+            "plain": f"a photo of a mug {backgrounds[i]}",
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def bank_for(diffusion) -> ResidualBank:

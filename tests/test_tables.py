@@ -27,15 +27,40 @@ def run(tiny_pipeline, tiny_encoders, tmp_path_factory):
     """A chain in which one variant fails for every concept, one learns fewer concepts and one method draws fewer prompts."""
     folder = tmp_path_factory.mktemp("tables")
     profile = {
-        "base": {"model": str(tiny_pipeline), "resolution": 32}, "encoders": tiny_encoders,
-        "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "diamond_mug", "star_robot"], "references": 3, "held_out": 0},
-        "train": {"steps": 2, "variants": {"ours": {}, "few": RIVAL | {"init_word": "mug", "concepts": 2},
-                                           "broken": RIVAL | {"init_word": "zebra"}}},
-        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 8, "methods": {
-            "base": {}, "ours": {"residual": "ours"}, "few": {"residual": "few", "prompts": 4}, "broken": {"residual": "broken"}}},
-        "score": {}, "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
-        "tables": {"bootstrap": 200, "rows": {"table1": {"broken": "Broken", "few": "Few", "ours": "Ours"}, "table3": {"broken": "Broken"}}},
-    }  # fmt: skip
+        "base": {"model": str(tiny_pipeline), "resolution": 32},
+        "encoders": tiny_encoders,
+        "fetch": {
+            "dataset": "miniworld",
+            "concepts": ["heart_mug", "diamond_mug", "star_robot"],
+            "references": 3,
+            "held_out": 0,
+        },
+        "train": {
+            "steps": 2,
+            "variants": {
+                "ours": {},
+                "few": RIVAL | {"init_word": "mug", "concepts": 2},
+                "broken": RIVAL | {"init_word": "zebra"},
+            },
+        },
+        "sample": {
+            "steps": 2,
+            "images_per_prompt": 1,
+            "prompts": 8,
+            "methods": {
+                "base": {},
+                "ours": {"residual": "ours"},
+                "few": {"residual": "few", "prompts": 4},
+                "broken": {"residual": "broken"},
+            },
+        },
+        "score": {},
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "tables": {
+            "bootstrap": 200,
+            "rows": {"table1": {"broken": "Broken", "few": "Few", "ours": "Ours"}, "table3": {"broken": "Broken"}},
+        },
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
     context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     return context, str(run_chain(context))
@@ -66,9 +91,16 @@ def test_a_table_compares_like_with_like(run):
 
 def test_shared_pictures_are_the_same_concept_prompt_and_image():
     rows = pd.DataFrame(
-        [("a", "c1", "p1", 0), ("a", "c1", "p2", 0), ("a", "c2", "p1", 0), ("a", "c1", "p1", 1), ("b", "c1", "p1", 0), ("b", "c2", "p1", 0)],
+        [
+            ("a", "c1", "p1", 0),
+            ("a", "c1", "p2", 0),
+            ("a", "c2", "p1", 0),
+            ("a", "c1", "p1", 1),
+            ("b", "c1", "p1", 0),
+            ("b", "c2", "p1", 0),
+        ],
         columns=["method", "concept", "prompt", "image"],
-    )  # fmt: skip
+    )
     kept = shared_pictures(rows, ["b", "a"])
     assert list(kept["method"]) == ["b", "b", "a", "a"] and set(kept["concept"]) == {"c1", "c2"}
     assert set(kept["image"]) == {0} and set(kept["prompt"]) == {"p1"}
@@ -101,11 +133,21 @@ def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
 
 
 def profile() -> Profile:
-    return Profile.model_validate({
-        "fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "db": {"method": "dreambooth"}, "kv": {"target": "attn_kv"}}},
-        "sample": {"methods": {"base": {}, "ours": {"residual": "ours"}, "db": {"residual": "db"}, "kv": {"residual": "kv"}}},
-        "tables": {"rows": {"table1": {"db": "DreamBooth", "ours": "Ours"}, "table3": {"kv": "KV weights"}}},
-    })  # fmt: skip
+    return Profile.model_validate(
+        {
+            "fetch": {"dataset": "miniworld"},
+            "train": {"variants": {"ours": {}, "db": {"method": "dreambooth"}, "kv": {"target": "attn_kv"}}},
+            "sample": {
+                "methods": {
+                    "base": {},
+                    "ours": {"residual": "ours"},
+                    "db": {"residual": "db"},
+                    "kv": {"residual": "kv"},
+                }
+            },
+            "tables": {"rows": {"table1": {"db": "DreamBooth", "ours": "Ours"}, "table3": {"kv": "KV weights"}}},
+        }
+    )
 
 
 @pytest.mark.parametrize(

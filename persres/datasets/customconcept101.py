@@ -90,10 +90,14 @@ def _entries(path: Path) -> dict[str, dict[str, str]]:
 def _check_choice(settings: Fetch, entries: dict[str, dict[str, str]], photos: Path) -> None:
     unknown = [name for name in settings.concepts if name not in entries]
     if unknown:
-        raise PersresError(f"fetch.concepts: CustomConcept101 has no {', '.join(unknown)}; it has {', '.join(sorted(entries))}")  # fmt: skip
+        raise PersresError(
+            f"fetch.concepts: CustomConcept101 has no {', '.join(unknown)}; it has {', '.join(sorted(entries))}"
+        )
     missing = [name for name in settings.concepts or sorted(entries) if not (photos / name).is_dir()]
     if missing:
-        raise PersresError(f"{photos} has no folder for {len(missing)} of the concepts ({', '.join(missing)}); add them, or name those that you want in fetch.concepts")  # fmt: skip
+        raise PersresError(
+            f"{photos} has no folder for {len(missing)} of the concepts ({', '.join(missing)}); add them, or name those that you want in fetch.concepts"
+        )
 
 
 def read_prompts(path: Path) -> tuple[tuple[str, str], ...]:
@@ -103,5 +107,7 @@ def read_prompts(path: Path) -> tuple[tuple[str, str], ...]:
     except OSError as error:
         raise PersresError(f"no prompts at {path}; copy the repository's folder customconcept101 whole") from error
     if path.stem not in CUSTOMCONCEPT101 or len(lines) != PROMPTS:
-        raise PersresError(f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}, whose groups persres/datasets/prompt_groups.py knows; restore it")  # fmt: skip
+        raise PersresError(
+            f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}, whose groups persres/datasets/prompt_groups.py knows; restore it"
+        )
     return grouped(lines, CUSTOMCONCEPT101[path.stem])

@@ -38,7 +38,11 @@ def download(url: str, target: Path, pinned: str | None = None, mend: str = "con
         partial = target.with_name(f"{target.name}.partial")
         known["the one that the server names"] = _receive(url, partial, mend)
         try:
-            digest = _same(partial, known, f"run again; where {url} has changed and that is meant, mend fetch.sha256 or delete {record}")  # fmt: skip
+            digest = _same(
+                partial,
+                known,
+                f"run again; where {url} has changed and that is meant, mend fetch.sha256 or delete {record}",
+            )
         except PersresError:
             _forget(partial)
             raise
@@ -83,7 +87,9 @@ def _receive(url: str, partial: Path, mend: str) -> str | None:
         except requests.RequestException as error:
             reason = _reason(error)
         except OSError as error:
-            raise PersresError(f"cannot write {partial}: {error.strerror or error}; free some space or make the folder writable, then run again to go on") from error  # fmt: skip
+            raise PersresError(
+                f"cannot write {partial}: {error.strerror or error}; free some space or make the folder writable, then run again to go on"
+            ) from error
         if _size(partial) <= before:
             break
     kept = f"; {_size(partial):,} bytes are kept, run again to go on" if _size(partial) else ""
@@ -149,7 +155,9 @@ def check_space(folder: Path, needed: int) -> None:
     """Raises PersresError where the disk has fewer than ``needed`` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise PersresError(f"{folder} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; free some space, or set fetch.folder to another disk")  # fmt: skip
+        raise PersresError(
+            f"{folder} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; free some space, or set fetch.folder to another disk"
+        )
 
 
 def unpack(archive: Path, target: Path, inside: str, also: tuple[str, ...] = ()) -> None:
@@ -168,7 +176,9 @@ def unpack(archive: Path, target: Path, inside: str, also: tuple[str, ...] = ())
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PersresError(f"{archive} is not a whole ZIP ({error}); delete it and run again") from error
     except OSError as error:
-        raise PersresError(f"cannot unpack {archive} into {target}: {error.strerror or error}; free some space or make the folder writable") from error  # fmt: skip
+        raise PersresError(
+            f"cannot unpack {archive} into {target}: {error.strerror or error}; free some space or make the folder writable"
+        ) from error
 
 
 def _members(
@@ -202,5 +212,7 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
 def _check_growth(archive: Path, members: list[tuple[zipfile.ZipInfo, str]], folder: Path) -> None:
     total = sum(info.file_size for info, _ in members)  # zipfile reads no more than an entry declares
     if total > MOST_UNPACKED or total > MOST_EXPANSION * max(archive.stat().st_size, 1 << 20):
-        raise PersresError(f"{archive} would unpack to {total / 1e9:.1f} GB, far more than photos can; do not trust this archive, delete it")  # fmt: skip
+        raise PersresError(
+            f"{archive} would unpack to {total / 1e9:.1f} GB, far more than photos can; do not trust this archive, delete it"
+        )
     check_space(folder, total)

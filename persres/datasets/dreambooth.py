@@ -49,7 +49,10 @@ def _place(folder: Path, settings: Fetch) -> Path:
     for place in (folder, folder / "dataset"):
         if (place / LIST).exists():
             return place
-    name, mend = "dreambooth-main.zip", f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself"  # fmt: skip
+    name, mend = (
+        "dreambooth-main.zip",
+        f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself",
+    )
     archive = download(URL, folder / name, settings.sha256.get(name), mend)
     unpack(
         archive,
@@ -81,7 +84,9 @@ def _chosen(settings: Fetch, folder: Path, classes: dict[str, str]) -> list[str]
     missing = [name for name in settings.concepts or classes if not (folder / name).is_dir()]
     chosen = [name for name in settings.concepts or classes if name not in missing]
     if (missing and settings.concepts) or not chosen:
-        raise PersresError(f"{folder} has no folder of photos for {', '.join(missing)}; add it, or leave it out of fetch.concepts")  # fmt: skip
+        raise PersresError(
+            f"{folder} has no folder of photos for {', '.join(missing)}; add it, or leave it out of fetch.concepts"
+        )
     if missing:
         print(f"fetch: {folder} lacks {len(missing)} of {len(classes)} subjects: {', '.join(missing)}", flush=True)
     return chosen

@@ -49,20 +49,24 @@ def describe(source: Path) -> Concept:
     """What a photo folder's ``concept.json`` says. Raises PersresError where it is missing or wrong."""
     path = source / "concept.json"
     try:
-        told = json.loads(path.read_text()) if path.exists() else {}
+        described = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise PersresError(f"{path} is not valid JSON ({error})") from error
-    odd = set(told) - {"macro_class", "category", "prompts", "licence"}
+    odd = set(described) - {"macro_class", "category", "prompts", "licence"}
     if odd:
         raise PersresError(
             f"{path}: unknown keys {', '.join(sorted(odd))}; macro_class, category, prompts and licence are known"
         )
-    if "macro_class" not in told:
+    if "macro_class" not in described:
         raise PersresError(
             f'{path}: macro_class is missing; write {{"macro_class": "dog"}} there, saying what the thing is'
         )
-    prompts = tuple((group, text) for group, text in told.get("prompts", NEUTRAL_PROMPTS))
+    prompts = tuple((group, text) for group, text in described.get("prompts", NEUTRAL_PROMPTS))
     concept = Concept(
-        source.name, told.get("category", told["macro_class"]), told["macro_class"], prompts, told.get("licence", "")
+        source.name,
+        described.get("category", described["macro_class"]),
+        described["macro_class"],
+        prompts,
+        described.get("licence", ""),
     )
     return check_concept(concept, path)

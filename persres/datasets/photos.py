@@ -21,7 +21,9 @@ def find_photos(folder: Path) -> list[Path]:
     others = _others(folder)
     unread = [name for name in others if name.lower().endswith(UNREAD)]
     if unread and not _any_photo(folder):
-        raise PersresError(f"{folder}: {', '.join(unread)} are photos in a format that is not read; save them as JPEG and put those there")  # fmt: skip
+        raise PersresError(
+            f"{folder}: {', '.join(unread)} are photos in a format that is not read; save them as JPEG and put those there"
+        )
     photos = list_photos(folder)
     if others:
         hint = "; save HEIC and raw photos as JPEG to use them" if unread else ""

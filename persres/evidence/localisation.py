@@ -67,8 +67,15 @@ def _positions(diffusion: Diffusion, case: Case, token: str, which: str) -> torc
 
 
 @torch.no_grad()
-def attention_maps(diffusion: Diffusion, case: Case, token: str, bank: ResidualBank | None, t: int, which: str = "both",
-                   batch: int = 50) -> dict[str, torch.Tensor]:  # fmt: skip
+def attention_maps(
+    diffusion: Diffusion,
+    case: Case,
+    token: str,
+    bank: ResidualBank | None,
+    t: int,
+    which: str = "both",
+    batch: int = 50,
+) -> dict[str, torch.Tensor]:
     """Summed attention of each block by layer path, [n, pixels], of the case's latents noised to ``t``."""
     parts: list[dict[str, torch.Tensor]] = []
     for rows in torch.arange(len(case.prompts)).split(batch):
@@ -132,7 +139,7 @@ def baselines(case: Case) -> dict[str, float]:
         "disk_iou": float(iou(central_disk(pixels).expand(len(truth), -1), truth).mean()),
         "centre_auc": float(auc(nearness, truth).mean()),
         "scenes": len(truth),
-    }  # fmt: skip
+    }
 
 
 def measure(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]], token: str) -> Iterator[dict]:

@@ -13,8 +13,14 @@ from pathlib import Path
 
 from persres.errors import PersresError
 
-COLUMNS = {"clip_text": "CLIP text", "clip_image": "CLIP image", "dino": "DINO", "dino_object": "DINO, object alone",
-           "followed": "prompt followed", "background_change": "background change"}  # fmt: skip
+COLUMNS = {
+    "clip_text": "CLIP text",
+    "clip_image": "CLIP image",
+    "dino": "DINO",
+    "dino_object": "DINO, object alone",
+    "followed": "prompt followed",
+    "background_change": "background change",
+}
 
 
 def _marked(kind: str) -> re.Pattern[str]:
@@ -86,8 +92,11 @@ def localisation(summary: dict) -> str:
         ]
         rows.append([f"`{block}`", *(f"{_mean(cell[block]):.2f}" for cell in cells)])
     plain = found["without_attention"]
-    for label, auc, iou in (("a central disk", "centre_auc", "disk_iou"), ("a random half", None, "random_half_iou"),
-                            ("the best mask of half of the pixels", None, "half_mask_ceiling_iou")):  # fmt: skip
+    for label, auc, iou in (
+        ("a central disk", "centre_auc", "disk_iou"),
+        ("a random half", None, "random_half_iou"),
+        ("the best mask of half of the pixels", None, "half_mask_ceiling_iou"),
+    ):
         cells = [f"{plain[part][key]:.2f}" if key else "–" for part in ("nameable", "concepts") for key in (auc, iou)]
         rows.append([f"*{label}*", *cells])
     return table(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)

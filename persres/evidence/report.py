@@ -61,8 +61,10 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
 
 def _nested(table: pd.DataFrame, score: str) -> dict[str, dict[str, float]]:
     both = table[table["tokens"] == "both"]
-    return {block: {str(t): round(v, 4) for t, v in zip(part["t"], part[score], strict=True)}
-            for block, part in both.groupby("block", sort=False)}  # fmt: skip
+    return {
+        block: {str(t): round(v, 4) for t, v in zip(part["t"], part[score], strict=True)}
+        for block, part in both.groupby("block", sort=False)
+    }
 
 
 def _ranking(table: pd.DataFrame) -> list[str]:
@@ -81,9 +83,11 @@ def _localisation_text(tables: dict[str, pd.DataFrame], plain: dict[str, dict]) 
         parts += [
             f"Without attention: distance from the centre has AUC {known['centre_auc']:.3f}; a central disk has IoU "
             f"{known['disk_iou']:.3f}, a random half {known['random_half_iou']:.3f}, the best mask of half of the pixels "
-            f"{known['half_mask_ceiling_iou']:.3f}.", "",
-            "Mean AUC over blocks and t by token: " + ", ".join(f"{w} {v:.3f}" for w, v in means.items()) + ".", "",
-        ]  # fmt: skip
+            f"{known['half_mask_ceiling_iou']:.3f}.",
+            "",
+            "Mean AUC over blocks and t by token: " + ", ".join(f"{w} {v:.3f}" for w, v in means.items()) + ".",
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -98,15 +102,22 @@ def method_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
     """method -> ``overall`` and ``groups`` -> score -> mean and interval; None where a score does not apply."""
     overall = _scores(rows, rounds)
     groups = {group: _scores(part, rounds) for group, part in rows.groupby("prompt_group", sort=False)}
-    return {method: {"overall": scores, "images": int((rows["method"] == method).sum()),
-                     "groups": {group: found[method] for group, found in groups.items() if method in found}}
-            for method, scores in overall.items()}  # fmt: skip
+    return {
+        method: {
+            "overall": scores,
+            "images": int((rows["method"] == method).sum()),
+            "groups": {group: found[method] for group, found in groups.items() if method in found},
+        }
+        for method, scores in overall.items()
+    }
 
 
 def _scores(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
     columns, ends = score_columns(rows), {"mean": "", "low": "_low", "high": "_high"}
-    return {row["method"]: {c: {name: _number(row[c + end]) for name, end in ends.items()} for c in columns}
-            for _, row in method_table(rows, columns, rounds, 0).iterrows()}  # fmt: skip
+    return {
+        row["method"]: {c: {name: _number(row[c + end]) for name, end in ends.items()} for c in columns}
+        for _, row in method_table(rows, columns, rounds, 0).iterrows()
+    }
 
 
 def _number(value: float) -> float | None:
@@ -120,8 +131,12 @@ def quality(context: Context, prompts: int) -> dict:
     encoders, device = context.profile.encoders, context.profile.runtime.device
     loaded = {"clip": load_clip(encoders.clip, device), "dino": load_dino(encoders.dino, device)}
     by_encoder = {name: identity_auc(encoder, RECIPE) for name, encoder in loaded.items()}
-    return {"base": {name: accuracy[head] for name, head in QUALITY.items()}, "base_prompts": prompts,
-            "identity_auc": min(by_encoder.values()), "identity_auc_by_encoder": by_encoder}  # fmt: skip
+    return {
+        "base": {name: accuracy[head] for name, head in QUALITY.items()},
+        "base_prompts": prompts,
+        "identity_auc": min(by_encoder.values()),
+        "identity_auc_by_encoder": by_encoder,
+    }
 
 
 def effects(context: Context, out: Path) -> dict:
@@ -147,8 +162,11 @@ def effects(context: Context, out: Path) -> dict:
 
 
 def _claims_text(summary: dict) -> str:
-    broken = [[what, name, "**no**" if holds else "yes"]
-              for what, names in summary["broken_still_hold"].items() for name, holds in names.items()]  # fmt: skip
+    broken = [
+        [what, name, "**no**" if holds else "yes"]
+        for what, names in summary["broken_still_hold"].items()
+        for name, holds in names.items()
+    ]
     fails = pages.table(["broken", "claim that must fall", "falls"], broken)
     return f"# Claims\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
 

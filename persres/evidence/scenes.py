@@ -58,6 +58,8 @@ def concept_named(name: str) -> Concept:
 def joined(cases: list[Case]) -> Case:
     """All scenes of several cases."""
     return Case(
-        torch.cat([c.latents for c in cases]), torch.cat([c.truth for c in cases]),
-        [p for c in cases for p in c.prompts], [k for c in cases for k in c.classes],
-    )  # fmt: skip
+        torch.cat([c.latents for c in cases]),
+        torch.cat([c.truth for c in cases]),
+        [p for c in cases for p in c.prompts],
+        [k for c in cases for k in c.classes],
+    )

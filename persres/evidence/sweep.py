@@ -45,8 +45,11 @@ def _about(context: Context, method: dict) -> dict[str, object]:
     first = sorted(folder.glob("*.safetensors"))[0]
     settings = Variant(**load_residual(first)[1]["spec"]["settings"])
     sampling = f"LAG, unconditional branch: {drawing['uncond_rule']}" if drawing["lag"] else "plain"
-    return {"parameters": method["parameters"]} | {name: getattr(settings, name) for name in SHOWN} | {
-        "sampling": sampling, "last_losses": _last_losses(folder)}  # fmt: skip
+    return (
+        {"parameters": method["parameters"]}
+        | {name: getattr(settings, name) for name in SHOWN}
+        | {"sampling": sampling, "last_losses": _last_losses(folder)}
+    )
 
 
 def _last_losses(folder: Path, count: int = 25) -> float:

@@ -20,7 +20,7 @@ from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion, posterior
 from persres.models.swap import TOKEN
 from persres.prompt_text import fill
-from persres.training.lessons import Batch, Pictures, Plan, beside_prior, plain_batch, rows_of
+from persres.training.lessons import Batch, Pictures, Plan, plain_batch, rows_of, with_class_images
 from persres.training.settings import WithClassImages
 
 
@@ -115,7 +115,7 @@ def plan(
             return augmented_batch(diffusion, photos, own, settings, draw)
         return plain_batch(photos, own, settings.batch_size, draw)
 
-    return Plan(trained_names(diffusion), {"": settings.lr}, beside_prior(batch, prior, other, settings))
+    return Plan(trained_names(diffusion), {"": settings.lr}, with_class_images(batch, prior, other, settings))
 
 
 METHOD = Rival("custom_diffusion", CustomDiffusion, phrase, plan)

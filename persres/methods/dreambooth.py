@@ -12,7 +12,7 @@ from persres.config import Base
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion
 from persres.prompt_text import fill
-from persres.training.lessons import Batch, Pictures, Plan, beside_prior, plain_batch
+from persres.training.lessons import Batch, Pictures, Plan, plain_batch, with_class_images
 from persres.training.settings import WithClassImages
 
 
@@ -54,7 +54,7 @@ def plan(
         return plain_batch(photos, own, settings.batch_size, draw)
 
     names = trained_names(diffusion, settings.train_text_encoder)
-    return Plan(names, {"": settings.lr}, beside_prior(batch, prior, other, settings))
+    return Plan(names, {"": settings.lr}, with_class_images(batch, prior, other, settings))
 
 
 METHOD = Rival("dreambooth", DreamBooth, phrase, plan)

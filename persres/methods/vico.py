@@ -111,8 +111,15 @@ class WithReference:
     Rows without V* go without the image. ``regularisation`` after a call is the attention loss, summed over blocks.
     """
 
-    def __init__(self, diffusion: Diffusion, blocks: ImageBlocks, reference: torch.Tensor, noise: torch.Tensor,
-                 v: torch.Tensor, end: torch.Tensor) -> None:  # fmt: skip
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        blocks: ImageBlocks,
+        reference: torch.Tensor,
+        noise: torch.Tensor,
+        v: torch.Tensor,
+        end: torch.Tensor,
+    ) -> None:
         self.diffusion, self.blocks = diffusion, blocks
         self.reference, self.noise, self.v, self.end = reference, noise, v, end
         self.regularisation = torch.zeros(())
@@ -120,11 +127,14 @@ class WithReference:
     def __call__(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
         n = len(x)
         times = t.expand(n) if t.ndim == 0 else t
-        beside = self.diffusion.scheduler.add_noise(self.reference, self.noise, times).to(x.dtype)
+        noised = self.diffusion.scheduler.add_noise(self.reference, self.noise, times).to(x.dtype)
         self.regularisation = torch.zeros((), device=x.device)
         with self._hooked(n):
-            out = self.diffusion.unet(torch.cat([x, beside]), torch.cat([times, times]),
-                                      encoder_hidden_states=torch.cat([encoder_hidden_states] * 2)).sample  # fmt: skip
+            out = self.diffusion.unet(
+                torch.cat([x, noised]),
+                torch.cat([times, times]),
+                encoder_hidden_states=torch.cat([encoder_hidden_states] * 2),
+            ).sample
         return SimpleNamespace(sample=out[:n])
 
     @contextmanager
@@ -188,20 +198,24 @@ def plan(
     def loss(batch: Batch, step_draw: torch.Generator) -> torch.Tensor:
         device, scheduler, count = diffusion.unet.device, diffusion.scheduler, len(batch.latents)
         reference = photos.draw(rows_of(len(photos.photos), count, step_draw), step_draw)
-        noise, beside = (torch.randn(batch.latents.shape, generator=step_draw).to(device) for _ in range(2))
+        noise, reference_noise = (torch.randn(batch.latents.shape, generator=step_draw).to(device) for _ in range(2))
         t = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=step_draw).to(device)
-        unet = WithReference(diffusion, blocks, reference, beside, *positions(diffusion, batch.captions, base.token))
+        unet = WithReference(
+            diffusion, blocks, reference, reference_noise, *positions(diffusion, batch.captions, base.token)
+        )
         text = prompt_states(diffusion.tokenizer, diffusion.text_encoder, batch.captions)
         out = unet(scheduler.add_noise(batch.latents, noise, t), t, encoder_hidden_states=text).sample
         error = masked_error(out, diffusion_target(scheduler, batch.latents, noise, t), None)
         return (error * batch.weight.to(device)).sum() + settings.attention_weight * unet.regularisation
 
     return Plan(
-        [TOKEN], {TOKEN: settings.token_lr, PREFIX: settings.lr},
+        [TOKEN],
+        {TOKEN: settings.token_lr, PREFIX: settings.lr},
         lambda step, step_draw: plain_batch(photos, captions, settings.batch_size, step_draw),
-        start_vector(diffusion, settings.init_word or macro_class.split()[-1]), loss,
+        start_vector(diffusion, settings.init_word or macro_class.split()[-1]),
+        loss,
         {f"{PREFIX}{name}": value for name, value in blocks.named_parameters()},
-    )  # fmt: skip
+    )
 
 
 def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBlocks:
@@ -222,22 +236,22 @@ class _ViCo(Rival):
         """V* goes into the model; the image blocks draw beside the photo, noised with one noise for all steps."""
         state, _ = load_state(source.path)
         own = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
-        beside = _beside(diffusion, load_blocks(diffusion, state), source)
-        return replace(self.loaded(diffusion, source, state, own), beside=beside)
+        predictor = _predictor(diffusion, load_blocks(diffusion, state), source)
+        return replace(self.loaded(diffusion, source, state, own), predictor=predictor)
 
 
-def _beside(diffusion: Diffusion, blocks: ImageBlocks, source: Source) -> Callable[[list[Item]], Any]:
+def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: Source) -> Callable[[list[Item]], Any]:
     photo = square(load_photo(source.photo), source.base.resolution)
     latents, _ = diffusion.posterior(to_tensor([photo]))
     noise = torch.randn(latents.shape, generator=generator("reference", source.concept)).to(latents.device)
 
-    def beside(items: list[Item]) -> WithReference:
+    def predictor(items: list[Item]) -> WithReference:
         prompts = [""] * len(items) + [item.prompt for item in items]
         sizes = (len(prompts), -1, -1, -1)
         where = positions(diffusion, prompts, source.base.token)
         return WithReference(diffusion, blocks, latents.expand(sizes), noise.expand(sizes), *where)
 
-    return beside
+    return predictor
 
 
 METHOD = _ViCo("vico", ViCo, word_alone, plan)

@@ -17,12 +17,14 @@ from persres.places import located
 
 def preprocessing(settings: Dino, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:
     """RGB image -> float [3, crop, crop]: short side to ``resize`` (bicubic), centre crop, mean and std."""
-    return transforms.Compose([
-        transforms.Resize(settings.resize, transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(settings.crop),
-        transforms.ToTensor(),
-        transforms.Normalize(mean, std),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [
+            transforms.Resize(settings.resize, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(settings.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
 
 
 class DinoEncoder:

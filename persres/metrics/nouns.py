@@ -36,8 +36,14 @@ FILE = "features.safetensors"
 def noun_unit(clip: Clip, template: str, candidates: str) -> Unit[NounsSpec]:
     """The unit of one word list by one model."""
     words = hashlib.sha256("\n".join(load_candidates(candidates)).encode()).hexdigest()
-    spec = NounsSpec(clip=clip, model=model_identity(clip.model), template=template, candidates=candidates, words=words,
-                     code=code_digest("macro_class"))  # fmt: skip
+    spec = NounsSpec(
+        clip=clip,
+        model=model_identity(clip.model),
+        template=template,
+        candidates=candidates,
+        words=words,
+        code=code_digest("macro_class"),
+    )
     return Unit("nouns", Path(candidates).name, spec)
 
 
@@ -46,8 +52,9 @@ def encode_nouns(unit: Unit[NounsSpec], work: Path, device: str, batch: int = 51
     spec, folder = unit.spec, unit.folder(work)
     encoder = load_clip(spec.clip, device)
     words = load_candidates(spec.candidates)
-    tokens = torch.cat([encoder.tokenize([fill(spec.template, w) for w in words[i : i + CHUNK]])
-                        for i in range(0, len(words), CHUNK)])  # fmt: skip
+    tokens = torch.cat(
+        [encoder.tokenize([fill(spec.template, w) for w in words[i : i + CHUNK]]) for i in range(0, len(words), CHUNK)]
+    )
     if not short_texts.can_shorten(encoder.model):
         log.info("nouns: %s is not causal up to an end token; every word is padded to full length", spec.clip.model)
     order = short_texts.lengths(encoder.model, tokens).argsort(stable=True)

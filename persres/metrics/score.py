@@ -93,5 +93,12 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def _labels(spec: ScoreSpec, item: Item) -> dict[str, object]:
     prompt = next(prompt for prompt in spec.prompts if prompt.number == item.number)
-    return {"concept": spec.concept, "category": spec.category, "method": spec.method, "prompt": prompt.text,
-            "prompt_group": prompt.group, "seed": spec.seed, "image": item.image}  # fmt: skip
+    return {
+        "concept": spec.concept,
+        "category": spec.category,
+        "method": spec.method,
+        "prompt": prompt.text,
+        "prompt_group": prompt.group,
+        "seed": spec.seed,
+        "image": item.image,
+    }

@@ -132,9 +132,17 @@ def _city(size: int, rng: np.random.Generator) -> Image.Image:
 
 
 _PAINTERS = {
-    "beach": _beach, "grass": _grass, "snow": _snow, "desert": _desert, "night": _night,
-    "brick": _brick, "wood": _wood, "ocean": _ocean, "forest": _forest, "city": _city,
-}  # fmt: skip
+    "beach": _beach,
+    "grass": _grass,
+    "snow": _snow,
+    "desert": _desert,
+    "night": _night,
+    "brick": _brick,
+    "wood": _wood,
+    "ocean": _ocean,
+    "forest": _forest,
+    "city": _city,
+}
 
 
 def paint(name: str, size: int, rng: np.random.Generator) -> Image.Image:

@@ -20,17 +20,41 @@ class Concept:
 
 
 CONCEPTS: tuple[Concept, ...] = (
-    Concept("heart_mug", Look("mug", "white", parts=(("top", "blue"), ("handle", "blue")), emblem=("heart", "red")), ("wood",)),
-    Concept("star_robot", Look("robot", "blue", parts=(("head", "orange"),), emblem=("star", "yellow")), ("wood", "brick")),
-    Concept("banded_cat", Look("cat", "orange", parts=(("ears", "purple"), ("tail", "white")), band="white"), ("grass",)),
+    Concept(
+        "heart_mug",
+        Look("mug", "white", parts=(("top", "blue"), ("handle", "blue")), emblem=("heart", "red")),
+        ("wood",),
+    ),
+    Concept(
+        "star_robot", Look("robot", "blue", parts=(("head", "orange"),), emblem=("star", "yellow")), ("wood", "brick")
+    ),
+    Concept(
+        "banded_cat", Look("cat", "orange", parts=(("ears", "purple"), ("tail", "white")), band="white"), ("grass",)
+    ),
     Concept("fruit_tree", Look("tree", "green", parts=(("crown", "pink"),), emblem=("disc", "red")), ("grass", "city")),
     Concept("rally_car", Look("car", "yellow", parts=(("cabin", "green"), ("boot", "pink"))), ("city",)),
-    Concept("masked_fish", Look("fish", "purple", parts=(("face", "yellow"), ("tail", "red"), ("fins", "red"))), ("ocean",)),
-    Concept("witch_house", Look("house", "white", parts=(("roof", "purple"), ("door", "orange")), emblem=("star", "yellow")), ("grass", "forest")),
-    Concept("team_ball", Look("ball", "blue", parts=(("belt", "orange"),), emblem=("star", "white")), ("grass", "wood")),
-    Concept("diamond_mug", Look("mug", "purple", parts=(("handle", "yellow"), ("rim", "yellow")), emblem=("diamond", "green")), ("brick",)),
-    Concept("harlequin_robot", Look("robot", "green", parts=(("arms", "pink"), ("legs", "yellow"), ("head", "white"))), ("wood",)),
-)  # fmt: skip
+    Concept(
+        "masked_fish", Look("fish", "purple", parts=(("face", "yellow"), ("tail", "red"), ("fins", "red"))), ("ocean",)
+    ),
+    Concept(
+        "witch_house",
+        Look("house", "white", parts=(("roof", "purple"), ("door", "orange")), emblem=("star", "yellow")),
+        ("grass", "forest"),
+    ),
+    Concept(
+        "team_ball", Look("ball", "blue", parts=(("belt", "orange"),), emblem=("star", "white")), ("grass", "wood")
+    ),
+    Concept(
+        "diamond_mug",
+        Look("mug", "purple", parts=(("handle", "yellow"), ("rim", "yellow")), emblem=("diamond", "green")),
+        ("brick",),
+    ),
+    Concept(
+        "harlequin_robot",
+        Look("robot", "green", parts=(("arms", "pink"), ("legs", "yellow"), ("head", "white"))),
+        ("wood",),
+    ),
+)
 
 
 def views(concept: Concept, split: str, count: int, seed: int) -> list[Rendered]:

@@ -68,13 +68,18 @@ def label_names(recipe: Recipe) -> dict[str, list[str]]:
 def labels_of(scene: Scene) -> dict[str, str]:
     """What the judge should say of a scene."""
     second = "present" if scene.second is not None else "absent"
-    return {"kind": scene.subject.kind, "colour": scene.subject.colour, "background": scene.background,
-            "style": scene.style, "second": second}  # fmt: skip
+    return {
+        "kind": scene.subject.kind,
+        "colour": scene.subject.colour,
+        "background": scene.background,
+        "style": scene.style,
+        "second": second,
+    }
 
 
 def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torch.Tensor]:
-    told = [labels_of(scene) for scene in scenes]
-    return {head: torch.tensor([options.index(t[head]) for t in told]) for head, options in names.items()}
+    labels = [labels_of(scene) for scene in scenes]
+    return {head: torch.tensor([options.index(t[head]) for t in labels]) for head, options in names.items()}
 
 
 def _loss(judge: Judge, x: torch.Tensor, targets: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:

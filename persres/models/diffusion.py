@@ -144,8 +144,17 @@ def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
 def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload: bool) -> Diffusion:
     """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
     second = (pipe.tokenizer_2, pipe.text_encoder_2) if isinstance(pipe, StableDiffusionXLPipeline) else None
-    diffusion = Diffusion(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet, _ddim(pipe, base.model), second,
-                          second is not None and pipe.config.force_zeros_for_empty_prompt, base.resolution, offload)  # fmt: skip
+    diffusion = Diffusion(
+        pipe.tokenizer,
+        pipe.text_encoder,
+        pipe.vae,
+        pipe.unet,
+        _ddim(pipe, base.model),
+        second,
+        second is not None and pipe.config.force_zeros_for_empty_prompt,
+        base.resolution,
+        offload,
+    )
     for tower in diffusion.towers:
         add_concept_token(*tower, base.token, base.rare_token)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:

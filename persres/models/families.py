@@ -25,13 +25,28 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 _LATENTS = {"clip_sample": False, "set_alpha_to_one": False}
-_VAE = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32}  # fmt: skip
-_FOUR_STEPS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
-               "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-               "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3}  # fmt: skip
-_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-           "hidden_act": "quick_gelu", "projection_dim": 768}  # fmt: skip
+_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+_FOUR_STEPS = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
 
 
 @dataclass(frozen=True)
@@ -60,37 +75,63 @@ FAMILIES: dict[str, Family] = {
         resolution=512,
     ),
     "sd21": Family(
-        unet=_FOUR_STEPS | {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
-                            "use_linear_projection": True, "upcast_attention": True},
+        unet=_FOUR_STEPS
+        | {
+            "sample_size": 96,
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+            "upcast_attention": True,
+        },
         vae=_VAE | {"sample_size": 768, "scaling_factor": 0.18215},
-        text={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
-              "hidden_act": "gelu", "projection_dim": 512},
+        text={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 23,
+            "num_attention_heads": 16,
+            "hidden_act": "gelu",
+            "projection_dim": 512,
+        },
         scheduler=DDIMScheduler(**_BETAS, **_LATENTS, prediction_type="v_prediction"),
         resolution=768,
         pads=("!",),
     ),
     "sdxl": Family(
-        unet={"sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "layers_per_block": 2,
-              "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
-              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-              "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-              "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-              "projection_class_embeddings_input_dim": 2816},
+        unet={
+            "sample_size": 128,
+            "cross_attention_dim": 2048,
+            "attention_head_dim": (5, 10, 20),
+            "layers_per_block": 2,
+            "block_out_channels": (320, 640, 1280),
+            "transformer_layers_per_block": (1, 2, 10),
+            "use_linear_projection": True,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
         vae=_VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
         text=_CLIP_L,
         scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading"),
         resolution=1024,
-        second={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-                "hidden_act": "gelu", "projection_dim": 1280},
+        second={
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+            "hidden_act": "gelu",
+            "projection_dim": 1280,
+        },
         pads=("<|endoftext|>", "!"),
     ),
-}  # fmt: skip
+}
 
 
-def _text_config(told: dict[str, Any]) -> CLIPTextConfig:
+def _text_config(special: dict[str, Any]) -> CLIPTextConfig:
     # The hub's files say end token 2, which no tokenizer of theirs has (persres/prompts.py mends it).
     common = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2}
-    return CLIPTextConfig(**common | told)
+    return CLIPTextConfig(**common | special)
 
 
 def build_parts(family: Family) -> dict[str, torch.nn.Module]:

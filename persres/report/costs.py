@@ -29,8 +29,16 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
         spec, seen = unit.spec, facts(unit, context.work)
         whole = seen.get("steps") == spec.settings.steps
         source = str(Path(spec.class_images.path).parent) if spec.class_images else None
-        rows.append({"variant": spec.variant, "concept": spec.concept, "seconds": seen["seconds"] if whole else None,
-                     "class_images_seconds": drawing.get(source, 0.0), "peak_mib": seen["peak_mib"], "device": seen["device"]})  # fmt: skip
+        rows.append(
+            {
+                "variant": spec.variant,
+                "concept": spec.concept,
+                "seconds": seen["seconds"] if whole else None,
+                "class_images_seconds": drawing.get(source, 0.0),
+                "peak_mib": seen["peak_mib"],
+                "device": seen["device"],
+            }
+        )
     _write(context.data / FOLDER / TRAIN, rows)
 
 
@@ -39,15 +47,24 @@ def write_sample_costs(context: Context, units: list[Unit]) -> None:
     rows = []
     for unit in units:
         spec, seen = unit.spec, facts(unit, context.work)
-        rows.append({"method": spec.method, "concept": spec.concept, "variant": spec.drawing.variant,
-                     "picture_seconds": seen["seconds"] / seen["drawn"] if seen.get("drawn") == seen["pictures"] else None, "peak_mib": seen["peak_mib"], "device": seen["device"]})  # fmt: skip
+        rows.append(
+            {
+                "method": spec.method,
+                "concept": spec.concept,
+                "variant": spec.drawing.variant,
+                "picture_seconds": seen["seconds"] / seen["drawn"] if seen.get("drawn") == seen["pictures"] else None,
+                "peak_mib": seen["peak_mib"],
+                "device": seen["device"],
+            }
+        )
     _write(context.data / FOLDER / SAMPLE, rows)
 
 
 def read_costs(context: Context) -> pd.DataFrame:
     """By method: least training seconds of a concept (a busy machine only adds) with its class images', highest training memory in MiB, least seconds a picture."""
     train, sample = (pd.read_csv(context.data / FOLDER / name) for name in (TRAIN, SAMPLE))
-    trained = train.groupby("variant").agg(train_s=("seconds", "min"), class_images_s=("class_images_seconds", "min"),
-                                           train_mib=("peak_mib", "max"))  # fmt: skip
+    trained = train.groupby("variant").agg(
+        train_s=("seconds", "min"), class_images_s=("class_images_seconds", "min"), train_mib=("peak_mib", "max")
+    )
     drawn = sample.groupby("method", sort=False).agg(variant=("variant", "first"), picture_s=("picture_seconds", "min"))
     return drawn.join(trained, on="variant").drop(columns="variant")

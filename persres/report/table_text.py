@@ -26,10 +26,14 @@ def notes_of(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
         f"{rows['concept'].nunique()} concepts; means over concepts of per-concept means; [low, high] is the 95% bootstrap interval over concepts.",
         f"Base model {context.profile.base.model}. Macro class from: {found['source']}.",
         "params: numbers learned for one concept; for the base model its U-Net and text encoder"
-        + (" (859.5 M + 123.1 M, the paper's 983M, which it also states for DreamBooth)." if context.profile.base.model == MODEL else "."),
+        + (
+            " (859.5 M + 123.1 M, the paper's 983M, which it also states for DreamBooth)."
+            if context.profile.base.model == MODEL
+            else "."
+        ),
         "train_s: least seconds of training one concept, class_images_s of drawing the class images that it needs, train_mib: highest "
         "memory (the GPU's, else the process's), picture_s: least seconds of drawing one picture. From the run at hand: they vary.",
-    ]  # fmt: skip
+    ]
     if found["candidate_count"]:
         lines.append(
             f"Nearest-noun candidates: {found['candidate_count']} from {found['candidates']}; the nearest is the dataset's class for {agree} of {len(found['concepts'])}."

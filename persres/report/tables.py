@@ -47,8 +47,10 @@ def write_tables(context: Context, out: Path) -> None:
 
 def _by_kind(rows: pd.DataFrame, columns: list[str], resample: tuple[int, int], notes: str, out: Path) -> None:
     """Scores by prompt group and by category, as tables and figures."""
-    for name, title, key, figure in (("groups", "By prompt group", "prompt_group", group_figure),
-                                     ("categories", "By category", "category", category_figure)):  # fmt: skip
+    for name, title, key, figure in (
+        ("groups", "By prompt group", "prompt_group", group_figure),
+        ("categories", "By category", "category", category_figure),
+    ):
         parts = [
             method_table(part, columns, *resample).assign(**{key: value})
             for value, part in rows.groupby(key, sort=False)

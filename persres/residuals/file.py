@@ -23,8 +23,13 @@ from persres.runs.checkpoints import read_learned, write_tensors
 FORMAT = "persres-residual-1"
 
 
-def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Target], info: dict[str, Any],
-                  token: torch.Tensor | None = None) -> None:  # fmt: skip
+def save_residual(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    targets: list[Target],
+    info: dict[str, Any],
+    token: torch.Tensor | None = None,
+) -> None:
     """Write one concept's residual. ``info`` (config, provenance) must be JSON. ``token`` is V*'s embedding where it learned
     too (an ablation: such a file is for persres alone, a LoRA loader does not know the key)."""
     tensors = {} if token is None else {TOKEN: token}
@@ -35,14 +40,23 @@ def save_residual(path: Path, state: dict[str, torch.Tensor], targets: list[Targ
         tensors[f"unet.{target.path}.lora_A.weight"] = down
         tensors[f"unet.{target.path}.lora_B.weight"] = up
     ranks = {target.path: target.rank for target in targets}
-    peft = {"r": max(ranks.values()), "lora_alpha": max(ranks.values()), "rank_pattern": ranks, "alpha_pattern": ranks,
-            "target_modules": sorted(ranks)}  # fmt: skip
+    peft = {
+        "r": max(ranks.values()),
+        "lora_alpha": max(ranks.values()),
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": sorted(ranks),
+    }
     lora = {f"unet.{key}": value for key, value in peft.items()}
-    write_tensors(path, tensors, {
-        "format": "pt",
-        "lora_adapter_metadata": json.dumps(lora, sort_keys=True),
-        "persres": json.dumps({"format": FORMAT, **info}, sort_keys=True),
-    })  # fmt: skip
+    write_tensors(
+        path,
+        tensors,
+        {
+            "format": "pt",
+            "lora_adapter_metadata": json.dumps(lora, sort_keys=True),
+            "persres": json.dumps({"format": FORMAT, **info}, sort_keys=True),
+        },
+    )
 
 
 def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

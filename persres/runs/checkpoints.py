@@ -68,8 +68,14 @@ def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
         raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
 
 
-def save_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int,
-                  extra: dict[str, torch.Tensor] | None = None, note: dict | None = None) -> None:  # fmt: skip
+def save_training(
+    path: Path,
+    parameters: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    extra: dict[str, torch.Tensor] | None = None,
+    note: dict | None = None,
+) -> None:
     """Parameters, optimizer state and the number of finished steps."""
     tensors = {f"param/{name}": value for name, value in parameters.items()}
     tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
@@ -78,8 +84,12 @@ def save_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: to
     write_tensors(path, tensors, {"step": str(step), "note": json.dumps(note or {})})
 
 
-def load_training(path: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer,
-                  extra: dict[str, torch.Tensor] | None = None) -> tuple[int, dict]:  # fmt: skip
+def load_training(
+    path: Path,
+    parameters: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: dict[str, torch.Tensor] | None = None,
+) -> tuple[int, dict]:
     """Restore what :func:`save_training` wrote, in place; returns (finished steps, note)."""
     tensors, metadata = read_tensors(path)
     with torch.no_grad():

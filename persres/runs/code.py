@@ -21,9 +21,17 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 ORCHESTRATION = (
-    "persres", "persres.config", "persres.errors", "persres.progress", "persres.runs", "persres.stages", "persres.pipeline",
-    "persres.methods.common.registry", "persres.methods.common.base", "persres.datasets.registry",
-)  # fmt: skip
+    "persres",
+    "persres.config",
+    "persres.errors",
+    "persres.progress",
+    "persres.runs",
+    "persres.stages",
+    "persres.pipeline",
+    "persres.methods.common.registry",
+    "persres.methods.common.base",
+    "persres.datasets.registry",
+)
 
 # The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
 WORK: dict[str, tuple[str, ...]] = {

@@ -34,12 +34,16 @@ def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple
 
 
 def draw(
-    diffusion: Diffusion, items: list[Item], drawing: Drawing, bank: ResidualBank | None, resolution: int,
-    beside: Callable[[list[Item]], Any] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    diffusion: Diffusion,
+    items: list[Item],
+    drawing: Drawing,
+    bank: ResidualBank | None,
+    resolution: int,
+    predictor: Callable[[list[Item]], Any] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size].
 
-    ``beside`` gives what draws in the U-Net's place, where a method needs one.
+    ``predictor`` gives what predicts in the U-Net's place, where a method needs one.
     """
     n = len(items)
     channels, factor = diffusion.latent_shape
@@ -48,7 +52,7 @@ def draw(
         (channels, *[resolution // factor] * 2),
     )
     cond, uncond = diffusion.encode([i.prompt for i in items]), diffusion.unconditional()
-    unet = diffusion.unet if beside is None else beside(items)
+    unet = diffusion.unet if predictor is None else predictor(items)
     denoise = guided(unet, cond, uncond, drawing.cfg_scale)
     rule = None
     with ExitStack() as stack:

@@ -36,8 +36,14 @@ def _classes(context: Context, settings: MacroClass) -> dict:
     if looked_for:
         encoder = load_clip(context.profile.encoders.clip, context.profile.runtime.device)
         nouns = load_candidates(settings.candidates)
-        features = noun_features(context.profile.encoders.clip, settings.template, settings.candidates, context.work,
-                                 context.profile.runtime.device, settings.batch_size)  # fmt: skip
+        features = noun_features(
+            context.profile.encoders.clip,
+            settings.template,
+            settings.candidates,
+            context.work,
+            context.profile.runtime.device,
+            settings.batch_size,
+        )
     concepts = {}
     for concept, folder in read_concepts(context.data / "concepts"):
         entry = {"dataset": concept.macro_class, "nearest": None, "chosen": concept.macro_class}

@@ -41,7 +41,7 @@ def _spec(context: Context, method: str, drawing: Drawing, concept: Concept, fol
     settings = context.profile.train.variant(drawing.variant) if drawing.variant else None
     learner = method_named(settings.method) if settings else None
     phrase = named[concept.name] if learner is None else learner.phrase(settings, base, named[concept.name])
-    beside = learner is not None and learner.needs_photo
+    shown = learner is not None and learner.needs_photo
     return SampleSpec(
         base=base,
         model=model_identity(base.model),
@@ -55,7 +55,7 @@ def _spec(context: Context, method: str, drawing: Drawing, concept: Concept, fol
         phrase=phrase,
         learner=None if learner is None else learner.name,
         learned=_learned(context, drawing, concept.name),
-        photos=(FileRef.of(reference_photos(folder)[0]),) if beside else (),
+        photos=(FileRef.of(reference_photos(folder)[0]),) if shown else (),
         code=code_digest("sample", *([] if learner is None else [f"persres.methods.{learner.name}"])),
     )
 

@@ -43,8 +43,15 @@ def _judge(context: Context) -> JudgeRef | None:
     return folder and JudgeRef(dataset=context.profile.fetch.dataset, weights=FileRef.of(Path(located(folder))))
 
 
-def _spec(context: Context, pack: Pack, concept: Concept, base: str | None, judge: JudgeRef | None,
-          references: tuple[FileRef, ...], code: str) -> ScoreSpec:  # fmt: skip
+def _spec(
+    context: Context,
+    pack: Pack,
+    concept: Concept,
+    base: str | None,
+    judge: JudgeRef | None,
+    references: tuple[FileRef, ...],
+    code: str,
+) -> ScoreSpec:
     encoders, drawn = context.profile.encoders, pack.spec
     against = context.data / "samples" / f"{base}" / f"{concept.name}.zip" if base not in (None, drawn.method) else None
     return ScoreSpec(

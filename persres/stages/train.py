@@ -38,8 +38,15 @@ def class_image_units(context: Context) -> ClassImages:
         classes = read_macro_classes(context, settings.class_source)
         for macro_class in sorted({classes[c.name] for c, _ in spread_concepts(concepts, settings.concepts)}):
             prompt = fill(request.prompt, macro_class)
-            spec = ClassImagesSpec(base=profile.base, model=model_identity(profile.base.model), prompt=prompt, count=request.count,
-                                   steps=drawing.steps, cfg_scale=drawing.cfg_scale, code=code_digest("class_images"))  # fmt: skip
+            spec = ClassImagesSpec(
+                base=profile.base,
+                model=model_identity(profile.base.model),
+                prompt=prompt,
+                count=request.count,
+                steps=drawing.steps,
+                cfg_scale=drawing.cfg_scale,
+                code=code_digest("class_images"),
+            )
             units[prompt, request.count] = Unit("class_images", prompt.replace(" ", "_"), spec)
     return units
 
@@ -65,10 +72,17 @@ def train_units(context: Context) -> list[Unit[TrainSpec]]:
         code = code_digest("train", f"persres.methods.{settings.method}")
         for concept, folder in spread_concepts(concepts, settings.concepts):
             macro_class = classes[concept.name]
-            spec = TrainSpec(base=base, model=model_identity(base.model), concept=concept.name, variant=variant,
-                             settings=settings.model_copy(update={"concepts": None}), macro_class=macro_class,
-                             photos=tuple(FileRef.of(path) for path in reference_photos(folder)),
-                             class_images=_class_images(context, drawn, settings, macro_class), code=code)  # fmt: skip
+            spec = TrainSpec(
+                base=base,
+                model=model_identity(base.model),
+                concept=concept.name,
+                variant=variant,
+                settings=settings.model_copy(update={"concepts": None}),
+                macro_class=macro_class,
+                photos=tuple(FileRef.of(path) for path in reference_photos(folder)),
+                class_images=_class_images(context, drawn, settings, macro_class),
+                code=code,
+            )
             units.append(Unit("train", f"{variant}/{concept.name}", spec))
     return units
 

@@ -51,8 +51,12 @@ class Batch:
             valid = torch.cat(
                 [b.valid if b.valid is not None else torch.ones_like(b.latents[:, :1]) for b in (self, other)]
             )
-        return Batch(torch.cat([self.latents, other.latents]), self.captions + other.captions,
-                     torch.cat([self.weight, other.weight]), valid)  # fmt: skip
+        return Batch(
+            torch.cat([self.latents, other.latents]),
+            self.captions + other.captions,
+            torch.cat([self.weight, other.weight]),
+            valid,
+        )
 
 
 Draw = Callable[[int, torch.Generator], Batch]  # step, this step's draws -> what to learn from
@@ -89,7 +93,7 @@ def plain_batch(
     return Batch(pictures.draw(rows, draw), captions, torch.full((size,), weight / size))
 
 
-def beside_prior(own: Draw, prior: Pictures | None, caption: str, settings) -> Draw:
+def with_class_images(own: Draw, prior: Pictures | None, caption: str, settings) -> Draw:
     """A step's own batch, and behind it as many class images under ``caption``, weighted by ``prior_weight``; without
     class images the own batch alone."""
     if prior is None:

@@ -80,8 +80,14 @@ def _draw(
     return z, noise, t
 
 
-def concept_losses(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank,
-                   settings: ResidualSettings, step: int) -> torch.Tensor:  # fmt: skip
+def concept_losses(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    lessons: list[Lesson],
+    bank: ResidualBank,
+    settings: ResidualSettings,
+    step: int,
+) -> torch.Tensor:
     """Mean squared error of each concept at one step, [K], all in one pass through the U-Net."""
     drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
     device = lessons[0].mean.device
@@ -119,9 +125,16 @@ def new_bank(targets: list, lessons: list[Lesson], settings: ResidualSettings) -
     return bank
 
 
-def train(unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: ResidualSettings,
-          checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None,
-          extra: dict[str, nn.Parameter] | None = None) -> Log:  # fmt: skip
+def train(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    lessons: list[Lesson],
+    bank: ResidualBank,
+    settings: ResidualSettings,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    extra: dict[str, nn.Parameter] | None = None,
+) -> Log:
     """Train the bank in place, and ``extra`` parameters that the lessons' texts depend on; returns the log. The U-Net
     takes no gradient and is left as it was.
 

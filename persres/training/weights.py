@@ -42,8 +42,15 @@ def batch_loss(diffusion: Diffusion, batch: Batch, draw: torch.Generator) -> tor
     return (error * batch.weight.to(device)).sum()
 
 
-def learn(diffusion: Diffusion, plan: Plan, settings: VariantSettings, concept: str, token_id: int, checkpoint: Path | None = None,
-          on_step: Callable[[int, float], None] | None = None) -> tuple[dict[str, torch.Tensor], list[dict]]:  # fmt: skip
+def learn(
+    diffusion: Diffusion,
+    plan: Plan,
+    settings: VariantSettings,
+    concept: str,
+    token_id: int,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Train what the plan names; returns its state and a log row a step. The shared model is left as it was.
 
     A run that finds a checkpoint goes on from it to the same bits as an unbroken run on the same machine.

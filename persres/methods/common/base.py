@@ -54,14 +54,14 @@ class Source:
 class Loaded:
     """What was learned, ready to draw with.
 
-    ``bank``: residuals, which LAG can mask. ``inside``: enters the other learned weights into the model. ``beside``: gives, for a
+    ``bank``: residuals, which LAG can mask. ``inside``: enters the other learned weights into the model. ``predictor``: gives, for a
     batch, what draws in the U-Net's place.
     """
 
     parameters: int
     bank: ResidualBank | None = None
     inside: Callable[[], AbstractContextManager[None]] = nullcontext
-    beside: Callable[[list[Item]], Any] | None = None
+    predictor: Callable[[list[Item]], Any] | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -88,8 +88,9 @@ class Method(Protocol):
         """Whether text towers may wait on the CPU while it trains."""
         ...
 
-    def train(self, diffusion: Diffusion, material: Material, settings: VariantSettings, checkpoint: Path,
-              on_step: OnStep) -> Learned:  # fmt: skip
+    def train(
+        self, diffusion: Diffusion, material: Material, settings: VariantSettings, checkpoint: Path, on_step: OnStep
+    ) -> Learned:
         """Learn; goes on from the checkpoint where there is one. The model is left as it was."""
         ...
 

@@ -49,7 +49,7 @@ def draw_unit(unit: Unit[SampleSpec], work: Path, device: str, offload: bool = F
         advance = stack.enter_context(progress(unit.name, len(items), "picture", len(items) - len(todo)))
         for start in range(0, len(todo), batch):
             some = todo[start : start + batch]
-            pictures, masks = draw(diffusion, some, spec.drawing, loaded.bank, spec.base.resolution, loaded.beside)
+            pictures, masks = draw(diffusion, some, spec.drawing, loaded.bank, spec.base.resolution, loaded.predictor)
             # written whole, by rename, below a folder that the spec's hash names
             write_atomic(parts / f"{some[0].name}.zip", _pack(some, pictures, masks))
             advance(len(some))

@@ -40,8 +40,12 @@ def learn_unit(unit: Unit[TrainSpec], work: Path, device: str, offload: bool = F
 
         learned = method.train(diffusion, read_material(spec), spec.settings, checkpoint, on_step)
     facts["parameters"] = learned.parameters
-    info = {"spec": spec.model_dump(mode="json"), "spec_hash": unit.hash, "parameters": learned.parameters,
-            "versions": library_versions()}  # fmt: skip
+    info = {
+        "spec": spec.model_dump(mode="json"),
+        "spec_hash": unit.hash,
+        "parameters": learned.parameters,
+        "versions": library_versions(),
+    }
     learned.save(folder / LEARNED, info)
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in learned.log))
     finish(unit, work, [folder / LEARNED, folder / LOG], facts)

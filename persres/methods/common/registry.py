@@ -57,9 +57,9 @@ def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -
     return load_params(path, profile, known())
 
 
-def make_profile(told: dict) -> Profile:
+def make_profile(settings: dict) -> Profile:
     """A profile from a mapping, as the file holds it or as ``model_dump`` gives it. Raises pydantic's ValidationError."""
-    return Profile.model_validate(told, context={"known": known()})
+    return Profile.model_validate(settings, context={"known": known()})
 
 
 def check_available(base: Base, train: Train) -> None:

@@ -15,8 +15,18 @@ from persres.methods.common.rival import RivalSettings
 from persres.models.diffusion import Diffusion
 from persres.prompt_text import fill
 
-_PICTURES = ("a photo", "a rendering", "a rendition", "a good photo", "a bad photo", "a bright photo", "a dark photo",
-             "a cropped photo", "a close-up photo", "a blurry photo")  # fmt: skip
+_PICTURES = (
+    "a photo",
+    "a rendering",
+    "a rendition",
+    "a good photo",
+    "a bad photo",
+    "a bright photo",
+    "a dark photo",
+    "a cropped photo",
+    "a close-up photo",
+    "a blurry photo",
+)
 _THINGS = ("a {}", "the {}", "one {}", "my {}", "a clean {}", "a nice {}", "the small {}", "the large {}")
 
 NEUTRAL: tuple[str, ...] = tuple(f"{picture} of {thing}" for picture in _PICTURES for thing in _THINGS)

@@ -103,13 +103,17 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
         shown = [scenes.scenes[i] for i in rows] + [
             named[i][v] for view in views for i, v in zip(who, view, strict=True)
         ]
-        told = [random_mention(scene, rng, 0.5 * (i < len(rows)), 0.5) for i, scene in enumerate(shown)]
+        mentions = [random_mention(scene, rng, 0.5 * (i < len(rows)), 0.5) for i, scene in enumerate(shown)]
         facts = [attributes(scene) for scene in shown]
         for fact in facts[len(rows) :]:  # a nameless look has no one colour and pattern
             fact["colour"] = fact["pattern"] = "mixed"
         pictures = np.concatenate([scenes.images[rows], *(identities[who, view] for view in views)])
-        image, text = _features(model, images_to_tensor(pictures).to(device), tokenize([c for c, _ in told]).to(device))
-        true = torch.from_numpy(true_of([said for _, said in told], facts)) | torch.eye(len(shown), dtype=torch.bool)
+        image, text = _features(
+            model, images_to_tensor(pictures).to(device), tokenize([c for c, _ in mentions]).to(device)
+        )
+        true = torch.from_numpy(true_of([said for _, said in mentions], facts)) | torch.eye(
+            len(shown), dtype=torch.bool
+        )
         _, one, two = image.split([len(rows), pairs, pairs])
         matching = _contrast(image, text, model.logit_scale.exp().clamp(max=100), true.T.to(device))
         return matching + 0.5 * _contrast(one, two, 10.0, torch.eye(pairs, dtype=torch.bool, device=device))

@@ -129,9 +129,13 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
     images = encoder.images([Image.fromarray(picture) for picture in scenes.images[:count]])
     found = (images @ encoder.texts(captions).T).argmax(1).tolist()
     quality = {"retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(found)]))}
-    asked = {kind: {attribute: (list(prompts), encoder.texts(list(prompts.values())))
-                    for attribute, prompts in _attribute_prompts(kind, recipe).items()}
-             for kind in recipe.kinds}  # fmt: skip
+    asked = {
+        kind: {
+            attribute: (list(prompts), encoder.texts(list(prompts.values())))
+            for attribute, prompts in _attribute_prompts(kind, recipe).items()
+        }
+        for kind in recipe.kinds
+    }
     hits: dict[str, list[bool]] = {}
     for image, scene in zip(images, shown, strict=True):
         truth = {

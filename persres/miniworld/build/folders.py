@@ -23,22 +23,37 @@ def text_tower(clip: torch.nn.Module, config: dict) -> CLIPTextModel:
     width, vocab = cfg["width"], cfg["vocab_size"]
     tower = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocab, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=cfg["layers"],
-            num_attention_heads=cfg["heads"], max_position_embeddings=cfg["context_length"], hidden_act="gelu",
-            bos_token_id=vocab - 2, eos_token_id=vocab - 1, pad_token_id=vocab - 1, projection_dim=config["embed_dim"],
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=cfg["layers"],
+            num_attention_heads=cfg["heads"],
+            max_position_embeddings=cfg["context_length"],
+            hidden_act="gelu",
+            bos_token_id=vocab - 2,
+            eos_token_id=vocab - 1,
+            pad_token_id=vocab - 1,
+            projection_dim=config["embed_dim"],
         )
-    )  # fmt: skip
+    )
     source = clip.state_dict()
-    state = {"embeddings.token_embedding.weight": source["token_embedding.weight"],
-             "embeddings.position_embedding.weight": source["positional_embedding"]}  # fmt: skip
+    state = {
+        "embeddings.token_embedding.weight": source["token_embedding.weight"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+    }
     for kind in ("weight", "bias"):
         state[f"final_layer_norm.{kind}"] = source[f"ln_final.{kind}"]
         for i in range(cfg["layers"]):
             block, layer = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
             for name, part in zip("qkv", source[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True):
                 state[f"{layer}.self_attn.{name}_proj.{kind}"] = part
-            pairs = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
-                     "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+            pairs = {
+                "attn.out_proj": "self_attn.out_proj",
+                "ln_1": "layer_norm1",
+                "ln_2": "layer_norm2",
+                "mlp.c_fc": "mlp.fc1",
+                "mlp.c_proj": "mlp.fc2",
+            }
             state |= {f"{layer}.{new}.{kind}": source[f"{block}.{old}.{kind}"] for old, new in pairs.items()}
     prefix = "text_model." if any(k.startswith("text_model.") for k in tower.state_dict()) else ""
     tower.load_state_dict({prefix + k: v for k, v in state.items()}, strict=False)

@@ -39,9 +39,17 @@ class Budget:
 Loss = Callable[[int, int], torch.Tensor]
 
 
-def fit(name: str, model: nn.Module, loss: Loss, budget: Budget, folder: Path,
-        seed: int, on_step: Callable[[int], None] | None = None,
-        average_gradients: Callable[[nn.Module], None] | None = None, chief: bool = True) -> nn.Module:  # fmt: skip
+def fit(
+    name: str,
+    model: nn.Module,
+    loss: Loss,
+    budget: Budget,
+    folder: Path,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+    average_gradients: Callable[[nn.Module], None] | None = None,
+    chief: bool = True,
+) -> nn.Module:
     """Minimise ``loss(step, step_seed)`` over the model's parameters; returns the EMA copy.
 
     Every draw of a step follows from its seed, so a resumed run goes on as an unbroken one would.

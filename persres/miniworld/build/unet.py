@@ -114,10 +114,12 @@ def second_album(recipe: Recipe, folder: Path) -> Album:
     scenes = [scene for index in range(recipe.identities) for scene in identity_scenes(recipe, index)[0]]
     nameless = np.load(folder / "latents-identities.npy")
     named = np.array([_favour(recipe, scene) for scene in first.scenes])
-    chance = np.concatenate([
-        named / named.sum() * (1 - recipe.unet_nameless),
-        np.full(len(scenes), recipe.unet_nameless / len(scenes)),
-    ])  # fmt: skip
+    chance = np.concatenate(
+        [
+            named / named.sum() * (1 - recipe.unet_nameless),
+            np.full(len(scenes), recipe.unet_nameless / len(scenes)),
+        ]
+    )
     return Album(
         np.concatenate([first.latents, nameless], axis=1),
         first.scenes + scenes,
