@@ -14,7 +14,7 @@ from persres.evidence import pages, rivals
 from persres.evidence.report import weight_digests
 from persres.metrics.paper_figures import PAPER
 from persres.pipeline import run_chain, without
-from persres.report.costs import read_costs, write_train_costs
+from persres.runs.costs import read_costs, write_train_costs
 from persres.runs.context import Context
 from persres.runs.units import Unit, finish
 from persres.stages.tables import shared_pictures

@@ -12,10 +12,10 @@ import pandas as pd
 
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.summary import SCORES, difference, method_table, score_columns
-from persres.report.costs import read_costs
 from persres.report.plots import category_figure, group_figure
 from persres.report.table_text import notes_of, write_table
 from persres.runs.context import Context
+from persres.runs.costs import read_costs
 from persres.runs.outputs import MethodFacts, read_index, scores_path
 
 PICTURE = ["concept", "prompt", "image"]

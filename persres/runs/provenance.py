@@ -1,8 +1,7 @@
-"""Where a result came from: code fingerprint, versions, seconds, peak memory."""
+"""Where a result came from: versions, seconds, peak memory. Which code: persres/runs/code.py."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import resource
 import subprocess
@@ -16,92 +15,6 @@ from pathlib import Path
 import torch
 
 PACKAGE = Path(__file__).parent
-
-# The files whose text decides a stage's result. They are part of every unit's spec, so a changed
-# method is never mistaken for a finished one, and dvc.yaml names them as dependencies (a test compares).
-STAGE_CODE: dict[str, tuple[str, ...]] = {
-    "fetch": (
-        "datasets",
-        "images.py",
-        "miniworld/backgrounds.py",
-        "miniworld/captions.py",
-        "miniworld/concepts.py",
-        "miniworld/render.py",
-        "miniworld/shapes.py",
-        "miniworld/styles.py",
-        "miniworld/vocabulary.py",
-        "seeding.py",
-        "stages/fetch.py",
-    ),
-    "macro_class": (
-        "images.py",
-        "metrics/clip_scores.py",
-        "metrics/short_texts.py",
-        "stages/macro_class.py",
-        "wordnet",
-    ),
-    "train": (
-        "conditioning.py",
-        "images.py",
-        "lag.py",
-        "lag_controls.py",
-        "methods",
-        "models.py",
-        "prompt_text.py",
-        "prompts.py",
-        "residual_file.py",
-        "residuals.py",
-        "samplers.py",
-        "seeding.py",
-        "stages/train.py",
-        "training.py",
-    ),
-    "sample": (
-        "conditioning.py",
-        "images.py",
-        "lag.py",
-        "lag_controls.py",
-        "methods",
-        "models.py",
-        "prompt_text.py",
-        "prompts.py",
-        "residual_file.py",
-        "residuals.py",
-        "samplers.py",
-        "seeding.py",
-        "stages/packs.py",
-        "stages/sample.py",
-        "training.py",
-    ),
-    "score": ("images.py", "metrics", "miniworld/judge.py", "stages/packs.py", "stages/score.py"),
-    "tables": (
-        "images.py",
-        "metrics/paper_figures.py",
-        "metrics/summary.py",
-        "stages/costs.py",
-        "stages/packs.py",
-        "stages/plots.py",
-        "stages/sheets.py",
-        "stages/table_text.py",
-        "stages/tables.py",
-    ),
-}
-
-
-@lru_cache
-def code_fingerprint(stage: str) -> str:
-    """16 hex digits over the stage's source files."""
-    digest = hashlib.sha256()
-    for entry in STAGE_CODE[stage]:
-        path = PACKAGE / entry
-        files = (
-            sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-            if path.is_dir()
-            else [path]
-        )
-        for file in files:
-            digest.update(str(file.relative_to(PACKAGE)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @lru_cache

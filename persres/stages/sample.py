@@ -12,9 +12,9 @@ from persres.errors import PersresError
 from persres.methods.common.draw import PACK, draw_unit
 from persres.methods.common.registry import method_named
 from persres.models.loading import model_identity
-from persres.report.costs import write_sample_costs
 from persres.runs.code import code_digest
 from persres.runs.context import Context
+from persres.runs.costs import write_sample_costs
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import Index, MethodFacts, learned_path, read_macro_classes, write_index

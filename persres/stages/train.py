@@ -13,9 +13,9 @@ from persres.methods.common.learn import LEARNED, LOG, learn_unit
 from persres.methods.common.registry import check_available
 from persres.models.loading import model_identity
 from persres.prompt_text import fill
-from persres.report.costs import write_train_costs
 from persres.runs.code import code_digest
 from persres.runs.context import Context
+from persres.runs.costs import write_train_costs
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import read_macro_classes
