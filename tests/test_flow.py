@@ -18,15 +18,15 @@ def prefect_server(tmp_path_factory):
         yield
 
 
-def run_flow(params, **changes):
+def run_flow(params, stages=None, **changes):
     from flows.pipeline import pipeline
 
-    told = yaml.safe_load(params.read_text())
+    settings = yaml.safe_load(params.read_text())
     for section, values in changes.items():
-        told["tiny"][section] |= values
-    params.write_text(yaml.safe_dump(told))
+        settings["tiny"][section] |= values
+    params.write_text(yaml.safe_dump(settings))
     folder = params.parent
-    return pipeline(str(params), None, str(folder / "data"), str(folder / "work"), return_state=True)
+    return pipeline(str(params), None, str(folder / "data"), str(folder / "work"), stages, return_state=True)
 
 
 def test_the_flow_makes_the_table_and_a_failure_fails_it(prefect_server, tiny_params):
@@ -34,7 +34,11 @@ def test_the_flow_makes_the_table_and_a_failure_fails_it(prefect_server, tiny_pa
     assert state.is_completed()
     data = tiny_params.parent / "data"
     assert (data / "tables" / "table1.csv").exists() and len(list((data / "sheets").glob("*.png"))) == 2
-    (data / "concepts" / "heart_mug" / "images" / "000.png").write_bytes(b"broken")
-    failed = run_flow(tiny_params, train={"steps": 7}, fetch={"concepts": ["heart_mug", "no_such_thing"]})
+    broken = data / "concepts" / "heart_mug" / "images" / "000.png"
+    broken.write_bytes(b"broken")
+    failed = run_flow(tiny_params, ["train"], train={"steps": 7})  # train alone: fetch would draw the photo again
+    assert failed.is_failed()
+    assert "1 of 2 units failed" in failed.message and "heart_mug" in failed.message and str(broken) in failed.message
+    failed = run_flow(tiny_params, fetch={"concepts": ["heart_mug", "no_such_thing"]})
     assert failed.is_failed()
     assert "no_such_thing" in failed.message
