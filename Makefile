@@ -7,26 +7,32 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup repro flow show test lint evidence sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test lint evidence sweep tables bench-gpu miniworld lock clean
 
 help:
-	@echo "make repro      the whole chain on the mini world; prints the score table"
-	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper)"
+	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
+	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper first)"
 	@echo "make test       lint and tests"
 	@echo "make show       print the score table again"
-	@echo "make evidence   every figure of README and model card again -> data/evidence (about an hour on 2 cores)"
+	@echo "make evidence   every figure of docs/results.md and the model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
 	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
 	@echo "make bench-gpu  seconds and memory of SD v1.4's size on this GPU, random weights -> data/bench"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
 
 setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
 
 # torch by pip first (uv does not see every wheel folder that pip is told of), the rest by uv.
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "persres needs Python 3.11 or newer; say make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline]'
+	touch $@
+
+# What only tests and the mini world's own training need.
+$(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,miniworld,dev]'
 	touch $@
 
@@ -44,7 +50,7 @@ flow: setup
 show: setup
 	persres show
 
-lint: setup
+lint: setup-dev
 	ruff check .
 	ruff format --check .
 
@@ -52,23 +58,23 @@ test: lint
 	python -m pytest
 
 evidence: setup
-	python -m persres.evidence
+	persres evidence
 
 sweep: setup
-	python -m persres.evidence --sweep
+	persres sweep
 
 tables: setup
-	python -m persres.evidence --tables
+	persres tables
 
 # Stable Diffusion v1.4's size with random weights, so no hub: 150 iterations, 50 steps at batch 1, 4, 16, with and without LAG.
 bench-gpu: setup
-	python -m persres.bench --dtype bfloat16 --train-steps 150
+	persres bench --dtype bfloat16 --train-steps 150
 
-miniworld: setup
-	python -m persres.miniworld
+miniworld: setup-dev
+	persres miniworld
 
 # Renew the pinned versions after a change in pyproject.toml.
-lock: setup
+lock: setup-dev
 	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
 		--all-extras --upgrade pyproject.toml -o constraints.txt
 

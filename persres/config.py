@@ -71,7 +71,7 @@ class Encoders(Section):
 class Fetch(Section):
     """Which concepts. An empty list takes all that the dataset has."""
 
-    dataset: Literal["miniworld", "folder", "customconcept101", "dreambooth"] = "folder"
+    dataset: str = "folder"  # one of persres/datasets
     # dataset: folder: holds one folder of photos and a concept.json per concept; the two benchmarks: where their files lie or
     # are downloaded to, .work/datasets/<dataset> if not said
     folder: str | None = None
@@ -143,10 +143,11 @@ class VariantSettings(Section):
 @dataclass(frozen=True)
 class Known:
     """What the layers above know and this file doesn't: settings' types by method's name, the method that a variant without
-    ``method`` is of, and which datasets have a judge."""
+    ``method`` is of, the datasets, and those of them that have a judge."""
 
     methods: Mapping[str, type[VariantSettings]]
     default: str
+    datasets: frozenset[str] = frozenset()
     judged: frozenset[str] = frozenset()
 
 
@@ -303,7 +304,11 @@ class Profile(Section):
         for table, rows in self.tables.rows.items():
             unknown = [name for name in rows if name not in self.sample.methods]
             problems += [f"tables.rows.{table}.{name}: no such method in sample.methods" for name in unknown]
-        if known is not None and self.score.judge is not None and self.fetch.dataset not in known.judged:
+        if known is not None and self.fetch.dataset not in known.datasets:
+            problems.append(
+                f"fetch.dataset: no dataset {self.fetch.dataset!r}; one of {', '.join(sorted(known.datasets))}"
+            )
+        elif known is not None and self.score.judge is not None and self.fetch.dataset not in known.judged:
             problems.append(
                 f"score.judge: no judge reads pictures of dataset {self.fetch.dataset} (but of {', '.join(sorted(known.judged))});"
                 " leave it out"

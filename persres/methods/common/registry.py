@@ -9,7 +9,7 @@ from pathlib import Path
 
 import persres.methods
 from persres.config import Base, Known, Profile, Train, VariantSettings, load_params
-from persres.datasets.registry import judged_datasets
+from persres.datasets.registry import DATASETS, judged_datasets
 from persres.errors import PersresError
 from persres.methods.common.base import Method
 from persres.models.diffusion import pipeline_name
@@ -49,7 +49,7 @@ class _Types(Mapping[str, type[VariantSettings]]):
 
 def known() -> Known:
     """What a profile may name."""
-    return Known(_Types(), DEFAULT, judged_datasets())
+    return Known(_Types(), DEFAULT, frozenset(DATASETS), judged_datasets())
 
 
 def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:
