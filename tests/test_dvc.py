@@ -25,6 +25,7 @@ def checkout(repo, tiny_params, tmp_path) -> Path:
     (folder / ".gitignore").write_text(".work/\n")
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True, env=environment())
+    shutil.copy(repo / ".dvcignore", folder)
     return folder
 
 
@@ -51,9 +52,9 @@ def ran(output: str) -> list[str]:
 
 
 def change(folder: Path, section: str, **values) -> None:
-    told = yaml.safe_load((folder / "params.yaml").read_text())
-    told["tiny"][section] |= values
-    (folder / "params.yaml").write_text(yaml.safe_dump(told))
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    settings["tiny"][section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
 
 
 def start(folder: Path, ready: str) -> subprocess.Popen:
@@ -94,7 +95,7 @@ def test_ctrl_c_and_kill_9_leave_nothing_half_published(checkout):
     process.communicate(timeout=20)
     assert time.monotonic() - started < 5  # 0.6 s on an idle machine
     assert process.returncode != 0
-    assert not (checkout / "data" / "residuals").exists()
+    assert not (checkout / "data" / "learned").exists()
     process = start(checkout, ".work/train/*/manifest.json")
     process.kill()  # dvc alone: the stage it started runs on
     process.wait()
