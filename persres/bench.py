@@ -1,4 +1,4 @@
-"""``python -m persres.bench``: how long training and sampling take, and how much memory, on this machine.
+"""``persres bench``: how long training and sampling take, and how much memory, on this machine.
 
 Stable Diffusion v1.4 (or another family) at full size with random weights, built from its config: no hub is needed, and
 time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages. Writes
@@ -7,19 +7,18 @@ time and memory do not depend on what the weights know. It trains and draws with
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from persres.config import Base, Drawing, Variant
+from persres.config import Base, Drawing
 from persres.errors import PersresError
+from persres.methods.ours import Ours
 from persres.miniworld.tokenizer import write_tokenizer
 from persres.models.conditioning import Conditioning
 from persres.models.diffusion import Diffusion, assembled
@@ -28,6 +27,7 @@ from persres.models.loading import pick_device
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.runs.files import write_atomic
 from persres.runs.provenance import measured
+from persres.runs.specs import Item
 from persres.sampling.draw import draw
 from persres.seeding import generator
 from persres.training.residuals import Lesson, new_bank, train
@@ -43,7 +43,7 @@ def random_diffusion(family: Family, base: Base, place: torch.device) -> Diffusi
     return assembled(pipe.to(getattr(torch, base.dtype)), base, place, offload=False)
 
 
-def time_training(diffusion: Diffusion, base: Base, settings: Variant) -> tuple[ResidualBank, dict]:
+def time_training(diffusion: Diffusion, base: Base, settings: Ours) -> tuple[ResidualBank, dict]:
     """Seconds of one step: the median over all steps but the first, which also sets things up (of one step: itself)."""
     device = diffusion.unet.device
     channels, factor = diffusion.latent_shape
@@ -69,14 +69,9 @@ def time_training(diffusion: Diffusion, base: Base, settings: Variant) -> tuple[
 
 def time_drawing(diffusion: Diffusion, base: Base, bank: ResidualBank, drawing: Drawing, batch: int) -> dict:
     """Seconds of one picture, encoding and decoding included, in a batch of this size."""
+    phrase = f"{base.token} {CLASS}"
     items = [
-        {
-            "name": str(i),
-            "prompt": f"a photo of a {base.token} {CLASS}",
-            "phrase": f"{base.token} {CLASS}",
-            "image": i,
-            "plain": f"a photo of a {CLASS}",
-        }
+        Item(name=str(i), prompt=f"a photo of a {phrase}", phrase=phrase, image=i, plain=f"a photo of a {CLASS}")
         for i in range(batch)
     ]
     if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
@@ -86,7 +81,7 @@ def time_drawing(diffusion: Diffusion, base: Base, bank: ResidualBank, drawing: 
     return facts | {"image_s": facts["seconds"] / batch}
 
 
-def bench(family: Family, base: Base, device: str, settings: Variant, steps: int, batches: list[int]) -> dict:
+def bench(family: Family, base: Base, device: str, settings: Ours, steps: int, batches: list[int]) -> dict:
     """All figures: seconds of a training step and of a picture by batch size, without and with LAG; peak memory of each."""
     diffusion = random_diffusion(family, base, pick_device(device))
     bank, trained = time_training(diffusion, base, settings)
@@ -108,7 +103,7 @@ def bench(family: Family, base: Base, device: str, settings: Variant, steps: int
     bank.requires_grad_(False)
     for batch in batches:
         for key, lag in (("image", False), ("image_lag", True)):
-            drawing = Drawing(residual="bench", lag=lag, steps=steps, images_per_prompt=1)
+            drawing = Drawing(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
             drawn = time_drawing(diffusion, base, bank, drawing, batch)
             found[f"{key}_s"][str(batch)] = round(drawn["image_s"], 4)
             found["peak_mib"][f"{key}_{batch}"] = drawn["peak_mib"]
@@ -129,33 +124,28 @@ def markdown(found: dict) -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line. 0 on success, 1 with one clear error."""
-    parser = argparse.ArgumentParser(prog="python -m persres.bench", description=__doc__)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="sd14")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--resolution", type=int, help="pixels; none: the family's own")
-    parser.add_argument("--train-steps", type=int, default=5)
-    parser.add_argument("--train-batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--out", type=Path, default=Path("data/bench"))
-    given = parser.parse_args(arguments)
-    family = FAMILIES[given.family]
-    base = Base(model=f"random {given.family}", resolution=given.resolution or family.resolution, dtype=given.dtype)
-    settings = Variant(steps=given.train_steps, batch_size=given.train_batch)
+def run_bench(
+    family: str,
+    device: str = "auto",
+    dtype: str = "float32",
+    resolution: int | None = None,
+    train_steps: int = 5,
+    train_batch: int = 4,
+    steps: int = 50,
+    batches: tuple[int, ...] = (1, 4, 16),
+    out: Path = Path("data/bench"),
+) -> str:
+    """Measure a family (none for ``resolution``: its own), write ``<out>/gpu`` or ``cpu`` as JSON and Markdown; returns the
+    table. Raises PersresError for an unknown family and where memory does not suffice."""
+    if family not in FAMILIES:
+        raise PersresError(f"no family {family!r}; one of {', '.join(sorted(FAMILIES))}")
+    base = Base(model=f"random {family}", resolution=resolution or FAMILIES[family].resolution, dtype=dtype)
+    settings = Ours(steps=train_steps, batch_size=train_batch)
     try:
-        found = {"family": given.family} | bench(family, base, given.device, settings, given.steps, given.batches)
-        name = "cpu" if found["device"] == "cpu" else "gpu"
-        write_atomic(given.out / f"{name}.json", json.dumps(found, indent=1).encode() + b"\n")
-        write_atomic(given.out / f"{name}.md", markdown(found).encode())
-    except (PersresError, torch.OutOfMemoryError) as error:
-        print(f"persres: {error}", file=sys.stderr)
-        return 1
-    print(markdown(found), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found = {"family": family} | bench(FAMILIES[family], base, device, settings, steps, list(batches))
+    except torch.OutOfMemoryError as error:
+        raise PersresError(f"{error}; take a smaller batch, resolution or dtype") from error
+    name = "cpu" if found["device"] == "cpu" else "gpu"
+    write_atomic(out / f"{name}.json", json.dumps(found, indent=1).encode() + b"\n")
+    write_atomic(out / f"{name}.md", markdown(found).encode())
+    return markdown(found)

@@ -1,135 +1,229 @@
-"""Command line: ``persres run STAGE`` (what DVC calls), ``show``, ``compare``, ``use``, ``plan`` and ``personalize``."""
+"""The command line: ``persres run STAGE`` (what DVC calls) and what people ask for. ``persres --help`` names everything.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.exceptions import TyperException
 
 from persres.errors import PersresError
-from persres.pipeline import STAGES, load_context, run_stage
 from persres.progress import show_logs
+from persres.stages import STAGES
+
+app = typer.Typer(
+    help="Personalized residuals and localized attention-guided sampling for Stable Diffusion.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Params = Annotated[Path | None, typer.Option(help="settings; if left out, ./params.yaml or the package's own")]
+Profile = Annotated[str | None, typer.Option(help="a profile other than the one that params.yaml names")]
+Data = Annotated[Path, typer.Option(help="where the stages publish")]
+Work = Annotated[Path, typer.Option(help="the scratch folder, where finished units are kept")]
+Out = Annotated[Path, typer.Option(help="where to publish")]
+Stage = Literal[STAGES]
+DATA, WORK = Path("data"), Path(".work")
 
 
-def _show(data: Path) -> None:
-    table = data / "tables" / "table1.md"
-    if not table.exists():
-        raise PersresError(f"no {table}; run make repro first")
-    print(table.read_text())
-    for name in ("table3", "table4", "table5", "differences"):
-        path = data / "tables" / f"{name}.md"
-        if path.exists():  # without the notes, which table 1 has shown
-            print(path.read_text().split("\n\n- ")[0] + "\n")
-    print(f"Pictures: {data / 'sheets'}/*.png   Tables: {data / 'tables'}/   Residuals: {data / 'residuals'}/")
+def _params(params: Path | None) -> Path:
+    from persres.config import default_params
+
+    return params or default_params()
 
 
-def _compare(data: Path, method: str, against: str) -> None:
+@app.command()
+def run(stage: Stage, params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
+    """Run one stage, as DVC calls it; finished units are not done again."""
+    from persres.pipeline import load_context, run_stage
+
+    run_stage(stage, load_context(_params(params), profile, data, work))
+
+
+@app.command()
+def chain(params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
+    """Run all stages; a variant that fails leaves the others' rows standing, and the command fails at the end, naming it."""
+    from persres.pipeline import load_context, run_chain
+
+    failure = run_chain(load_context(_params(params), profile, data, work))
+    if failure is not None:
+        raise failure
+
+
+@app.command()
+def show(data: Data = DATA) -> None:
+    """Print the tables of the last run."""
+    from persres.report.terminal import show_tables
+
+    show_tables(data)
+
+
+@app.command()
+def compare(method: str, against: str, data: Data = DATA) -> None:
     """The paired test of any two methods: same prompts, same noise."""
-    import pandas as pd
+    from persres.report.terminal import show_difference
 
-    from persres.metrics.summary import difference, score_columns
-
-    source = data / "scores" / "scores.parquet"
-    if not source.exists():
-        raise PersresError(f"no {source}; run make repro first")
-    rows = pd.read_parquet(source)
-    known = list(dict.fromkeys(rows["method"]))
-    for name in (method, against):
-        if name not in known:
-            raise PersresError(f"no method {name!r} among the scores; there are {', '.join(known)}")
-    columns = score_columns(rows[rows["method"].isin([method, against])])
-    found = difference(rows, columns, method, against, 10_000, 0)
-    print(f"{method} - {against}, over {found['concepts']} concepts [95% bootstrap interval], p of the sign-flip test")
-    for column in columns:
-        ends = f"[{found[f'{column}_low']:+.4f}, {found[f'{column}_high']:+.4f}]"
-        print(f"  {column:18} {found[column]:+.4f} {ends}  p {found[f'{column}_p']:.3g}")
+    show_difference(data, method, against)
 
 
-def _use(params: Path, profile: str) -> None:
+@app.command()
+def use(profile: str, params: Annotated[Path, typer.Option(help="the file to change")] = Path("params.yaml")) -> None:
     """Make a profile the one that DVC and every command take: one line of params.yaml."""
     from persres.methods.common.registry import load_profile
 
     load_profile(params, profile)
-    text = params.read_text()
-    params.write_text(re.sub(r"^profile:.*$", f"profile: {profile}", text, count=1, flags=re.MULTILINE))
+    changed = re.sub(r"^profile:.*$", f"profile: {profile}", params.read_text(), count=1, flags=re.MULTILINE)
+    params.write_text(changed)
     print(f"{params}: profile: {profile}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="persres", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run one stage with the settings of params.yaml")
-    run.add_argument("stage", choices=STAGES)
-    show = commands.add_parser("show", help="print the score table and where the pictures are")
-    compare = commands.add_parser("compare", help="paired test of two methods (same prompts, same noise)")
-    compare.add_argument("method")
-    compare.add_argument("against")
-    use = commands.add_parser("use", help="name a profile in params.yaml")
-    use.add_argument("profile")
-    plan = commands.add_parser("plan", help="print units, pictures, GPU-hours and disk of a run before it starts")
-    for command in (run, show, compare, plan):
-        command.add_argument("--data", type=Path, default=Path("data"))
-    personalize = commands.add_parser("personalize", help="a folder of photos of one thing -> a residual and pictures")
-    _personalize_arguments(personalize)
-    for command in (run, plan, personalize, use):
-        command.add_argument("--params", type=Path, default=Path("params.yaml"))
-    for command in (run, plan):
-        command.add_argument("--profile", help="a profile other than the one that params.yaml names")
-    run.add_argument("--work", type=Path, default=Path(".work"))
-    return parser
+@app.command()
+def plan(params: Params = None, profile: Profile = None, data: Data = DATA) -> None:
+    """Print units, pictures, GPU-hours and disk of a run before it starts."""
+    from persres.plan import plan_text
+
+    print(plan_text(_params(params), profile, data))
 
 
-def _personalize_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("photos", type=Path, help="a folder with 3 to 15 photos of one thing")
-    command.add_argument(
-        "--class", dest="macro_class", help="what the thing is, e.g. dog; if left out, the nearest WordNet noun"
+@app.command()
+def personalize(
+    photos: Annotated[Path, typer.Argument(help="a folder with 3 to 15 photos of one thing")],
+    macro_class: Annotated[
+        str | None, typer.Option("--class", help="what the thing is, e.g. dog; if left out, the nearest WordNet noun")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="the concept's name; if left out, the folder's")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="with {} where the thing goes; may be given again")] = None,
+    profile: Annotated[
+        str, typer.Option(help="whose models and training; mini needs no GPU and no download")
+    ] = "paper",
+    params: Params = None,
+    out: Annotated[Path | None, typer.Option(help="where to leave it; if left out, personal/<name>")] = None,
+) -> None:
+    """A folder of photos of one thing becomes a residual and a sheet of pictures."""
+    from persres.personalize import personalize as learn_and_draw
+
+    learn_and_draw(
+        photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile
     )
-    command.add_argument("--name", help="the concept's name; if left out, the folder's")
-    command.add_argument(
-        "--prompt", action="append", default=[], help="with {} where the thing goes; may be given again"
-    )
-    command.add_argument(
-        "--profile", default="paper", help="whose models and training (paper; mini needs no GPU and no download)"
-    )
-    command.add_argument("--out", type=Path, help="where to leave it; if left out, personal/<name>")
+
+
+@app.command()
+def evidence(
+    params: Params = None,
+    work: Work = WORK,
+    out: Out = DATA,
+    prompts: Annotated[int, typer.Option(help="held-out prompts to measure the base model on")] = 240,
+    scenes: Annotated[int, typer.Option(help="nameable scenes for localisation")] = 300,
+    views: Annotated[int, typer.Option(help="scenes of each concept for localisation")] = 27,
+) -> None:
+    """Measure every claim on the mini world: effects with controls, localisation, methods broken on purpose."""
+    from persres.evidence.commands import run_evidence
+
+    print(run_evidence(_params(params), work, out, prompts, scenes, views))
+
+
+@app.command()
+def tables(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
+    """The paper's tables 1, 3, 4 and 5 with every rival and ablation."""
+    from persres.evidence.commands import run_tables
+
+    run_tables(_params(params), work, out)
+
+
+@app.command()
+def sweep(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
+    """The settings that the paper leaves open."""
+    from persres.evidence.commands import run_sweep
+
+    run_sweep(_params(params), work, out)
+
+
+@app.command()
+def pages(out: Out = DATA) -> None:
+    """Write the measured blocks of the pages again, from the committed figures."""
+    from persres.evidence.commands import write_pages
+
+    write_pages(out)
+
+
+@app.command()
+def bench(
+    family: Annotated[str, typer.Option(help="sd14, sd21 or sdxl")] = "sd14",
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    resolution: Annotated[int | None, typer.Option(help="pixels; if left out, the family's own")] = None,
+    train_steps: int = 5,
+    train_batch: int = 4,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    batches: Annotated[str, typer.Option(help="batch sizes to draw at")] = "1,4,16",
+    out: Out = DATA / "bench",
+) -> None:
+    """Seconds and memory of a full-size model with random weights on this machine: no hub is needed."""
+    from persres.bench import run_bench
+
+    sizes = tuple(int(size) for size in batches.split(","))
+    print(run_bench(family, device, dtype, resolution, train_steps, train_batch, steps, sizes, out))
+
+
+@app.command()
+def miniworld(
+    work: Work = WORK / "miniworld",
+    out: Annotated[Path | None, typer.Option(help="where the weights go; if left out, into the package")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="train this part alone; may be given again")] = None,
+    threads: Annotated[int | None, typer.Option(help="of torch")] = None,
+    prompts: Annotated[int, typer.Option(help="held-out prompts to measure the base model on")] = 240,
+) -> None:
+    """Train the mini world's own models from nothing (hours on a CPU)."""
+    import json
+
+    import torch
+
+    from persres.miniworld.build.everything import OUT, build_everything
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    measured = build_everything(work, out or OUT, tuple(part or ()), prompts)
+    if measured is not None:
+        print(json.dumps(measured, indent=1))
+
+
+@app.command()
+def deps(write: Annotated[bool, typer.Option("--write", help="write them into dvc.yaml")] = False) -> None:
+    """The code that each DVC stage watches, from the imports."""
+    from persres.dependencies import stage_code, write_dependencies
+
+    if write:
+        print("dvc.yaml: written" if write_dependencies(Path("dvc.yaml")) else "dvc.yaml: nothing has changed")
+        return
+    for stage in STAGES:
+        print(f"{stage}: {' '.join(stage_code(stage))}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. 0 on success, 1 with one clear error, 130 after Ctrl-C."""
-    given = _parser().parse_args(arguments)
+    """Entry point. 0 on success, 1 with one clear error, 2 where the call is wrong, 130 after Ctrl-C."""
     show_logs()
     try:
-        if given.command == "show":
-            _show(given.data)
-        elif given.command == "compare":
-            _compare(given.data, given.method, given.against)
-        elif given.command == "use":
-            _use(given.params, given.profile)
-        elif given.command == "plan":
-            from persres.plan import print_plan
-
-            print_plan(given.params, given.profile, given.data)
-        elif given.command == "personalize":
-            from persres.personalize import Wish, personalize
-
-            wish = Wish(given.photos, given.macro_class, given.name, tuple(given.prompt), given.out)
-            personalize(wish, given.params, given.profile)
-        else:
-            run_stage(given.stage, load_context(given.params, given.profile, given.data, given.work))
+        return app(args=arguments, prog_name="persres", standalone_mode=False) or 0
+    except TyperException as error:
+        print(f"persres: {error.format_message()} (persres --help names the commands)", file=sys.stderr)
+        return error.exit_code
     except PersresError as error:
         print(f"persres: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"persres: {error.strerror or error}: {error.filename}; free some space, or make the folder writable",
-            file=sys.stderr,
-        )
+        mend = "free some space, or make the folder writable"
+        print(f"persres: {error.strerror or error}: {error.filename}; {mend}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("persres: stopped; finished units are kept, run again to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from persres.errors import PersresError
+from persres.places import PACKAGE
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -343,6 +344,12 @@ def _lines(error: ValidationError) -> list[str]:
         for line in message.split("\n"):
             lines.append(f"{where}{'.' if item['type'] == 'paths' else ': '}{line}" if where else line)
     return lines
+
+
+def default_params() -> Path:
+    """./params.yaml, or where there is none the one that comes with the package."""
+    own = Path("params.yaml")
+    return own if own.exists() else PACKAGE / own
 
 
 def read_params(path: Path) -> dict[str, Any]:

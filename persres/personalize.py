@@ -7,60 +7,67 @@ and base, ours and ours with LAG from the same noise. What the stages make lies 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
-from persres.config import Fetch, Profile, Sample, Score, Tables, Train, load_params
+from persres.config import Profile, default_params
 from persres.datasets.folder import NEUTRAL_PROMPTS
 from persres.datasets.layout import check_name
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
+from persres.images import load_photo
+from persres.places import located
 from persres.prompt_text import fill
+from persres.runs.context import Context
 from persres.runs.files import publishing, write_atomic
 
+log = logging.getLogger(__name__)
 FEWEST = 3  # photos; the paper's benchmark has 3 to 15 of each concept
-METHODS = {"base": {}, "ours": {"residual": "ours"}, "ours_lag": {"residual": "ours", "lag": True}}
+METHODS = {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
 STAGES = ("fetch", "macro_class", "train", "sample")
 _OWN_SAMPLING = {"methods", "images_per_prompt", "prompts"}
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What the user asked for. Without ``macro_class`` the nearest WordNet noun is taken; without ``prompts``, neutral ones."""
-
-    photos: Path
-    macro_class: str | None = None
-    name: str | None = None
-    prompts: tuple[str, ...] = ()
-    out: Path | None = None
-
-
-def personalize(wish: Wish, params: Path, profile: str) -> Path:
+def personalize(
+    photos: str | Path,
+    *,
+    macro_class: str | None = None,
+    name: str | None = None,
+    prompts: tuple[str, ...] = (),
+    out: str | Path | None = None,
+    params: str | Path | None = None,
+    profile: str = "paper",
+) -> Path:
     """Train, draw and leave ``<name>.safetensors``, ``<name>.png`` and ``README.md``; returns their folder.
 
-    Raises PersresError naming the photo, prompt, profile or model that is wrong.
-    """
-    from persres.pipeline import run_stage
-    from persres.runs.context import Context
+    Without ``macro_class`` the nearest WordNet noun is taken, without ``name`` the folder's, without ``prompts`` neutral ones,
+    without ``out`` ``personal/<name>``, without ``params`` ./params.yaml or else the package's.
 
-    name = check_name(wish.name or _name_of(wish.photos))
-    settings, out = load_params(params, profile), wish.out or Path("personal") / name
-    for prompt in wish.prompts:
-        fill(prompt, "thing")
-    if wish.macro_class is not None and not wish.macro_class.strip():
-        raise PersresError("--class is empty; say what the thing is, e.g. --class dog, or leave it out")
-    photos, staged = find_photos(wish.photos), out / ".run" / "photos"
-    _advise(photos, settings.base.resolution, profile)
-    _stage(photos, wish, name, staged)
-    context = Context(
-        derive(settings, name, staged, wish.macro_class is None), out / ".run" / "data", out / ".run" / "work"
-    )
+    Raises PersresError naming the photo, prompt, profile or model that is wrong, before anything is written.
+    """
+    from persres.methods.common.registry import load_profile
+    from persres.pipeline import run_stage
+
+    photos = Path(photos)
+    name = check_name(name or _name_of(photos))
+    settings = load_profile(Path(params or default_params()), profile)
+    folder = Path(out or Path("personal") / name)
+    _check_words(prompts, macro_class)
+    found = find_photos(photos)
+    for photo in found:  # here, under the user's own names: what the stages read are copies
+        load_photo(photo)
+    check_models(settings, look_for_class=macro_class is None)
+    _advise(found, settings.base.resolution, profile)
+    staged = folder / ".run" / "photos"
+    _stage(found, macro_class, prompts, name, staged)
+    derived = derive(settings, name, staged, macro_class is None)
+    context = Context(derived, folder / ".run" / "data", folder / ".run" / "work")
     for stage in STAGES:
         run_stage(stage, context)
-    _leave(context, name, out)
-    return out
+    _leave(context, name, folder)
+    return folder
 
 
 def _name_of(photos: Path) -> str:
@@ -68,24 +75,46 @@ def _name_of(photos: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", photos.resolve().name).strip("_-")[:64]
 
 
+def _check_words(prompts: tuple[str, ...], macro_class: str | None) -> None:
+    for prompt in prompts:
+        fill(prompt, "thing")
+    if macro_class is not None and not macro_class.strip():
+        raise PersresError("--class is empty; say what the thing is, e.g. --class dog, or leave it out")
+
+
+def check_models(profile: Profile, look_for_class: bool) -> None:
+    """Raises PersresError where a model can't be had: the base model and, to look for a class, CLIP. The base model's index and the
+    variant's family are read, CLIP is loaded, for its files are the check."""
+    from persres.methods.common.registry import check_available
+    from persres.models.diffusion import pipeline_name
+
+    pipeline_name(profile.base.model)
+    check_available(profile.base, profile.train)
+    if look_for_class:
+        from persres.metrics.clip_scores import load_clip
+
+        load_clip(profile.encoders.clip, profile.runtime.device)
+
+
 def _advise(photos: list[Path], resolution: int, profile: str) -> None:
     """What a first user should know before the wait."""
     import torch
 
     if len(photos) < FEWEST:
-        print(
-            f"persres: only {len(photos)} photo(s); {FEWEST} to 15 of the same thing in other places and from other sides work better"
-        )
+        few = "only %d photo(s); %d to 15 of the same thing in other places and from other sides work better"
+        log.warning(few, len(photos), FEWEST)
     if resolution >= 512 and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        print(
-            f"persres: no GPU here; profile {profile} takes hours on a CPU. --profile mini tries the steps in minutes, on a tiny model that knows only its own drawn world"
+        slow = (
+            "no GPU here; profile %s takes hours on a CPU. --profile mini tries the steps in minutes, on a tiny model that"
+            " knows only its own drawn world"
         )
+        log.warning(slow, profile)
 
 
-def _stage(photos: list[Path], wish: Wish, name: str, staged: Path) -> None:
+def _stage(photos: list[Path], macro_class: str | None, prompts: tuple[str, ...], name: str, staged: Path) -> None:
     """The photos as the folder dataset wants them, with their description."""
-    prompts = [("background", prompt) for prompt in wish.prompts] or NEUTRAL_PROMPTS
-    described = {"macro_class": wish.macro_class or "thing", "prompts": list(prompts)}
+    chosen = [("background", prompt) for prompt in prompts] or NEUTRAL_PROMPTS
+    described = {"macro_class": macro_class or "thing", "prompts": list(chosen)}
     with publishing(staged) as fresh:
         (fresh / name).mkdir()
         for photo in photos:
@@ -95,21 +124,20 @@ def _stage(photos: list[Path], wish: Wish, name: str, staged: Path) -> None:
 
 def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> Profile:
     """The chosen profile's models and training, on this one concept, with few pictures."""
+    from persres.methods.common.registry import make_profile
+
     macro = {"source": "wordnet" if look_for_class else "dataset", "nearest": look_for_class}
-    return Profile(
-        base=profile.base,
-        encoders=profile.encoders,
-        fetch=Fetch(dataset="folder", folder=str(photos), concepts=(name,)),
-        macro_class=profile.macro_class.model_copy(update=macro),
-        train=Train(**profile.train.model_dump(exclude={"variants"}), variants={"ours": {}}),
-        sample=Sample(**profile.sample.model_dump(exclude=_OWN_SAMPLING), images_per_prompt=1, methods=METHODS),
-        score=Score(),
-        tables=Tables(sheet_scale=profile.tables.sheet_scale),
-        runtime=profile.runtime,
-    )
+    settings = profile.model_dump(include={"base", "encoders", "runtime"}) | {
+        "fetch": {"dataset": "folder", "folder": str(photos), "concepts": (name,)},
+        "macro_class": profile.macro_class.model_dump() | macro,
+        "train": profile.train.model_dump(exclude={"variants"}) | {"variants": {"ours": {}}},
+        "sample": profile.sample.model_dump(exclude=_OWN_SAMPLING) | {"images_per_prompt": 1, "methods": METHODS},
+        "tables": {"sheet_scale": profile.tables.sheet_scale},
+    }
+    return make_profile(settings)
 
 
-def _leave(context, name: str, out: Path) -> None:
+def _leave(context: Context, name: str, out: Path) -> None:
     from persres.report.sheets import write_sheets
     from persres.runs.outputs import read_macro_classes
 
@@ -120,13 +148,13 @@ def _leave(context, name: str, out: Path) -> None:
     write_atomic(residual, (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes())
     write_atomic(note, how_to_load(context.profile, name, read_macro_classes(context)[name]).encode())
     for label, path in (("residual", residual), ("pictures", sheet), ("how to load it", note)):
-        print(f"{label:15} {path}", flush=True)
+        log.info("%-15s %s", label, path)
 
 
 def how_to_load(profile: Profile, name: str, macro_class: str) -> str:
     """A short note with code for diffusers; prompts hold the rare token, whose embedding V* has."""
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model = str(Path(located(model)).resolve()) if Path(located(model)).is_dir() else model
     drawing = profile.sample
     return f"""# {name}
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
+from persres.methods.common.registry import load_profile, make_profile
 from persres.runs.context import Context
-
-STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")
+from persres.stages import STAGES
 
 
 def load_context(
@@ -23,8 +23,6 @@ def load_context(
     work: str | Path = ".work",
 ) -> Context:
     """From a params file. Raises PersresError with all of its problems."""
-    from persres.methods.common.registry import load_profile
-
     return Context(load_profile(Path(params), profile), Path(data), Path(work))
 
 
@@ -57,8 +55,6 @@ def without(profile, failure: UnitFailures):
 
     Raises the failure itself where no variant or method can be named for it, or none would be left.
     """
-    from persres.methods.common.registry import make_profile
-
     settings = profile.model_dump()
     variants, methods = _failed(profile, failure)
     kept = [m for m in settings["sample"]["methods"] if m not in methods]

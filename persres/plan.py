@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from persres.config import Profile, Variant, load_params
-from persres.datasets import customconcept101, dreambooth
+from persres.config import Profile, VariantSettings
+from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
+from persres.methods.common.registry import load_profile
 from persres.metrics.paper_figures import MODEL
+from persres.training.settings import ResidualSettings
 
 RESOLUTION = 512  # what the rates are for
 
@@ -62,49 +64,22 @@ def read_rates(path: Path, dtype: str = "float32") -> Rates:
         said = f"published: the paper's 3 minutes for 150 steps on an A100; 1.6 s a half-precision picture on an A100{said}"
         return Rates(PAPER_STEP_S, PUBLISHED_IMAGE_S * slower, PUBLISHED_IMAGE_S * slower, said)
     try:
-        measured = json.loads(path.read_text())
-        rates = {"train_step_s": measured["train_step_s"] * PAPER_BATCH / measured["train_batch"]}
+        found = json.loads(path.read_text())
+        rates = {"train_step_s": found["train_step_s"] * PAPER_BATCH / found["train_batch"]}
         for key in ("image_s", "image_lag_s"):  # seconds a picture by batch size: a run takes the best
-            rates[key] = min(measured[key].values()) * IMAGE_STEPS / measured["sample_steps"]
+            rates[key] = min(found[key].values()) * IMAGE_STEPS / found["sample_steps"]
         if min(rates.values()) <= 0:
             raise ValueError("a rate is not above zero")
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise PersresError(
             f"{path} does not hold measured rates ({error!r}); run make bench-gpu again, or delete it"
         ) from error
-    return Rates(**rates, source=f"measured on {measured.get('device')}: {path}")
-
-
-def dataset_size(profile: Profile) -> tuple[int, int]:
-    """(concepts, all their prompts) as the dataset declares them. Raises PersresError where a user's folder is not there."""
-    fetch = profile.fetch
-    if fetch.dataset == "folder":
-        return _folder_size(Path(fetch.folder or ""), fetch.concepts)
-    if fetch.dataset == "miniworld":
-        from persres.miniworld.captions import concept_prompts
-        from persres.miniworld.concepts import CONCEPTS
-
-        drawn = [c for c in CONCEPTS if c.name in fetch.concepts or not fetch.concepts]
-        return len(drawn), sum(len(concept_prompts(c.look.kind, c.backgrounds)) for c in drawn)
-    module = {"customconcept101": customconcept101, "dreambooth": dreambooth}[fetch.dataset]
-    concepts = len(fetch.concepts) or module.COUNT
-    return concepts, concepts * module.PROMPTS
-
-
-def _folder_size(folder: Path, concepts: tuple[str, ...]) -> tuple[int, int]:
-    from persres.datasets.folder import describe
-
-    if not folder.is_dir():
-        raise PersresError(
-            f"fetch.folder: no folder {folder}, so there is nothing to count; create it with one folder of photos per concept"
-        )
-    names = concepts or sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return len(names), sum(len(describe(folder / name).prompts) for name in names)
+    return Rates(**rates, source=f"measured on {found.get('device')}: {path}")
 
 
 def make_plan(profile: Profile, rates: Rates) -> list[Line]:
     """The stages in order."""
-    concepts, prompts = dataset_size(profile)
+    concepts, prompts = dataset_named(profile.fetch.dataset).size(profile.fetch)
     covered = rates if profile.base.resolution == RESOLUTION else None
     sample = _sample(profile, concepts, prompts, covered)
     nouns = profile.macro_class.nearest or profile.macro_class.source == "wordnet"
@@ -119,9 +94,9 @@ def make_plan(profile: Profile, rates: Rates) -> list[Line]:
 
 
 def _train(profile: Profile, concepts: int, rates: Rates | None) -> Line:
-    variants = {name: profile.train.variant(name) for name in profile.train.variants}
-    images = _prior_images(profile, concepts)
-    timed = {name: v for name, v in variants.items() if rates is not None and isinstance(v, Variant)}
+    variants = profile.train.variants
+    images = _class_images(profile, concepts)
+    timed = {name: v for name, v in variants.items() if rates is not None and isinstance(v, ResidualSettings)}
     sizes = {name: _state_bytes(profile, variant) for name, variant in variants.items()}
     sized = [size * _learned(variants[name], concepts) for name, size in sizes.items() if size is not None]
     unknown = _of("time", [name for name in variants if name not in timed], variants)
@@ -129,21 +104,23 @@ def _train(profile: Profile, concepts: int, rates: Rates | None) -> Line:
     hours = _train_seconds(profile, concepts, images, timed, rates) / 3600 if timed or (rates and images) else None
     size = COPIES * sum(sized) if sized else None
     note = ["how many concepts share a class, and so class images"] * bool(images)
-    return Line(
-        "train", sum(_learned(v, concepts) for v in variants.values()), images, hours, size, "; ".join(unknown + note)
-    )
+    units = sum(_learned(v, concepts) for v in variants.values())
+    return Line("train", units, images, hours, size, "; ".join(unknown + note))
 
 
-def _train_seconds(profile: Profile, concepts: int, images: int, timed: dict[str, Variant], rates: Rates) -> float:
+def _train_seconds(
+    profile: Profile, concepts: int, images: int, timed: dict[str, ResidualSettings], rates: Rates
+) -> float:
     """Class images first, then every concept by every variant that has a rate; class images double a step."""
     steps = sum(
-        _learned(v, concepts) * v.steps * (2 if v.prior_images else 1) * v.batch_size / PAPER_BATCH
+        _learned(v, concepts) * v.steps * (2 if v.class_images() else 1) * v.batch_size / PAPER_BATCH
         for v in timed.values()
     )
-    return images * rates.image_s * profile.sample.steps / IMAGE_STEPS + steps * rates.train_step_s
+    drawing = images * rates.image_s * profile.train.class_images.steps / IMAGE_STEPS
+    return drawing + steps * rates.train_step_s
 
 
-def _learned(variant, concepts: int) -> int:
+def _learned(variant: VariantSettings, concepts: int) -> int:
     """How many of the concepts a variant learns."""
     return min(concepts, variant.concepts or concepts)
 
@@ -155,21 +132,22 @@ def _of(what: str, names: list[str], every: dict) -> list[str]:
     return [what if len(names) == len(every) else f"{what} of {', '.join(names)}"]
 
 
-def _prior_images(profile: Profile, concepts: int) -> int:
+def _class_images(profile: Profile, concepts: int) -> int:
     """Class images to draw: one set per prompt, count and class; at most as many classes as concepts."""
-    drawn = [v for v in map(profile.train.variant, profile.train.variants) if getattr(v, "prior_images", 0)]
     sets: dict[tuple[str, int], int] = {}
-    for variant in (v for v in drawn if not getattr(v, "prior_folder", None)):
-        key = variant.prompt, variant.prior_images
-        sets[key] = max(sets.get(key, 0), _learned(variant, concepts))
+    for variant in profile.train.variants.values():
+        request = variant.class_images()
+        if request is not None and request.folder is None:
+            key = request.prompt, request.count
+            sets[key] = max(sets.get(key, 0), _learned(variant, concepts))
     return sum(count * classes for (_, count), classes in sets.items())
 
 
-def _state_bytes(profile: Profile, variant) -> int | None:
+def _state_bytes(profile: Profile, variant: VariantSettings) -> int | None:
     """What one concept's learned file takes on Stable Diffusion v1, None where that is not known."""
     if profile.base.model != MODEL:
         return None
-    if not isinstance(variant, Variant):
+    if not isinstance(variant, ResidualSettings):
         return 2 * RIVAL_NUMBERS[variant.method] if variant.method in RIVAL_NUMBERS else None
     if variant.target == "attn_kv":
         return None
@@ -177,18 +155,12 @@ def _state_bytes(profile: Profile, variant) -> int | None:
 
 
 def _sample(profile: Profile, concepts: int, prompts: int, rates: Rates | None) -> Line:
-    drawings = [profile.sample.method(name) for name in profile.sample.methods]
     units, images, seconds, masks = 0, 0, 0.0, 0
-    for drawing in drawings:
-        drawn = concepts if drawing.residual is None else _learned(profile.train.variant(drawing.residual), concepts)
-        units += drawn
-        most = (
-            prompts * drawn // concepts
-            if drawing.prompts is None
-            else min(prompts, drawing.prompts * concepts) * drawn // concepts
-        )
-        count = most * drawing.images_per_prompt
-        images, masks = images + count, masks + count * drawing.lag
+    for drawing in map(profile.sample.method, profile.sample.methods):
+        drawn = concepts if drawing.variant is None else _learned(profile.train.variant(drawing.variant), concepts)
+        every = prompts if drawing.prompts is None else min(prompts, drawing.prompts * concepts)
+        count = every * drawn // concepts * drawing.images_per_prompt
+        units, images, masks = units + drawn, images + count, masks + count * drawing.lag
         if rates is not None:
             seconds += count * (rates.image_lag_s if drawing.lag else rates.image_s) * drawing.steps / IMAGE_STEPS
     pixels = prod((profile.base.resolution, profile.base.resolution, 3))  # a PNG is at most about its raw pixels
@@ -227,8 +199,8 @@ def _disk(size: int | None) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def print_plan(params: Path, profile: str | None, data: Path) -> None:
-    """Print the plan of a profile; starts and asks nothing."""
-    settings = load_params(params, profile)
+def plan_text(params: Path, profile: str | None, data: Path) -> str:
+    """The plan of a profile; starts and asks nothing. Raises PersresError with the profile's problems."""
+    settings = load_profile(params, profile)
     rates = read_rates(data / "bench" / "gpu.json", settings.base.dtype)
-    print(as_text(make_plan(settings, rates), rates, settings), flush=True)
+    return as_text(make_plan(settings, rates), rates, settings)

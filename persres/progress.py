@@ -36,6 +36,7 @@ def show_logs(level: int = logging.INFO) -> None:
         handler = _Stdout()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+        logger.propagate = False  # a library that sets up the root logger would say everything twice
 
 
 def remaining(done: int, total: int, seconds: float) -> str:

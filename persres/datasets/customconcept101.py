@@ -10,6 +10,7 @@ Both are downloaded where they do not lie in ``fetch.folder`` yet:
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import CUSTOMCONCEPT101, grouped
 from persres.errors import PersresError
 
+log = logging.getLogger(__name__)
 COUNT, PROMPTS = 101, 20  # concepts, prompts of each
 FOLDER = Path(".work/datasets/customconcept101")
 PHOTOS_URL = "https://huggingface.co/datasets/nupurkmr9/custom-diffusion/resolve/main/benchmark_dataset.zip"
@@ -43,12 +45,18 @@ def fetch(settings: Fetch, root: Path) -> int:
     lists, photos = _lists(folder, settings), _photos(folder, settings)
     entries = _entries(lists / "dataset.json")
     _check_choice(settings, entries, photos)
-    print(f"fetch: {LICENCE}", flush=True)
+    log.info("fetch: %s", LICENCE)
     for name in tqdm(settings.concepts or sorted(entries), desc="fetch", mininterval=2, leave=False, disable=None):
         prompts = read_prompts(lists / entries[name]["prompt_filename"])
         concept = Concept(name, name.split("_")[0], entries[name]["class_prompt"], prompts, LICENCE)
         copy_concept(find_photos(photos / name), check_concept(concept, lists / "dataset.json"), root)
     return len(settings.concepts or entries)
+
+
+def size(settings: Fetch) -> tuple[int, int]:
+    """Concepts, and all their prompts, as the benchmark declares them."""
+    concepts = len(settings.concepts) or COUNT
+    return concepts, concepts * PROMPTS
 
 
 def _mend(folder: Path) -> str:

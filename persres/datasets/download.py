@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from persres.errors import PersresError
 from persres.runs.files import digest_file, publishing, write_atomic
 
+log = logging.getLogger(__name__)
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 CHUNK = 1 << 16  # bytes; a cut loses at most so many
 ATTEMPTS = 3  # in one run, as long as each brings something
@@ -49,7 +51,7 @@ def download(url: str, target: Path, pinned: str | None = None, mend: str = "con
         os.replace(partial, target)
         _forget(partial)
     write_atomic(record, f"{digest}  {target.name}\n".encode())
-    print(f"fetch: {target} has sha256 {digest}", flush=True)
+    log.info("fetch: %s has sha256 %s", target, digest)
     return target
 
 

@@ -7,6 +7,7 @@ Downloaded from github.com/google/dreambooth where it does not lie in ``fetch.fo
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import DREAMBOOTH, grouped
 from persres.errors import PersresError
 
+log = logging.getLogger(__name__)
 COUNT, PROMPTS = 30, 25  # subjects, prompts of each
 FOLDER = Path(".work/datasets/dreambooth")
 URL = "https://github.com/google/dreambooth/archive/refs/heads/main.zip"
@@ -35,7 +37,7 @@ def fetch(settings: Fetch, root: Path) -> int:
     """
     folder = _place(Path(settings.folder or FOLDER), settings)
     classes, prompts = read_list(folder / LIST)
-    print(f"fetch: {LICENCE}", flush=True)
+    log.info("fetch: %s", LICENCE)
     chosen, credits = _chosen(settings, folder, classes), _credits(folder / SOURCES)
     for name in chosen:
         kind = "live subject" if classes[name] in LIVE else "object"
@@ -43,6 +45,12 @@ def fetch(settings: Fetch, root: Path) -> int:
         concept = Concept(name, kind, classes[name], grouped(prompts[kind], DREAMBOOTH[kind]), licence)
         copy_concept(find_photos(folder / name), check_concept(concept, folder / LIST), root)
     return len(chosen)
+
+
+def size(settings: Fetch) -> tuple[int, int]:
+    """Concepts, and all their prompts, as the benchmark declares them."""
+    concepts = len(settings.concepts) or COUNT
+    return concepts, concepts * PROMPTS
 
 
 def _place(folder: Path, settings: Fetch) -> Path:
@@ -88,7 +96,7 @@ def _chosen(settings: Fetch, folder: Path, classes: dict[str, str]) -> list[str]
             f"{folder} has no folder of photos for {', '.join(missing)}; add it, or leave it out of fetch.concepts"
         )
     if missing:
-        print(f"fetch: {folder} lacks {len(missing)} of {len(classes)} subjects: {', '.join(missing)}", flush=True)
+        log.info("fetch: %s lacks %d of %d subjects: %s", folder, len(missing), len(classes), ", ".join(missing))
     return chosen
 
 

@@ -31,6 +31,21 @@ def fetch(settings: Fetch, root: Path) -> int:
 
     Raises PersresError naming the first missing folder, broken photo or wrong name.
     """
+    source, names = _named(settings)
+    for name in names:
+        concept = source / check_name(name)
+        copy_concept(find_photos(concept), describe(concept), root)
+    return len(names)
+
+
+def size(settings: Fetch) -> tuple[int, int]:
+    """Concepts, and all their prompts. Raises PersresError where the folder is not there or a ``concept.json`` is wrong."""
+    source, names = _named(settings)
+    return len(names), sum(len(describe(source / name).prompts) for name in names)
+
+
+def _named(settings: Fetch) -> tuple[Path, tuple[str, ...]]:
+    """The folder and its concepts."""
     source = Path(settings.folder or "")
     if not source.is_dir():
         raise PersresError(f"fetch.folder: no folder {source}; create it with one folder of photos per concept")
@@ -39,10 +54,7 @@ def fetch(settings: Fetch, root: Path) -> int:
     )
     if not names:
         raise PersresError(f"fetch.folder: {source} holds no concept; put one folder of photos per concept in it")
-    for name in names:
-        concept = source / check_name(name)
-        copy_concept(find_photos(concept), describe(concept), root)
-    return len(names)
+    return source, names
 
 
 def describe(source: Path) -> Concept:

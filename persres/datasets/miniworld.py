@@ -23,6 +23,12 @@ def fetch(settings: Fetch, root: Path) -> int:
     return len(settings.concepts or known)
 
 
+def size(settings: Fetch) -> tuple[int, int]:
+    """Concepts, and all their prompts."""
+    chosen = [c for c in drawn.CONCEPTS if c.name in settings.concepts or not settings.concepts]
+    return len(chosen), sum(len(concept_prompts(c.look.kind, c.backgrounds)) for c in chosen)
+
+
 def _write(concept: drawn.Concept, settings: Fetch, root: Path) -> None:
     kind = concept.look.kind
     record = Concept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from persres.datasets.layout import Concept, write_concept
 from persres.errors import PersresError
 from persres.images import SUFFIXES, list_photos, load_photo
 
+log = logging.getLogger(__name__)
 UNREAD = (".heic", ".heif", ".avif", ".dng", ".raw", ".cr2", ".nef", ".arw")  # photos, but not for Pillow alone
 _NO_PHOTO = ("concept.json",)
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """The photos of a folder by name; files that are left out are printed.
+    """The photos of a folder by name; files that are left out are logged.
 
     Raises PersresError where there is none, naming the mend where there are only photos in a phone's or a camera's own format.
     """
@@ -27,7 +29,7 @@ def find_photos(folder: Path) -> list[Path]:
     photos = list_photos(folder)
     if others:
         hint = "; save HEIC and raw photos as JPEG to use them" if unread else ""
-        print(f"fetch: {folder}: left out {', '.join(others)}{hint}", flush=True)
+        log.info("fetch: %s: left out %s%s", folder, ", ".join(others), hint)
     return photos
 
 

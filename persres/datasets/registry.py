@@ -1,7 +1,7 @@
-"""Datasets by name: a file in ``persres/datasets/`` with ``fetch`` and ``size`` is one.
+"""Datasets by name: a file in ``persres/datasets/`` named in :data:`DATASETS`, with ``fetch`` and ``size``, is one.
 
 ``fetch(settings, folder) -> count`` writes the concepts, ``size(settings) -> (concepts, prompts)`` counts them before. A dataset
-whose pictures a judge can read has a ``JUDGE`` too: the name of the module with it.
+whose pictures a judge can read names the judge's module in :data:`JUDGES`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import pandas as pd
 
 SCORES = ("clip_text", "clip_image", "dino")
 JUDGED = ("dino_object", "followed", "background_change")  # only where a judge reads the pictures
+FEWEST_FOR_INTERVAL = 5  # concepts; an interval over fewer says more than they know
 
 
 def score_columns(rows: pd.DataFrame) -> list[str]:
@@ -15,13 +16,17 @@ def score_columns(rows: pd.DataFrame) -> list[str]:
 
 
 def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[float, float]:
-    """95% percentile interval of the mean, resampling concepts. NaN for fewer than two."""
-    if len(values) < 2:
+    """95% percentile interval of the mean, resampling concepts (scipy.stats.bootstrap). NaN below five concepts."""
+    if len(values) < FEWEST_FOR_INTERVAL or np.isnan(values).any():
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    if np.ptp(values) == 0:  # nothing to resample: scipy would warn and give NaN
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,), np.mean, n_resamples=rounds, method="percentile", vectorized=True, rng=np.random.default_rng(seed)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def per_concept(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -43,13 +48,22 @@ def method_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int)
 
 
 def sign_flip_p(values: np.ndarray, rounds: int, seed: int) -> float:
-    """Two-sided p of a paired mean difference of zero: how often random signs give one as large. Exact for up to 12 pairs."""
-    count, seen = len(values), abs(values.mean()) - 1e-12
-    if count <= 12:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-        return float((np.abs((signs * values).mean(1)) >= seen).mean())
-    signs = np.random.default_rng(seed).choice([-1, 1], size=(rounds, count))
-    return float((1 + (np.abs((signs * values).mean(1)) >= seen).sum()) / (1 + rounds))
+    """Two-sided p of a paired mean difference of zero by flipping signs (scipy.stats.permutation_test); exact where there
+    are no more flips than ``rounds``. NaN below five concepts, where it could not fall under .05."""
+    if len(values) < FEWEST_FOR_INTERVAL or np.isnan(values).any():
+        return float("nan")
+    from scipy.stats import permutation_test
+
+    # With "samples" and one sample the signs of its values are flipped.
+    found = permutation_test(
+        (values,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=rounds,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def difference(

@@ -3,3 +3,5 @@
 Each takes a :class:`Context`, reads what the stage before published below ``data/``, works in the scratch
 folder, and publishes its own folder at the end, whole or not at all.
 """
+
+STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")  # in order

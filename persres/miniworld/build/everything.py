@@ -1,33 +1,34 @@
-"""``make miniworld``: train every model of the mini world, from nothing, resumably.
+"""``persres miniworld``: train every model of the mini world, from nothing, resumably.
 
 Each part leaves its finished weights in the work folder and is skipped when they are there; a part
-that was interrupted goes on from its checkpoint. ``--parts`` runs some of them only, so that two can be
-trained side by side.
+that was interrupted goes on from its checkpoint. Some parts alone can be asked for, so that two can be trained side by side.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL
 
-from persres.miniworld import judge
+import persres.models  # noqa: F401  (before diffusers is imported)
+from persres.errors import PersresError
 from persres.miniworld.build import clip as train_clip
 from persres.miniworld.build import dino as train_dino
 from persres.miniworld.build import folders as build
+from persres.miniworld.build import judge as train_judge
 from persres.miniworld.build import unet as train_unet
 from persres.miniworld.build import vae as train_vae
 from persres.miniworld.build.evaluate import evaluate
 from persres.miniworld.recipe import RECIPE
 from persres.miniworld.scenes import load_identities, load_scenes
 
-OUT = Path(__file__).parent / "weights"
+OUT = Path(__file__).parent.parent / "weights"
+log = logging.getLogger(__name__)
 
 
 def _scenes(work: Path):
@@ -62,7 +63,7 @@ def _dino(work: Path) -> None:
 
 
 def _judge(work: Path) -> None:
-    judge.train_judge(RECIPE, _scenes(work), work, work / "judge")
+    train_judge.train_judge(RECIPE, _scenes(work), work, work / "judge")
 
 
 def _unet(work: Path) -> None:
@@ -100,35 +101,33 @@ def publish(work: Path, out: Path) -> None:
     (out / "nouns.txt").write_text("\n".join(RECIPE.kinds) + "\n")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m persres.miniworld", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".work/miniworld"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--prompts", type=int, default=240, help="held-out prompts to measure the base model on")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    print(plan(arguments.parts, arguments.work), flush=True)
-    times_path = arguments.work / "seconds.json"
-    for part in arguments.parts:
-        function, leaves = PARTS[part]
-        if (arguments.work / leaves).exists():
-            print(f"{part}: there already")
-            continue
-        started = time.monotonic()
-        function(arguments.work)
-        times = json.loads(times_path.read_text()) if times_path.exists() else {}
-        times[part] = times.get(part, 0) + round(time.monotonic() - started)
-        times_path.write_text(json.dumps(times, indent=1))
-        print(f"{part}: {times[part]} s", flush=True)
-    if set(arguments.parts) == set(PARTS):
-        publish(arguments.work, arguments.out)
-        print(json.dumps(evaluate(arguments.out, arguments.work, RECIPE, arguments.prompts), indent=1))
-        print("make evidence now measures what stands on these weights and fills the tables of README and model card")
+def build_everything(work: Path, out: Path = OUT, parts: tuple[str, ...] = (), prompts: int = 240) -> dict | None:
+    """Train the parts, or all of them, and publish all when all were asked for; returns what was then measured, over
+    ``prompts`` held-out prompts. Raises PersresError for an unknown part."""
+    chosen = list(parts or PARTS)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise PersresError(f"no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+    work.mkdir(parents=True, exist_ok=True)
+    log.info(plan(chosen, work))
+    for part in chosen:
+        _build_part(part, work)
+    if set(chosen) != set(PARTS):
+        return None
+    publish(work, out)
+    log.info("make evidence now measures what stands on these weights and fills the tables of the pages")
+    return evaluate(out, work, RECIPE, prompts)
 
 
-if __name__ == "__main__":
-    main()
+def _build_part(part: str, work: Path) -> None:
+    """One part, unless it is there; its seconds add up over interrupted runs."""
+    function, leaves = PARTS[part]
+    if (work / leaves).exists():
+        log.info("%s: there already", part)
+        return
+    started, path = time.monotonic(), work / "seconds.json"
+    function(work)
+    times = json.loads(path.read_text()) if path.exists() else {}
+    times[part] = times.get(part, 0) + round(time.monotonic() - started)
+    path.write_text(json.dumps(times, indent=1))
+    log.info("%s: %d s", part, times[part])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import nn
 
 from persres.runs.checkpoints import load_training, save_training
 from persres.seeding import seed_from
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def fit(
         if chief and (done % 50 == 0 or done == budget.steps):
             pace = (done - last) / (time.monotonic() - clock)
             clock, last = time.monotonic(), done
-            print(f"{name} {done}/{budget.steps} loss {value.item():.4f} {pace:.2f} steps/s", flush=True)
+            log.info("%s %d/%d loss %.4f %.2f steps/s", name, done, budget.steps, value.item(), pace)
         if chief and (done % budget.save_every == 0 or done == budget.steps):
             save_training(path, trained, optimizer, done, kept)
     with torch.no_grad():
