@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from persres.models.diffusion import Diffusion
 from persres.models.prompts import concept_positions, encode_prompts
 from persres.residuals.bank import ResidualBank, Routing, attached
-from persres.sampling.lag import MaskRule, binarise_at_median, localised
-from persres.sampling.masks import central_disk, upper_half
+from persres.sampling.lag import MaskRule, localised
+from persres.sampling.masks import central_disk, median, upper_half
 from persres.seeding import generator
 
 STEPS = (200, 400, 600, 800)
@@ -150,7 +150,7 @@ def measure(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]],
             for case, bank in cases:
                 truth, side = case.truth.flatten(1), case.truth.shape[1]
                 for block, maps in attention_maps(diffusion, case, token, bank, t, which).items():
-                    large, marked = enlarged(maps, side), enlarged(binarise_at_median(maps), side)
+                    large, marked = enlarged(maps, side), enlarged(median(maps), side)
                     scores.setdefault(block, []).append(torch.stack([auc(large, truth), iou(marked, truth)]))
             for block, parts in scores.items():
                 mean_auc, mean_iou = torch.cat(parts, 1).mean(1).tolist()

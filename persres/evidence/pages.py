@@ -1,4 +1,4 @@
-"""README and model card quote the summary and nothing else: their tables stand between markers and are written from it.
+"""The pages quote the summary and nothing else: their tables stand between markers and are written from it.
 
 A page holds ``<!-- KIND:NAME -->`` … ``<!-- /KIND -->`` with kind ``evidence`` (this file's blocks) or ``rivals``
 (persres.evidence.rivals); :func:`fill` puts the block NAME between them. A test compares the pages with the
@@ -8,10 +8,11 @@ summaries, so a figure can't go stale unseen.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.evidence.provenance import EVIDENCE_CODE, code_line
 
 COLUMNS = {
     "clip_text": "CLIP text",
@@ -112,8 +113,25 @@ def identity(summary: dict) -> str:
     return table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
 
 
+def time(summary: dict) -> str:
+    """What LAG costs in seconds."""
+    found = summary.get("time")
+    if found is None:
+        return "Not measured yet: `make evidence` does.\n"
+    return (
+        f"Drawing {found['pictures']} pictures in {found['steps']} steps took {found['lag_s']:.2f} s with LAG and {found['fused_s']:.2f} s"
+        f" with the residual fused into the weights; the median ratio of {found['rounds']} pairs in one process is"
+        f" **{found['ratio']:.2f}** ({found['threads']} threads).\n"
+    )
+
+
+def code(summary: dict) -> str:
+    """By which code the figures were made."""
+    return code_line(summary["of"], EVIDENCE_CODE, "make evidence")
+
+
 Blocks = dict[str, Callable[[dict], str]]
-BLOCKS: Blocks = {f.__name__: f for f in (base, methods, claims, groups, localisation, identity)}
+BLOCKS: Blocks = {f.__name__: f for f in (base, methods, claims, groups, localisation, identity, time, code)}
 
 
 def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> str:
@@ -132,7 +150,7 @@ def names(text: str, kind: str = "evidence") -> list[str]:
     return [match[2] for match in _marked(kind).finditer(text)]
 
 
-def update(pages: list[Path], summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> None:
+def update(pages: Iterable[Path], summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> None:
     """Rewrite the pages that exist."""
     for page in pages:
         if page.exists():

@@ -1,4 +1,4 @@
-"""``data/evidence/``: summary.json, the tables and figures that README and model card quote, from one run."""
+"""``data/evidence/``: summary.json, the tables and figures that the pages quote, from one run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from persres.evidence import claims, figures, pages
+from persres.evidence.claims import MARGINS
 from persres.evidence.localisation import TOKENS, baselines, measure
+from persres.evidence.provenance import WEIGHTS
 from persres.evidence.scenes import concept_case, concept_named, joined, nameable_case
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
@@ -19,10 +21,7 @@ from persres.miniworld.recipe import RECIPE
 from persres.models.diffusion import load_diffusion
 from persres.residuals.file import load_bank
 from persres.runs.context import Context
-from persres.runs.files import digest_folder
-from persres.runs.provenance import versions
 
-WEIGHTS = Path(__file__).parent.parent / "miniworld" / "weights"
 QUALITY = {
     "class": "kind",
     "colour": "colour",
@@ -145,7 +144,7 @@ def effects(context: Context, out: Path) -> dict:
     found = {
         "methods": method_figures(rows, context.profile.tables.bootstrap),
         "claims": claims.examine(rows),
-        "broken_still_hold": claims.examine_broken(rows),
+        "broken": claims.examine_broken(rows),
         "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
     }
     for source, target, title in (
@@ -162,24 +161,12 @@ def effects(context: Context, out: Path) -> dict:
 
 
 def _claims_text(summary: dict) -> str:
+    verdict = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
     broken = [
-        [what, name, "**no**" if holds else "yes"]
-        for what, names in summary["broken_still_hold"].items()
-        for name, holds in names.items()
+        [what, name, verdict[found]] for what, names in summary["broken"].items() for name, found in names.items()
     ]
     fails = pages.table(["broken", "claim that must fall", "falls"], broken)
-    return f"# Claims\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
-
-
-def weight_digests() -> dict[str, str]:
-    """Digest of each shipped model's folder, wherever the package lies."""
-    return {name: digest_folder(WEIGHTS / name)[:16] for name in ("sd", "clip", "dino", "judge")}
-
-
-def provenance(context: Context) -> dict:
-    """Which weights and settings the figures belong to; a test compares them with those that ship."""
-    settings = context.profile.model_dump(mode="json", exclude={"runtime"})
-    return {"weights": weight_digests(), "settings": settings, "versions": versions()}
+    return f"# Claims\n\n{MARGINS}\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
 
 
 def write(out: Path, summary: dict) -> None:

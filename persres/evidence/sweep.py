@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.config import Variant
 from persres.evidence import pages
+from persres.evidence.provenance import CHAIN_CODE, provenance
 from persres.metrics.summary import method_table, score_columns
-from persres.residuals.file import load_residual
 from persres.runs.context import Context
-from persres.runs.outputs import read_index
+from persres.runs.outputs import MethodFacts, read_index
 
 SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
 
@@ -24,32 +23,29 @@ SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
 def sweep_table(context: Context, out: Path) -> pd.DataFrame:
     """Write ``sweep.csv`` and ``sweep.md``: one row per method, its settings beside its scores."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    columns, methods = score_columns(rows), read_index(context)["methods"]
+    columns, methods = score_columns(rows), read_index(context).methods
     table = method_table(rows, columns, context.profile.tables.bootstrap, 0)
     table["balance"] = table["dino_object"] * table["followed"]
     about = [_about(context, methods[name]) for name in table["method"]]
     table = pd.concat([table[["method"]], pd.DataFrame(about), table.drop(columns="method")], axis=1)
     table.to_csv(out / "sweep.csv", index=False)
     (out / "sweep.md").write_text(_text(context, table, columns))
-    (out / "settings.json").write_text(
-        json.dumps(context.profile.model_dump(mode="json", exclude={"runtime"}), indent=1) + "\n"
-    )
+    settings = provenance(context.profile, CHAIN_CODE)
+    (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
     return table
 
 
-def _about(context: Context, method: dict) -> dict[str, object]:
-    drawing = method["drawing"]
-    if drawing["residual"] is None:
+def _about(context: Context, method: MethodFacts) -> dict[str, object]:
+    drawing = method.drawing
+    if drawing.variant is None:
         return {"parameters": None} | dict.fromkeys(SHOWN) | {"sampling": "base", "last_losses": None}
-    folder = context.data / "residuals" / drawing["residual"]
-    first = sorted(folder.glob("*.safetensors"))[0]
-    settings = Variant(**load_residual(first)[1]["spec"]["settings"])
-    sampling = f"LAG, unconditional branch: {drawing['uncond_rule']}" if drawing["lag"] else "plain"
-    return (
-        {"parameters": method["parameters"]}
-        | {name: getattr(settings, name) for name in SHOWN}
-        | {"sampling": sampling, "last_losses": _last_losses(folder)}
-    )
+    settings = context.profile.train.variant(drawing.variant)
+    return {
+        "parameters": method.parameters,
+        **{name: getattr(settings, name) for name in SHOWN},
+        "sampling": f"LAG, unconditional branch: {drawing.uncond_rule}" if drawing.lag else "plain",
+        "last_losses": _last_losses(context.data / "learned" / drawing.variant),
+    }
 
 
 def _last_losses(folder: Path, count: int = 25) -> float:

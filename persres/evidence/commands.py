@@ -1,0 +1,76 @@
+"""What ``persres evidence``, ``tables``, ``sweep`` and ``pages`` do: run a profile's chain whole, measure, publish, write the pages.
+
+A chain works in ``<work>/<profile>`` with the units of ``<work>``, so what any run has finished is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from persres.errors import PersresError
+from persres.evidence import pages, report, rivals
+from persres.evidence.provenance import EVIDENCE_CODE, WEIGHTS, provenance
+from persres.evidence.sweep import sweep_table
+from persres.evidence.timing import lag_time
+from persres.pipeline import load_context, run_stage
+from persres.runs.context import Context
+from persres.runs.files import publishing
+from persres.runs.locks import stage_lock
+from persres.stages import STAGES
+
+log = logging.getLogger(__name__)
+PAGES = (Path("README.md"), Path("docs/results.md"), WEIGHTS / "MODEL_CARD.md")
+
+
+def _chain(profile: str, params: Path, work: Path) -> Context:
+    """All stages of a profile, published below the work folder."""
+    context = load_context(params, profile, work / profile / "data", work)
+    for stage in STAGES:
+        run_stage(stage, context)
+    return context
+
+
+def run_evidence(params: Path, work: Path, out: Path, prompts: int = 240, scenes: int = 300, views: int = 27) -> str:
+    """The profile ``evidence``, localisation and the base model -> ``<out>/evidence`` and the pages; returns the claims as text.
+
+    ``prompts`` for the base model, ``scenes`` nameable ones and ``views`` of each concept. Raises PersresError; what was
+    published before then stands.
+    """
+    context = _chain("evidence", params, work)
+    started = time.monotonic()
+    with stage_lock(context.work, "evidence"), publishing(out / "evidence") as fresh:
+        summary = report.quality(context, prompts)
+        summary["localisation"] = report.localisation(context, fresh, scenes, views)
+        summary |= report.effects(context, fresh)
+        summary |= {"time": lag_time(context), "of": provenance(context.profile, EVIDENCE_CODE)}
+        report.write(fresh, summary)
+    pages.update(PAGES, summary)
+    log.info("%s: %.0f s after the chain", out / "evidence", time.monotonic() - started)
+    return (out / "evidence" / "claims.md").read_text()
+
+
+def run_tables(params: Path, work: Path, out: Path) -> None:
+    """The profile ``tables`` -> ``<out>/tables``, ``sheets``, ``rivals`` and the pages. Raises PersresError at the end, naming what
+    failed: the other rows are published, the pages are not written."""
+    rivals.run(params, work, out)
+    pages.update(PAGES, rivals.summary_of(out / "rivals"), rivals.BLOCKS, "rivals")
+
+
+def run_sweep(params: Path, work: Path, out: Path) -> None:
+    """The profile ``sweep`` -> ``<out>/sweep``."""
+    context = _chain("sweep", params, work)
+    with publishing(out / "sweep") as fresh:
+        sweep_table(context, fresh)
+
+
+def write_pages(out: Path) -> None:
+    """The pages' marked blocks from what ``out`` holds. Raises PersresError where it holds nothing."""
+    summary = out / "evidence" / "summary.json"
+    if not summary.exists():
+        raise PersresError(f"no {summary}; run make evidence first")
+    pages.update(PAGES, json.loads(summary.read_text()))
+    if (out / "rivals" / "settings.json").exists():
+        pages.update(PAGES, rivals.summary_of(out / "rivals"), rivals.BLOCKS, "rivals")

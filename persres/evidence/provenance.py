@@ -1,0 +1,53 @@
+"""What a set of figures was made by: weights, settings, versions, and the digest of the code that computes them.
+
+Pages say when today's code is another (:func:`code_line`), so figures can't go stale unseen: a change of the code behind them
+makes the test of the pages fail until they are measured again, or ``persres pages`` writes there that they are older.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from persres.config import Profile
+from persres.datasets.registry import JUDGES
+from persres.methods.common.registry import method_names
+from persres.runs.code import WORK, digest_modules, modules_behind
+from persres.runs.files import digest_folder
+from persres.runs.provenance import versions
+
+WEIGHTS = Path(__file__).parent.parent / "miniworld" / "weights"
+# The chain from photos to scores, with every method and every judge; and what the evidence measures beyond it.
+CHAIN_CODE = (
+    *(module for stage in ("class_images", "train", "sample", "score") for module in WORK[stage]),
+    "persres.metrics.nouns",
+    "persres.metrics.summary",
+    "persres.datasets.miniworld",
+    *(f"persres.methods.{name}" for name in method_names()),
+    *JUDGES.values(),
+)
+EVIDENCE_CODE = (*CHAIN_CODE, "persres.evidence.claims", "persres.evidence.localisation", "persres.evidence.scenes")
+
+
+def code_of(modules: tuple[str, ...]) -> str:
+    """16 hex digits over the named modules and what they import."""
+    return digest_modules(modules_behind(modules))
+
+
+def weight_digests() -> dict[str, str]:
+    """Digest of each shipped model's folder, wherever the package lies."""
+    return {name: digest_folder(WEIGHTS / name)[:16] for name in ("sd", "clip", "dino", "judge")}
+
+
+def provenance(profile: Profile, modules: tuple[str, ...]) -> dict:
+    """Which code, weights and settings figures belong to; tests compare them with those of today."""
+    settings = profile.model_dump(mode="json", exclude={"runtime"})
+    return {"code": code_of(modules), "weights": weight_digests(), "settings": settings, "versions": versions()}
+
+
+def code_line(recorded: dict, modules: tuple[str, ...], command: str) -> str:
+    """One line for a page: by which code, and whether that is today's."""
+    made, today = recorded.get("code"), code_of(modules)
+    if made == today:
+        return f"These figures were made by the present code (digest `{made}`).\n"
+    whose = f"older code (digest `{made}`)" if made else "older code (of no recorded digest)"
+    return f"**These figures were made by {whose}**; the present code is `{today}`: run `{command}` again.\n"
