@@ -34,7 +34,7 @@ DATA, WORK = Path("data"), Path(".work")
 
 
 def _params(params: Path | None) -> Path:
-    from persres.config import default_params
+    from persres.params import default_params
 
     return params or default_params()
 

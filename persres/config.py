@@ -12,15 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
-
-from persres.errors import PersresError
-from persres.places import PACKAGE
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -175,7 +170,7 @@ class Train(Section):
             if found is not None:
                 typed[name] = found
         if problems:
-            raise PydanticCustomError("paths", "{lines}", {"lines": "\n".join(problems)})
+            raise _paths(problems)
         return own | {"default": known.methods[known.default](**shared), "variants": typed}
 
     def variant(self, name: str) -> VariantSettings:
@@ -188,7 +183,7 @@ def _problems(settings: type[VariantSettings], raw: dict[str, Any]) -> list[str]
         settings(**raw)
         return []
     except ValidationError as error:
-        return _lines(error)
+        return problem_lines(error)
 
 
 def _variant(name: str, sparse: Any, shared: dict, known: Known, problems: list[str]) -> VariantSettings | None:
@@ -203,7 +198,7 @@ def _variant(name: str, sparse: Any, shared: dict, known: Known, problems: list[
     try:
         return known.methods[method](**((shared if method == known.default else {}) | sparse))
     except ValidationError as error:
-        own = [line for line in _lines(error) if line.split(":")[0].split(".")[0] in sparse or not shared]
+        own = [line for line in problem_lines(error) if line.split(":")[0].split(".")[0] in sparse or not shared]
         problems += [f"variants.{name}.{line}" for line in own]
         return None
 
@@ -246,6 +241,18 @@ class Sample(Drawing):
     methods: dict[Name, dict[str, Any]] = Field(
         {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
     )
+
+    @model_validator(mode="after")
+    def _typed(self) -> Sample:
+        problems = []
+        for name in self.methods:
+            try:
+                self.method(name)
+            except ValidationError as error:
+                problems += [f"methods.{name}.{line}" for line in problem_lines(error)]
+        if problems:
+            raise _paths(problems)
+        return self
 
     def method(self, name: str) -> Drawing:
         """The typed settings of one method."""
@@ -319,22 +326,28 @@ class Profile(Section):
         return self
 
     def _method_problems(self, name: str) -> list[str]:
-        """What is wrong with a method's settings, or what they ask of a variant that it can't give."""
-        where = f"sample.methods.{name}"
-        try:
-            drawing = self.sample.method(name)
-        except ValidationError as error:
-            return [f"{where}.{line}" for line in _lines(error)]
+        """What a method's settings ask of a variant that it can't give."""
+        drawing = self.sample.method(name)
         if drawing.variant is None:
             return []
         if drawing.variant not in self.train.variants:
-            known = ", ".join(self.train.variants)
-            return [f"{where}.variant: no training variant {drawing.variant!r}; one of {known}"]
+            return [no_variant(name, drawing.variant, list(self.train.variants))]
         lacking = self.train.variant(drawing.variant).lacks(drawing)
-        return [] if lacking is None else [f"{where}.{lacking}"]
+        return [] if lacking is None else [f"sample.methods.{name}.{lacking}"]
 
 
-def _lines(error: ValidationError) -> list[str]:
+def no_variant(method: str, variant: str, variants: list[str]) -> str:
+    """What is said of a method of a variant that is not there."""
+    return f"sample.methods.{method}.variant: no training variant {variant!r}; one of {', '.join(variants)}"
+
+
+def _paths(problems: list[str]) -> PydanticCustomError:
+    """One error of several lines, each with the rest of its path before it."""
+    return PydanticCustomError("paths", "{lines}", {"lines": "\n".join(problems)})
+
+
+def problem_lines(error: ValidationError) -> list[str]:
+    """One line a problem, each with its path in the file."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
@@ -344,36 +357,3 @@ def _lines(error: ValidationError) -> list[str]:
         for line in message.split("\n"):
             lines.append(f"{where}{'.' if item['type'] == 'paths' else ': '}{line}" if where else line)
     return lines
-
-
-def default_params() -> Path:
-    """./params.yaml, or where there is none the one that comes with the package."""
-    own = Path("params.yaml")
-    return own if own.exists() else PACKAGE / own
-
-
-def read_params(path: Path) -> dict[str, Any]:
-    """The file as it stands: ``profile`` and the profiles. Raises PersresError where it is missing or not one."""
-    if not path.exists():
-        raise PersresError(f"{path} not found; run from the folder that holds it")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise PersresError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict) or "profile" not in raw:
-        raise PersresError(f"{path}: the key 'profile' is missing; it names the profile to run")
-    return raw
-
-
-def load_params(path: Path, profile: str | None, known: Known) -> Profile:
-    """The chosen profile. Raises PersresError with all problems in one message."""
-    raw = read_params(path)
-    name = profile or raw["profile"]
-    if name not in raw or name == "profile":
-        there = ", ".join(sorted(set(raw) - {"profile"}))
-        raise PersresError(f"{path}: no profile {name!r}; one of {there}")
-    try:
-        return Profile.model_validate(raw[name] or {}, context={"known": known})
-    except ValidationError as error:
-        problems = "\n".join(f"  {name}.{line}" for line in _lines(error))
-        raise PersresError(f"{path} has these problems:\n{problems}") from error

@@ -12,12 +12,13 @@ import re
 import shutil
 from pathlib import Path
 
-from persres.config import Profile, default_params
+from persres.config import Profile
 from persres.datasets.folder import NEUTRAL_PROMPTS
 from persres.datasets.layout import check_name
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import load_photo
+from persres.params import default_params
 from persres.places import located
 from persres.prompt_text import fill
 from persres.runs.context import Context

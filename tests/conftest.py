@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads woul
 import pytest
 import torch
 
-import persres  # noqa: F401  (declares torchvision's operators before diffusers imports it)
+import persres.models  # noqa: F401  (declares torchvision's operators before diffusers imports it)
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 torch.set_num_threads(1)

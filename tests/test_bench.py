@@ -8,6 +8,7 @@ import pytest
 from family_models import RESOLUTION, narrow
 
 from persres import bench
+from persres.cli import main
 
 
 @pytest.mark.parametrize("name", ["sd14", "sdxl"])
@@ -25,7 +26,7 @@ def test_bench_writes_what_it_measured(tmp_path, monkeypatch, name, capsys):
         "--train-batch",
         "1",
     ]
-    assert bench.main([*arguments, "--steps", "1", "--batches", "1", "2", "--out", str(tmp_path)]) == 0
+    assert main(["bench", *arguments, "--steps", "1", "--batches", "1,2", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "cpu.json").read_text())
     assert found["device"] == "cpu" and found["dtype"] == "float32" and "torch" in found["versions"]
     assert found["train_step_s"] > 0 and set(found["image_s"]) == set(found["image_lag_s"]) == {"1", "2"}

@@ -37,9 +37,9 @@ def run_all(params: Path, name: str = "a", stages=STAGES) -> Context:
 
 
 def change(params: Path, section: str, **values) -> None:
-    told = yaml.safe_load(params.read_text())
-    told["tiny"][section] |= values
-    params.write_text(yaml.safe_dump(told))
+    settings = yaml.safe_load(params.read_text())
+    settings["tiny"][section] |= values
+    params.write_text(yaml.safe_dump(settings))
 
 
 def manifests(work: Path, stage: str) -> dict[str, int]:

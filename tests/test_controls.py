@@ -11,8 +11,8 @@ from test_residuals import inputs, random_bank
 
 from persres.config import Drawing
 from persres.errors import PersresError
-from persres.sampling.lag import MaskRule, binarise_at_median
-from persres.sampling.masks import central_disk, standin, upper_half
+from persres.sampling.lag import guidance_rule
+from persres.sampling.masks import MASKS, central_disk, mask_named, median, upper_half
 
 
 def draws(seed: int = 0):
@@ -37,26 +37,26 @@ def test_the_disk_has_lags_area_and_lies_in_the_middle(side):
 
 def test_each_control_has_lags_area_and_its_own_place():
     attention = torch.rand(3, 64)
-    lag = binarise_at_median(attention)
-    assert standin("attention", draws()) is None
-    assert torch.equal(standin("inverted", draws())(attention), 1 - lag)
-    half = standin("random", draws())
-    assert torch.equal(half(attention), half(torch.rand(3, 64))), "the same half at every step, whatever the attention"
-    for mask in (standin("disk", draws())(attention), half(attention)):
-        assert mask.sum(1).tolist() == lag.sum(1).tolist()
-        assert not torch.equal(mask, lag)
-    assert not torch.equal(half(attention)[0], half(attention)[1])
-    assert torch.equal(standin("random", draws())(attention), half(attention)), "the same seeds, the same half"
+    lag = median(attention)
+    masks = {name: mask_named(name)(attention, draws()) for name in MASKS}
+    assert torch.equal(masks["median"], lag) and torch.equal(masks["inverted"], 1 - lag)
+    for name in ("disk", "random"):
+        again = mask_named(name)(torch.rand(3, 64), draws())
+        assert torch.equal(masks[name], again), "the same at every step, whatever the attention"
+        assert masks[name].sum(1).tolist() == lag.sum(1).tolist()
+        assert not torch.equal(masks[name], lag)
+    assert not torch.equal(masks["random"][0], masks["random"][1])
+    assert not torch.equal(masks["random"], mask_named("random")(attention, draws(1))), "other seeds, another half"
     with pytest.raises(PersresError, match="unknown mask"):
-        standin("nonsense", draws())
+        mask_named("nonsense")
 
 
 def test_inverted_and_plain_masks_share_the_picture():
     """LAG's output and its inverse add up to base + ours where one block stands alone; here: their masks do."""
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
-    _, masks = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "mask"))
-    rule = MaskRule.for_guidance(TOKENS, "mask", standin=standin("inverted", draws()))
+    _, masks = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
+    rule = guidance_rule(TOKENS, "mask", mask_named("inverted"))
     _, inverse = lag_run(unet, bank, x, t, text, rule)
     first = next(iter(masks))
     assert torch.equal(masks[first] + inverse[first], torch.ones_like(masks[first]))
@@ -66,8 +66,8 @@ def test_shared_masks_come_from_the_named_block():
     unet = tiny_unet()
     blocks = [path for path, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
     bank, (x, t, text) = random_bank(unet), inputs(4)
-    _, own = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "mask"))
-    rule = MaskRule.for_guidance(TOKENS, "mask", sources=(blocks[0],))
+    _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
+    rule = guidance_rule(TOKENS, "mask", sources=(blocks[0],))
     _, shared = lag_run(unet, bank, x, t, text, rule)
     source = f"{blocks[0]}.proj_out"
     assert torch.equal(shared[source], own[source])
@@ -82,8 +82,8 @@ def test_blocks_before_the_source_use_the_step_before():
     blocks = [path for path, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
     bank, (x, t, text) = random_bank(unet), inputs(4)
     last = [block for block in blocks if block.startswith("up_blocks")][-1]
-    rule = MaskRule.for_guidance(TOKENS, "mask", sources=(last,))
-    _, own = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "mask"))
+    rule = guidance_rule(TOKENS, "mask", sources=(last,))
+    _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
     _, first = lag_run(unet, bank, x, t, text, rule)
     early, source = f"{blocks[0]}.proj_out", f"{last}.proj_out"
     assert torch.equal(first[early], own[early]), "nothing is known yet: its own attention"
@@ -95,7 +95,7 @@ def test_an_unknown_block_is_named_with_the_known_ones():
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
     with pytest.raises(PersresError, match=r"no block up_blocks\.9.*it has .*mid_block"):
-        lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "mask", sources=("up_blocks.9",)))
+        lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask", sources=("up_blocks.9",)))
 
 
 @pytest.mark.parametrize(

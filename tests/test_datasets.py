@@ -11,12 +11,13 @@ import pytest
 from local_server import zipped
 from PIL import Image
 
-from persres.config import Fetch, load_params
+from persres.config import Fetch
 from persres.datasets import customconcept101, dreambooth, prompt_groups
 from persres.datasets.layout import GROUPS, read_concepts
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import list_photos
+from persres.methods.common.registry import load_profile
 from persres.runs.context import Context
 from persres.stages.fetch import fetch
 
@@ -65,9 +66,9 @@ def hub(server, monkeypatch):
 
 
 def fetched(tmp_path: Path, dataset: str, folder: Path, **settings) -> list:
-    told = {"fetch": {"dataset": dataset, "folder": str(folder)} | settings}
-    (tmp_path / "params.yaml").write_text(json.dumps({"profile": "own", "own": told}))
-    where = Context(load_params(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
+    given_settings = {"fetch": {"dataset": dataset, "folder": str(folder)} | settings}
+    (tmp_path / "params.yaml").write_text(json.dumps({"profile": "own", "own": given_settings}))
+    where = Context(load_profile(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
     fetch(where)
     return read_concepts(where.data / "concepts")
 

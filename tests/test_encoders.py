@@ -43,8 +43,12 @@ def plain(image: Image.Image, resize: int, crop: int, mean, std) -> np.ndarray:
 def test_preprocessing_is_the_reference_evaluations(clip, tmp_path):
     import open_clip
 
-    told = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")
-    assert (told["mean"], told["std"], told["interpolation"], told["resize_mode"]) == (*OPENAI, "bicubic", "shortest")
+    settings = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "openai")
+    assert (settings["mean"], settings["std"], settings["interpolation"], settings["resize_mode"]) == (
+        *OPENAI,
+        "bicubic",
+        "shortest",
+    )
     dino = timm.models.get_pretrained_cfg("vit_small_patch16_224.dino")
     assert (dino.mean, dino.std) == IMAGENET
     ours = preprocessing(Dino(), dino.mean, dino.std)
@@ -67,7 +71,7 @@ def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
     torch.manual_seed(0)
     large = timm.create_model("vit_small_patch14_dinov2", pretrained=False, **small).eval()
     save_file({k: v.contiguous() for k, v in large.state_dict().items()}, tmp_path / "model.safetensors")
-    told = {
+    settings = {
         "architecture": "vit_small_patch14_dinov2",
         "num_classes": 0,
         "model_args": small,
@@ -79,7 +83,7 @@ def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
             "num_classes": 0,
         },
     }
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text(json.dumps(settings))
     encoder = DinoEncoder(Dino(model=f"local-dir:{tmp_path}"), "cpu")
     assert large.pos_embed.shape[1] == 1 + 37**2 and encoder.model.pos_embed.shape[1] == 1 + 16**2
     image = load_photo(list_photos(write_photographs(tmp_path / "photos"))[0])

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from persres.config import load_params
+from persres.cli import main
 from persres.errors import PersresError
 from persres.evidence import claims, pages
-from persres.evidence.__main__ import main
 from persres.evidence.localisation import STEPS, auc, enlarged, half_mask_ceiling, iou, latent_truth
-from persres.evidence.report import weight_digests
+from persres.evidence.provenance import weight_digests
+from persres.methods.common.registry import load_profile
 from persres.sampling.masks import upper_half
 
 
@@ -127,14 +127,14 @@ def test_broken_methods_and_claims_name_one_another():
 
 
 def test_the_profiles_draw_every_method_that_a_claim_needs(repo):
-    drawn = set(load_params(repo / "params.yaml", "evidence").sample.methods)
+    drawn = set(load_profile(repo / "params.yaml", "evidence").sample.methods)
     needed = {m for c in claims.CLAIMS for m in (c.more, c.less)} | {
         m for s, _ in claims.BROKEN.values() for m in s.values()
     }
     assert needed <= drawn
-    profile = load_params(repo / "params.yaml", "evidence")
+    profile = load_profile(repo / "params.yaml", "evidence")
     assert not profile.fetch.concepts and profile.sample.images_per_prompt >= 4 and profile.sample.prompts is None
-    mini = load_params(repo / "params.yaml", "mini")
+    mini = load_profile(repo / "params.yaml", "mini")
     assert profile.train.variant("ours") == mini.train.variant("ours"), (
         "the evidence is the mini profile's own training"
     )
@@ -147,7 +147,7 @@ def summary(repo) -> dict:
 
 def test_the_summary_belongs_to_the_shipped_weights_and_settings(repo, summary):
     assert summary["of"]["weights"] == weight_digests(), "other weights ship: run make evidence"
-    now = load_params(repo / "params.yaml", "evidence").model_dump(mode="json", exclude={"runtime"})
+    now = load_profile(repo / "params.yaml", "evidence").model_dump(mode="json", exclude={"runtime"})
     assert changed(summary["of"]["settings"], now) == [], "settings changed: run make evidence"
 
 
@@ -234,17 +234,17 @@ def test_an_unknown_block_is_refused(summary):
 
 def small_params(repo: Path, folder: Path, profile: str, **sections) -> Path:
     """The shipped profile cut down to seconds."""
-    told = yaml.safe_load((repo / "params.yaml").read_text())[profile]
-    told["fetch"] |= {"concepts": ["heart_mug", "rally_car"], "references": 3}
-    told["train"] = {k: v for k, v in told["train"].items() if k != "variants"} | {
+    given_settings = yaml.safe_load((repo / "params.yaml").read_text())[profile]
+    given_settings["fetch"] |= {"concepts": ["heart_mug", "rally_car"], "references": 3}
+    given_settings["train"] = {k: v for k, v in given_settings["train"].items() if k != "variants"} | {
         "steps": 2,
-        "variants": told["train"]["variants"],
+        "variants": given_settings["train"]["variants"],
     }
-    told["sample"] |= {"images_per_prompt": 1, "prompts": 4, "steps": 1}
-    told["tables"] = {"bootstrap": 200}
-    told |= sections
+    given_settings["sample"] |= {"images_per_prompt": 1, "prompts": 4, "steps": 1}
+    given_settings["tables"] = {"bootstrap": 200}
+    given_settings |= sections
     path = folder / "params.yaml"
-    text = yaml.safe_dump({"profile": profile, profile: told}, sort_keys=False)
+    text = yaml.safe_dump({"profile": profile, profile: given_settings}, sort_keys=False)
     path.write_text(text.replace("persres/miniworld/weights", str(repo / "persres/miniworld/weights")))
     return path
 
@@ -254,10 +254,10 @@ def test_the_evidence_command_writes_what_it_promises(repo, tmp_path, monkeypatc
     path = small_params(repo, tmp_path, "evidence")
     card = repo / "persres" / "miniworld" / "weights" / "MODEL_CARD.md"
     before = card.read_text()
-    monkeypatch.setattr("persres.evidence.__main__.PAGES", [tmp_path / "README.md"])
+    monkeypatch.setattr("persres.evidence.commands.PAGES", [tmp_path / "README.md"])
     (tmp_path / "README.md").write_text("a\n<!-- evidence:claims -->\nold\n<!-- /evidence -->\nb\n")
     given = ["--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]
-    assert main([*given, "--prompts", "48", "--scenes", "6", "--views", "2"]) == 0
+    assert main(["evidence", *given, "--prompts", "48", "--scenes", "6", "--views", "2"]) == 0
     out = tmp_path / "data" / "evidence"
     assert {"summary.json", "localisation.png", "attention.png", "frontier.png", "claims.png", "lag_by_group.png"} <= {
         p.name for p in out.iterdir()
@@ -266,7 +266,7 @@ def test_the_evidence_command_writes_what_it_promises(repo, tmp_path, monkeypatc
     assert set(fresh["base"]) == {"class", "colour", "background", "style", "second_object"}
     assert len(fresh["claims"]) == len(claims.CLAIMS)
     assert "the residual raises identity" in (tmp_path / "README.md").read_text() and card.read_text() == before
-    assert main([*given, "--prompts", "10"]) == 1, "too few prompts for the grid: one clear error"
+    assert main(["evidence", *given, "--prompts", "10"]) == 1, "too few prompts for the grid: one clear error"
     assert json.loads((out / "summary.json").read_text()) == fresh, "what stood there is left"
 
 
@@ -275,8 +275,8 @@ def test_the_sweep_command_writes_one_row_a_method(repo, tmp_path, monkeypatch):
     few = {"variants": {"paper": {"lr": 0.001}, "wide": {"rank_ratio": 0.2}}, "steps": 2}
     methods = {
         "base": {},
-        "paper": {"residual": "paper"},
-        "wide": {"residual": "wide", "lag": True, "uncond_rule": "full"},
+        "paper": {"variant": "paper"},
+        "wide": {"variant": "wide", "lag": True, "uncond_rule": "full"},
     }
     path = small_params(
         repo,
@@ -286,7 +286,7 @@ def test_the_sweep_command_writes_one_row_a_method(repo, tmp_path, monkeypatch):
         sample={"methods": methods, "images_per_prompt": 1, "prompts": 4, "steps": 1},
     )
     assert (
-        main(["--sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]) == 0
+        main(["sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]) == 0
     )
     table = pd.read_csv(tmp_path / "data" / "sweep" / "sweep.csv").set_index("method")
     assert list(table.index) == ["base", "paper", "wide"]

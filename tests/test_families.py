@@ -13,9 +13,10 @@ import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from family_models import RESOLUTION, narrow, save_family, write_photographs
 
-from persres.config import Base, Drawing, Variant
+from persres.config import Base, Drawing
 from persres.errors import PersresError
 from persres.images import unzip_images
+from persres.methods.ours import Ours
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.families import FAMILIES, sizes
 from persres.pipeline import STAGES, load_context, run_stage
@@ -66,7 +67,7 @@ def strong_bank(diffusion: Diffusion, gain: float = 0.5) -> ResidualBank:
 
 def params(models, name: str, encoders: dict, tmp_path: Path, train_settings: dict | None = None, **base_more) -> Path:
     (tmp_path / "nouns.txt").write_text("mug\ncat\ndog\n")
-    told = {
+    given_settings = {
         "base": {"model": str(models[name]), "resolution": RESOLUTION} | base_more,
         "encoders": encoders,
         "fetch": {"dataset": "folder", "folder": str(tmp_path / "photos")},
@@ -77,7 +78,7 @@ def params(models, name: str, encoders: dict, tmp_path: Path, train_settings: di
         "tables": {"bootstrap": 200},
         "runtime": {"workers": 1, "device": "cpu", "sample_batch": 2},
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "family", "family": told}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "family", "family": given_settings}))
     return tmp_path / "params.yaml"
 
 
@@ -189,12 +190,12 @@ def test_diffusers_loads_every_familys_file(models, family, diffusion, tmp_path)
     bank = strong_bank(diffusion)
     save_residual(tmp_path / "r.safetensors", bank.to_state(), list(bank.targets), {})
     pipe = DiffusionPipeline.from_pretrained(models[family], **({} if family == "sdxl" else {"safety_checker": None}))
-    told = diffusion.encode(["a photo of a mug"])
+    given_settings = diffusion.encode(["a photo of a mug"])
     x, t = torch.randn(1, 4, 16, 16, generator=generator("x")), torch.tensor([500])
 
     def out(unet):
         with torch.no_grad():
-            return unet(x, t, **told.arguments()).sample
+            return unet(x, t, **given_settings.arguments()).sample
 
     plain = out(pipe.unet)
     with merged(diffusion.unet, bank):
@@ -222,7 +223,7 @@ def test_half_precision_trains_in_float32_and_draws(models, name, dtype):
     """The frozen model in half, the residual and what is measured in float32; pictures stay near the float32 ones."""
     whole = load_diffusion(base(models, name), "cpu")
     bank = strong_bank(whole)
-    drawing = Drawing(residual="ours", steps=1, images_per_prompt=1)
+    drawing = Drawing(variant="ours", steps=1, images_per_prompt=1)
     exact, _ = draw(whole, ITEMS, drawing, bank, RESOLUTION)
     half = load_diffusion(base(models, name, dtype=dtype), "cpu")
     assert half.unet.dtype == half.text_encoder.dtype == getattr(torch, dtype)
@@ -237,7 +238,7 @@ def test_half_precision_trains_in_float32_and_draws(models, name, dtype):
 
 
 def _learns_in_float32(half: Diffusion) -> None:
-    settings = Variant(steps=1, batch_size=1)
+    settings = Ours(steps=1, batch_size=1)
     mean, std = half.posterior(torch.rand(1, 3, RESOLUTION, RESOLUTION, generator=generator("p")) * 2 - 1)
     assert mean.dtype == torch.float32
     lesson = Lesson("mug", mean, std, half.encode(["a photo of a <v*> mug"]))
@@ -251,7 +252,7 @@ def _learns_in_float32(half: Diffusion) -> None:
 
 def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypatch):
     """On a machine with one device the way is the same and the moves do nothing: they are counted."""
-    drawing = Drawing(residual="ours", lag=True, steps=1, images_per_prompt=1)
+    drawing = Drawing(variant="ours", lag=True, steps=1, images_per_prompt=1)
     whole = load_diffusion(base(models, family), "cpu")
     exact, _ = draw(whole, ITEMS, drawing, strong_bank(whole), RESOLUTION)
     moves: list[tuple[str, str]] = []
@@ -280,9 +281,9 @@ def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypa
 
 @pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "custom_diffusion", "vico"])
 def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_path, method):
-    told = {"variants": {"ours": {}, "rival": {"method": method}}}
+    given_settings = {"variants": {"ours": {}, "rival": {"method": method}}}
     where = load_context(
-        params(models, "sdxl", tiny_encoders, tmp_path, told), None, tmp_path / "data", tmp_path / "work"
+        params(models, "sdxl", tiny_encoders, tmp_path, given_settings), None, tmp_path / "data", tmp_path / "work"
     )
     with pytest.raises(PersresError, match=rf"train\.variants\.rival: {method} is not available for SDXL models"):
         run_stage("train", where)
@@ -290,9 +291,9 @@ def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_p
 
 
 def test_v_star_cannot_learn_on_sdxl(models, tiny_encoders, tmp_path):
-    told = {"variants": {"ours": {"train_token": True}}}
+    given_settings = {"variants": {"ours": {"train_token": True}}}
     where = load_context(
-        params(models, "sdxl", tiny_encoders, tmp_path, told), None, tmp_path / "data", tmp_path / "work"
+        params(models, "sdxl", tiny_encoders, tmp_path, given_settings), None, tmp_path / "data", tmp_path / "work"
     )
     with pytest.raises(PersresError, match="train_token is not available for SDXL"):
         run_stage("train", where)
@@ -303,7 +304,7 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
     folder = write_photographs(tmp_path / "photos" / "generated")
     (folder / "concept.json").write_text(json.dumps({"macro_class": "mug"}))
     short = {"steps": 1}
-    told = {
+    given_settings = {
         "variants": {
             "ours": {},
             "token": {"train_token": True},
@@ -313,32 +314,32 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
             "cd": {"method": "custom_diffusion", "prior_images": 1, "batch_size": 1} | short,
         }
     }
-    path = params(models, "sd21", tiny_encoders, tmp_path, told, dtype="bfloat16")
+    path = params(models, "sd21", tiny_encoders, tmp_path, given_settings, dtype="bfloat16")
     raw = yaml.safe_load(path.read_text())
     raw["family"]["sample"] |= {
         "steps": 1,
         "prompts": 1,
-        "methods": {name: {"residual": name} for name in told["variants"]},
+        "methods": {name: {"variant": name} for name in given_settings["variants"]},
     }
     raw["family"]["runtime"]["offload"] = True
     path.write_text(yaml.safe_dump(raw))
     where = load_context(path, None, tmp_path / "data", tmp_path / "work")
     for stage in STAGES[:4]:
         run_stage(stage, where)
-    for name in told["variants"]:
+    for name in given_settings["variants"]:
         assert len(list(unzip_images(where.data / "samples" / name / "generated.zip"))) == 1
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("given_settings", "said"),
     [
         ({"_class_name": "FluxPipeline"}, "is a FluxPipeline; residuals need"),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline"),
         ({}, "cannot load the base model"),
     ],
 )
-def test_another_kind_of_pipeline_is_one_clear_error(tmp_path, told, said):
-    (tmp_path / "model_index.json").write_text(json.dumps(told))
+def test_another_kind_of_pipeline_is_one_clear_error(tmp_path, given_settings, said):
+    (tmp_path / "model_index.json").write_text(json.dumps(given_settings))
     with pytest.raises(PersresError, match=said):
         load_diffusion(Base(model=str(tmp_path)), "cpu")
 

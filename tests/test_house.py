@@ -24,6 +24,7 @@ LAYERS = [
     "prompt_text",
     "progress",
     "config",
+    "params",
     "images",
     "runs",
     "miniworld",

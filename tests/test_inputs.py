@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persres.config import load_params
 from persres.datasets.layout import check_name, read_concept, read_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.images import list_photos, load_photo, square, to_images, to_tensor, unzip_bytes, unzip_images, zip_bytes
+from persres.methods.common.registry import load_profile
 from persres.runs.context import Context
 from persres.stages.fetch import fetch
 
@@ -98,9 +98,9 @@ def test_names_that_are_no_file_names(name):
 def folder_context(tmp_path, **fetch_settings) -> Context:
     import yaml
 
-    told = {"fetch": {"dataset": "folder", "folder": str(tmp_path / "photos")} | fetch_settings}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "own", "own": told}))
-    return Context(load_params(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
+    settings = {"fetch": {"dataset": "folder", "folder": str(tmp_path / "photos")} | fetch_settings}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "own", "own": settings}))
+    return Context(load_profile(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
 
 
 def own_concept(tmp_path, name: str = "mydog", described: str | None = '{"macro_class": "dog"}'):

@@ -12,17 +12,15 @@ from test_residuals import inputs, random_bank, run
 
 from persres.errors import PersresError
 from persres.residuals.bank import Routing, attached, merged
-from persres.sampling.lag import MaskRule, binarise_at_median, localised, mean_mask
+from persres.sampling.lag import guidance_rule, localised, mean_mask
+from persres.sampling.masks import median
 
 TOKENS = torch.tensor([[0, 0, 1.0, 1.0, 0, 0], [0, 1.0, 1.0, 0, 0, 0]])
 
 
-def lag_run(unet, bank, x, t, text, rule, change_masks=None, weight=None):
-    """One forward pass [uncond; cond] under LAG; returns output and the masks in use."""
-    routing = Routing.everywhere(len(x))
-    if weight is not None:
-        routing.weight = weight
-    masks = {}
+def lag_run(unet, bank, x, t, text, guidance, change_masks=None):
+    """One forward pass [uncond; cond] under LAG as ``guidance_rule`` says; returns output and the masks in use."""
+    (routing, rule), masks = guidance, {}
     with localised(unet, routing, rule), attached(unet, bank, routing):
         handles = []
         for path in [target.path for target in bank.targets]:
@@ -78,7 +76,7 @@ def test_masks_equal_a_plain_reading_of_the_paper(unet):
                 )
 
             handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
-    _, masks = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "mask"))
+    _, masks = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
     assert set(masks) == set(seen) == {target.path for target in bank.targets}
     for path, mask in masks.items():
         summed, plain = seen[path]
@@ -100,7 +98,7 @@ def test_lag_output_equals_equation_3_for_the_first_block(unet):
     handle = layer.register_forward_hook(lambda module, args, output: caught.setdefault("x", args[0].clone()))
     run(unet, x, t, text)
     handle.remove()
-    mask = binarise_at_median(torch.rand(4, 64)).view(4, 1, 8, 8)
+    mask = median(torch.rand(4, 64)).view(4, 1, 8, 8)
     routing = Routing.everywhere(4)
     routing.masks[target.path] = mask.flatten(1)
     with attached(unet, bank, routing), torch.no_grad():
@@ -117,7 +115,7 @@ def test_all_ones_is_normal_sampling_and_all_zeros_is_the_base_model(linear):
     unet = tiny_unet(linear).requires_grad_(False)
     x, t, text = inputs(4)
     bank = random_bank(unet)
-    rule = MaskRule.for_guidance(TOKENS, "mask")
+    rule = guidance_rule(TOKENS, "mask")
     ones, _ = lag_run(unet, bank, x, t, text, rule, torch.ones_like)
     zeros, _ = lag_run(unet, bank, x, t, text, rule, torch.zeros_like)
     real, _ = lag_run(unet, bank, x, t, text, rule)
@@ -136,21 +134,19 @@ def test_rules_for_the_unconditional_branch(unet):
     base = run(unet, x, t, text)
     with merged(unet, bank):
         normal = run(unet, x, t, text)
-    full, masks = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "full"))
+    full, masks = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "full"))
     torch.testing.assert_close(full[:2], normal[:2], atol=1e-5, rtol=1e-4)
     assert all(m[:2].all() and not m[2:].all() for m in masks.values())
-    weight = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    plain, _ = lag_run(unet, bank, x, t, text, MaskRule.for_guidance(TOKENS, "base"), weight=weight)
+    plain, _ = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "base"))
     torch.testing.assert_close(plain[:2], base[:2], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(plain[2:], full[2:], atol=1e-5, rtol=1e-4)
     with pytest.raises(PersresError, match="uncond_rule"):
-        MaskRule.for_guidance(TOKENS, "nonsense")
+        guidance_rule(TOKENS, "nonsense")
 
 
 def test_lag_leaves_no_trace_even_after_an_error(unet):
     processors = {path: module.processor for path, module in unet.named_modules() if hasattr(module, "processor")}
-    rule = MaskRule.for_guidance(TOKENS, "mask")
-    with pytest.raises(RuntimeError), localised(unet, Routing.everywhere(4), rule):
+    with pytest.raises(RuntimeError), localised(unet, *guidance_rule(TOKENS, "mask")):
         raise RuntimeError("stop")
     assert processors == {
         path: module.processor for path, module in unet.named_modules() if hasattr(module, "processor")
@@ -162,18 +158,18 @@ def test_several_transformer_layers_share_one_mask():
     """SDXL: one output projection behind several cross-attentions; their maps are summed."""
     unet = tiny_unet(True, layers=2).requires_grad_(False)
     x, t, text = inputs(4)
-    _, masks = lag_run(unet, random_bank(unet), x, t, text, MaskRule.for_guidance(TOKENS, "mask"))
+    _, masks = lag_run(unet, random_bank(unet), x, t, text, guidance_rule(TOKENS, "mask"))
     assert all((m.sum(1) == m.shape[1] // 2).all() for m in masks.values())
 
 
 def test_recorded_masks_average_over_blocks_and_steps(unet):
     x, t, text = inputs(4)
-    rule = MaskRule.for_guidance(TOKENS, "mask", record=True)
-    rule.steps = 2
+    guidance = guidance_rule(TOKENS, "mask", record=True)
+    guidance[1].steps = 2
     bank = random_bank(unet)
     for _ in range(2):
-        _, masks = lag_run(unet, bank, x, t, text, rule)
-    seen = mean_mask(rule, slice(2, 4), 8)
+        _, masks = lag_run(unet, bank, x, t, text, guidance)
+    seen = mean_mask(guidance[1], slice(2, 4), 8)
     fine = [m[2:].view(2, 8, 8) for m in masks.values() if m.shape[1] == 64]
     coarse = [
         m[2:].view(2, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2) for m in masks.values() if m.shape[1] == 16
@@ -183,5 +179,5 @@ def test_recorded_masks_average_over_blocks_and_steps(unet):
 
 def test_median_of_an_even_count_marks_exactly_half():
     values = torch.rand(5, 256)
-    assert (binarise_at_median(values).sum(1) == 128).all()
-    assert not binarise_at_median(torch.ones(1, 4)).any(), "nothing stands above the median of equal values"
+    assert (median(values).sum(1) == 128).all()
+    assert not median(torch.ones(1, 4)).any(), "nothing stands above the median of equal values"

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 
 from persres.cli import main
-from persres.config import load_params
 from persres.datasets.folder import NEUTRAL_PROMPTS, describe
+from persres.methods.common.registry import load_profile
 from persres.models.diffusion import load_diffusion
-from persres.personalize import Wish, _stage, derive
+from persres.personalize import _stage, derive
 from persres.residuals.file import load_residual
 
 
@@ -81,7 +81,7 @@ def test_without_a_class_the_nearest_noun_is_taken(tiny_params, photos, tmp_path
 
 
 def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
-    _stage([photos / "a.JPG"], Wish(photos, "mug"), "my_mug", tmp_path / "staged")
+    _stage([photos / "a.JPG"], "mug", (), "my_mug", tmp_path / "staged")
     concept = describe(tmp_path / "staged" / "my_mug")
     assert concept.prompts == NEUTRAL_PROMPTS and concept.macro_class == "mug"
 
@@ -92,7 +92,7 @@ def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
         ("empty", [], "no photos in"),
         ("none", [], "no folder"),
         ("heic", [], r"a\.HEIC.*JPEG"),
-        ("broken", [], r"a\.JPG is not a readable"),
+        ("broken", [], r"My mug!/a\.JPG is not a readable"),
         ("", ["--prompt", "no place"], "exactly once"),
         ("", ["--name", "a b"], "not usable"),
         ("", ["--class", " "], "--class is empty"),
@@ -119,9 +119,9 @@ def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys,
 def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     load_diffusion.cache_clear()
-    told = yaml.safe_load(tiny_params.read_text())
-    told["tiny"]["base"]["model"] = "nobody/nothing"
-    tiny_params.write_text(yaml.safe_dump(told))
+    settings = yaml.safe_load(tiny_params.read_text())
+    settings["tiny"]["base"]["model"] = "nobody/nothing"
+    tiny_params.write_text(yaml.safe_dump(settings))
     assert run(tiny_params, photos, "--class", "mug", "--out", str(tmp_path / "out")) == 1
     error = capsys.readouterr().err
     assert "cannot load the base model 'nobody/nothing'" in error and "connect to the hub" in error
@@ -130,9 +130,10 @@ def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, t
 
 def test_the_profile_keeps_its_models_and_training_and_no_benchmark(repo, tmp_path):
     """What a profile says of another dataset (its judge, its rows, its variants) must not follow a user's photos."""
-    mini = load_params(repo / "params.yaml", "mini")
+    mini = load_profile(repo / "params.yaml", "mini")
     own = derive(mini, "dog", tmp_path, look_for_class=False)
-    assert (own.base, own.encoders, own.train.rank_ratio) == (mini.base, mini.encoders, mini.train.rank_ratio)
+    assert (own.base, own.encoders) == (mini.base, mini.encoders)
+    assert own.train.variant("ours") == mini.train.variant("ours")
     assert own.score.judge is None and own.fetch.dataset == "folder" and own.macro_class.source == "dataset"
     assert derive(mini, "dog", tmp_path, look_for_class=True).macro_class.source == "wordnet"
-    assert list(derive(load_params(repo / "params.yaml", "tables"), "dog", tmp_path, False).train.variants) == ["ours"]
+    assert list(derive(load_profile(repo / "params.yaml", "tables"), "dog", tmp_path, False).train.variants) == ["ours"]

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from persres.cli import main, run_stage
-from persres.config import Profile, load_params
+from persres.cli import main
+from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
-from persres.plan import PAPER_STEP_S, PUBLISHED_IMAGE_S, Rates, as_text, dataset_size, make_plan, read_rates
-from persres.runs.outputs import items_of
+from persres.methods.common.registry import load_profile, make_profile
+from persres.pipeline import load_context, run_stage
+from persres.plan import PAPER_STEP_S, PUBLISHED_IMAGE_S, Rates, as_text, make_plan, read_rates
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
 
@@ -19,7 +20,7 @@ BENCHMARK = {"dataset": "customconcept101"}
 
 
 def planned(rates: Rates = RATES, **sections) -> dict:
-    return {line.stage: line for line in make_plan(Profile.model_validate({"fetch": BENCHMARK} | sections), rates)}
+    return {line.stage: line for line in make_plan(make_profile({"fetch": BENCHMARK} | sections), rates)}
 
 
 def test_units_and_pictures_are_those_of_the_stages(tiny_params):
@@ -34,7 +35,7 @@ def test_units_and_pictures_are_those_of_the_stages(tiny_params):
         path.write_bytes(b"any")
     units = sample_units(where)
     assert lines["sample"].units == lines["score"].units == len(units) == 9
-    assert lines["sample"].images == sum(len(items_of(u.settings)) for u in units) == 3 * 3 * 4 * 2
+    assert lines["sample"].images == sum(len(u.spec.items()) for u in units) == 3 * 3 * 4 * 2
     assert lines["sample"].hours is None and lines["train"].hours is None, "no rate is known for 32 pixels"
 
 
@@ -45,7 +46,7 @@ def test_the_paper_on_its_benchmark():
     assert lines["sample"].hours == pytest.approx(101 * 20 * 50 * (2.0 + 2.0 + 3.0) / 3600)
     assert lines["train"].bytes == 2 * 101 * 4 * 1_239_040
     assert lines["score"].hours is None and "time" in lines["score"].unknown
-    text = as_text(list(lines.values()), RATES, Profile(fetch=BENCHMARK))
+    text = as_text(list(lines.values()), RATES, make_profile({"fetch": BENCHMARK}))
     assert "made up" in text and "303,000" in text and "4.2" in text
 
 
@@ -60,7 +61,7 @@ def test_rates_scale_with_steps_and_batch_and_class_images_count():
 
 def test_a_variant_of_fewer_concepts_takes_less():
     variants = {"ours": {}, "few": {"concepts": 11, "prior_images": 10}}
-    lines = planned(train={"variants": variants}, sample={"methods": {"base": {}, "few": {"residual": "few"}}})
+    lines = planned(train={"variants": variants}, sample={"methods": {"base": {}, "few": {"variant": "few"}}})
     assert lines["train"].units == 112 and lines["train"].images == 110
     assert lines["sample"].units == 112 and lines["sample"].images == (101 + 11) * 20 * 50
     assert lines["train"].bytes == 2 * 112 * 4 * 1_239_040
@@ -88,7 +89,7 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
     published, half = read_rates(path), read_rates(path, "bfloat16")
     assert (half.train_step_s, half.image_s) == (PAPER_STEP_S, PUBLISHED_IMAGE_S)
     assert published.image_s > 2 * half.image_s and "published" in published.source
-    told = {
+    given_settings = {
         "train_step_s": 0.2,
         "train_batch": 2,
         "image_s": {"1": 2.0, "4": 1.5},
@@ -96,7 +97,7 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
         "sample_steps": 25,
         "device": "some GPU",
     }
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(given_settings))
     measured = read_rates(path)
     assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.4, 3.0, 3.2)
     assert str(path) in measured.source and "some GPU" in measured.source
@@ -104,8 +105,8 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
         "{",
         "[]",
         '{"train_step_s": 1}',
-        json.dumps(told | {"train_step_s": 0}),
-        json.dumps(told | {"image_s": 1}),
+        json.dumps(given_settings | {"train_step_s": 0}),
+        json.dumps(given_settings | {"image_s": 1}),
     ):
         path.write_text(broken)
         with pytest.raises(PersresError, match=r"gpu\.json does not hold measured rates"):
@@ -114,7 +115,7 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
 
 def test_the_size_of_every_dataset(tmp_path):
     def size(**fetch):
-        return dataset_size(Profile.model_validate({"fetch": fetch}))
+        return dataset_named(fetch["dataset"]).size(make_profile({"fetch": fetch}).fetch)
 
     assert size(dataset="customconcept101") == (101, 2020)
     assert size(dataset="customconcept101", concepts=["pet_cat1"]) == (1, 20)
@@ -122,9 +123,12 @@ def test_the_size_of_every_dataset(tmp_path):
     assert size(dataset="miniworld") == (10, 200)
     with pytest.raises(PersresError, match="no folder"):
         size(dataset="folder", folder=str(tmp_path / "none"))
-    for name, told in (("a", {"macro_class": "dog"}), ("b", {"macro_class": "cat", "prompts": [["style", "a {}"]]})):
+    for name, given_settings in (
+        ("a", {"macro_class": "dog"}),
+        ("b", {"macro_class": "cat", "prompts": [["style", "a {}"]]}),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "concept.json").write_text(json.dumps(told))
+        (tmp_path / name / "concept.json").write_text(json.dumps(given_settings))
     assert size(dataset="folder", folder=str(tmp_path)) == (2, 9)
     (tmp_path / "a" / "concept.json").write_text("{")
     with pytest.raises(PersresError, match="not valid JSON"):
@@ -139,4 +143,4 @@ def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "sample" in said and "Rates are known for 512 pixels only" in said
     assert not list(tmp_path.iterdir())
-    assert len(make_plan(load_params(repo / "params.yaml", "mini"), RATES)) == 6
+    assert len(make_plan(load_profile(repo / "params.yaml", "mini"), RATES)) == 6

@@ -5,17 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from persres.methods.settings import CustomDiffusion, DreamBooth, TextualInversion, ViCo
-from persres.methods.templates import NEUTRAL
 from PIL import Image
 
-from persres.config import Base
+from persres.config import Base, VariantSettings
 from persres.errors import PersresError
-from persres.methods import custom_diffusion, dreambooth, textual_inversion, vico
+from persres.images import to_images, unzip_images
+from persres.methods import custom_diffusion, dreambooth, vico
+from persres.methods.common.draw import load_learned
+from persres.methods.common.registry import make_profile, method_named
+from persres.methods.common.words import NEUTRAL
 from persres.models.diffusion import load_diffusion
 from persres.models.prompts import encode_prompts
 from persres.models.swap import TOKEN, replaced
 from persres.residuals.file import load_residual
+from persres.runs.outputs import read_index
+from persres.sampling.draw import draw
 from persres.seeding import generator
 from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch
 from persres.training.weights import batch_loss, learn
@@ -37,25 +41,23 @@ def photos(diffusion, seed: int = 0, count: int = 3) -> Pictures:
     return Pictures.of(diffusion, [Image.fromarray(s).resize((32, 32), Image.NEAREST) for s in small])
 
 
-def plan_of(diffusion, method: str, **changes) -> tuple[Plan, object]:
+SHORT = {
+    "textual_inversion": {"lr": 0.05},
+    "dreambooth": {"lr": 1e-3},
+    "custom_diffusion": {"batch_size": 2, "lr": 1e-3},
+    "vico": {"batch_size": 2, "lr": 1e-3, "token_lr": 0.05},
+}
+
+
+def plan_of(diffusion, method: str, **changes) -> tuple[Plan, VariantSettings]:
+    """A few steps of a rival on made-up photos."""
+    rival = method_named(method)
+    settings = rival.settings(**({"steps": 6, "checkpoint_every": 2} | SHORT[method] | changes))
     own, prior = photos(diffusion), photos(diffusion, 1)
-    if method == "textual_inversion":
-        settings = TextualInversion(method=method, **({"steps": 6, "lr": 0.05, "checkpoint_every": 2} | changes))
-        return textual_inversion.plan(diffusion, settings, own, "<v*>", "mug"), settings
-    if method == "vico":
-        short = {"steps": 6, "batch_size": 2, "lr": 1e-3, "token_lr": 0.05, "checkpoint_every": 2}
-        settings = ViCo(method=method, **(short | changes))
-        return vico.plan(diffusion, settings, own, "<v*>", "mug", generator("blocks")), settings
-    if method == "dreambooth":
-        settings = DreamBooth(method=method, **({"steps": 6, "lr": 1e-3, "checkpoint_every": 2} | changes))
-        return dreambooth.plan(diffusion, settings, own, prior, "sks", "mug"), settings
-    settings = CustomDiffusion(
-        method=method, **({"steps": 6, "batch_size": 2, "lr": 1e-3, "checkpoint_every": 2} | changes)
-    )
-    return custom_diffusion.plan(diffusion, settings, own, prior, "<v*>", "mug"), settings
+    return rival.plan(diffusion, settings, own, prior, Base(), "mug"), settings
 
 
-METHODS = ("textual_inversion", "dreambooth", "custom_diffusion", "vico")
+METHODS = tuple(SHORT)
 
 
 def everything(diffusion) -> dict[str, torch.Tensor]:
@@ -243,7 +245,7 @@ def test_the_loss_counts_the_valid_area_only():
 
 def test_prior_weight_weighs_the_class_images(diffusion):
     own = plain_batch(photos(diffusion), "a", 2, generator("a"))
-    both = own.and_(plain_batch(photos(diffusion, 1), "b", 2, generator("b"), 0.5))
+    both = own.joined(plain_batch(photos(diffusion, 1), "b", 2, generator("b"), 0.5))
     assert isinstance(both, Batch) and both.captions == ["a", "a", "b", "b"]
     assert both.weight.tolist() == [0.5, 0.5, 0.25, 0.25]
 
@@ -271,10 +273,10 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     few = {"prior_images": 2}
     variants = {
         "ours": {},
-        "ti": {"method": "textual_inversion", **short},
+        "ti": {"method": "textual_inversion", "lr": 0.5, **short},
         "db": {"method": "dreambooth", "lr": 1e-2, **short, **few},
         "cd": {"method": "custom_diffusion", "lr": 1e-2, "batch_size": 2, **short, **few},
-        "vico": {"method": "vico", **short},
+        "vico": {"method": "vico", "lr": 0.05, "token_lr": 0.5, **short},
     } | ABLATIONS
     (folder / "nouns.txt").write_text("cat\n")
     profile = {
@@ -288,8 +290,8 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
             "images_per_prompt": 1,
             "prompts": 4,
             "methods": {"base": {}}
-            | {v: {"residual": v} for v in variants}
-            | {"named_by_wordnet": {"residual": "ours", "class_source": "wordnet"}},
+            | {v: {"variant": v} for v in variants}
+            | {"named_by_wordnet": {"variant": "ours", "class_source": "wordnet"}},
         },
         "score": {},
         "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
@@ -308,16 +310,24 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
 def test_every_rival_goes_through_the_chain(chain):
     import pandas as pd
 
-    from persres.images import unzip_images
-
     table = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("method")
     assert table.loc["ti", "params"] == 24
     assert table.loc["db", "params"] > table.loc["cd", "params"] > table.loc["ti", "params"]
-    base = unzip_images(chain.data / "samples" / "base" / "heart_mug.zip")
-    for method in ("ti", "db", "cd", "vico"):
-        theirs = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
-        assert base.keys() == theirs.keys()
-        assert any(np.asarray(base[n]).tobytes() != np.asarray(theirs[n]).tobytes() for n in base)
+
+
+@pytest.mark.parametrize("method", ["ours", "ti", "db", "cd", "vico"])
+def test_the_chain_draws_with_what_was_learned(chain, method):
+    """Same prompts, same noise: only the learned weights make the difference."""
+    spec = next(p.spec for p in read_index(chain).packs if p.name == f"{method}/heart_mug")
+    diffusion, items = load_diffusion(spec.base, "cpu"), spec.items()
+    loaded = load_learned(diffusion, spec)
+    with loaded.inside():
+        learned, _ = draw(diffusion, items, spec.drawing, loaded.bank, 32, loaded.predictor)
+    without, _ = draw(diffusion, items, spec.drawing, None, 32)
+    drawn = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
+    for item, ours, plain in zip(items, to_images(learned), to_images(without), strict=True):
+        assert np.array_equal(np.asarray(drawn[f"{item.name}.png"]), np.asarray(ours))
+        assert not np.array_equal(np.asarray(ours), np.asarray(plain)), f"{method} drew {item.name} without its weights"
 
 
 def test_the_papers_tables_hold_the_rows_that_params_name(chain):
@@ -341,7 +351,7 @@ def test_any_two_methods_can_be_compared(chain, capsys):
 
 
 def test_class_images_are_drawn_once_for_a_class(chain):
-    packs = list((chain.work / "prior").glob("*/images.zip"))
+    packs = list((chain.work / "class_images").glob("*/images.zip"))
     assert len(packs) == 1, "two mugs, two rivals with two images each: one pack"
 
 
@@ -372,7 +382,7 @@ def test_ablations_train_what_they_say(chain):
     assert params["proj_in"] == params["ours"] == params["no_class"] == params["with_prior"]
     assert params["token_too"] == params["ours"] + 24
     assert params["rank_1"] <= params["ours"]
-    folder = chain.data / "residuals"
+    folder = chain.data / "learned"
     kinds = {
         v: set(load_residual(folder / v / "heart_mug.safetensors")[0])
         for v in ("ours", "proj_in", "attn_kv", "token_too")
@@ -383,12 +393,12 @@ def test_ablations_train_what_they_say(chain):
 
 @pytest.mark.parametrize("variant", [v for v in ABLATIONS if v != "rank_1"])
 def test_every_ablation_learns_something_else_than_ours(chain, variant):
-    ours, other = (load_residual(chain.data / "residuals" / v / "heart_mug.safetensors")[0] for v in ("ours", variant))
+    ours, other = (load_residual(chain.data / "learned" / v / "heart_mug.safetensors")[0] for v in ("ours", variant))
     assert set(ours) != set(other) or any(not torch.equal(ours[k], other[k]) for k in ours)
 
 
 def test_a_learned_token_has_moved_and_is_used(chain, diffusion, token_id):
-    state, _ = load_residual(chain.data / "residuals" / "token_too" / "heart_mug.safetensors")
+    state, _ = load_residual(chain.data / "learned" / "token_too" / "heart_mug.safetensors")
     start = diffusion.text_encoder.get_input_embeddings().weight[token_id]
     assert (state[TOKEN] - start).abs().max() > 1e-3
 
@@ -402,21 +412,17 @@ def test_a_learned_token_has_moved_and_is_used(chain, diffusion, token_id):
     ],
 )
 def test_a_wrong_rival_is_one_clear_error(variant, said):
-    from persres.config import Profile
-
     with pytest.raises(ValueError, match=said):
-        Profile.model_validate({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
+        make_profile({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
 
 
 @pytest.mark.parametrize("drawing", [{"lag": True}, {"strength": 0.5}])
 def test_a_rival_is_neither_localised_nor_scaled(drawing):
-    from persres.config import Profile
-
     with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
-        Profile.model_validate(
+        make_profile(
             {
                 "fetch": {"dataset": "miniworld"},
                 "train": {"variants": {"db": {"method": "dreambooth"}}},
-                "sample": {"methods": {"base": {}, "x": {"residual": "db"} | drawing}},
+                "sample": {"methods": {"base": {}, "x": {"variant": "db"} | drawing}},
             }
         )

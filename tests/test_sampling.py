@@ -16,7 +16,7 @@ from persres.sampling.draw import draw
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 
-DRAWING = Drawing(steps=4, lag=False, residual="ours", images_per_prompt=1)
+DRAWING = Drawing(steps=4, lag=False, variant="ours", images_per_prompt=1)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from persres.metrics.cut_out import GREY, cut_out, object_alignment
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.summary import bootstrap_interval, difference, method_table, sign_flip_p
 from persres.miniworld.judge import Verdict, asked, followed
-from persres.stages.tables import paper_table
+from persres.report.tables import paper_table
 
 
 def unit_rows(n: int, seed: int) -> torch.Tensor:
@@ -53,13 +53,22 @@ def test_bootstrap_interval_covers_and_is_seeded():
 
 
 def test_paired_difference_uses_shared_concepts_only():
+    concepts = ["u", "v", "w", "x", "y"]
+    one = pd.DataFrame({"method": "a", "concept": concepts, "s": [1.0, 2.0, 1.0, 2.0, 1.5]})
+    two = pd.DataFrame({"method": "b", "concept": [*concepts, "z"], "s": [0.5, 1.0, 0.5, 1.0, 0.75, 99.0]})
+    row = difference(pd.concat([one, two]), ["s"], "a", "b", 200, 0)
+    assert row["concepts"] == 5
+    assert row["s"] == pytest.approx(0.75)
+    assert 0.5 <= row["s_low"] < 0.75 < row["s_high"] <= 1.0
+    assert row["s_p"] == pytest.approx(2 / 32)
+
+
+def test_below_five_concepts_there_is_no_interval_and_no_p():
     rows = pd.DataFrame(
-        {"method": ["a", "a", "b", "b", "b"], "concept": ["x", "y", "x", "y", "z"], "s": [1.0, 2.0, 0.5, 1.0, 99.0]}
+        {"method": ["a"] * 4 + ["b"] * 4, "concept": list("uvwx") * 2, "s": [1.0] * 4 + [0.0, 0.5, 0, 0]}
     )
     row = difference(rows, ["s"], "a", "b", 200, 0)
-    assert row["concepts"] == 2
-    assert row["s"] == pytest.approx(0.75)
-    assert row["s_low"] >= 0.5 and row["s_high"] <= 1.0
+    assert row["s"] == pytest.approx(0.875) and np.isnan([row["s_low"], row["s_high"], row["s_p"]]).all()
 
 
 def test_background_change_counts_only_outside_both_objects():
@@ -147,8 +156,8 @@ def test_what_a_prompt_asks_for_is_read_off_its_words():
 
 
 def test_the_sign_flip_test_is_exact_for_few_and_random_for_many():
-    assert sign_flip_p(np.array([1.0, 2.0, 3.0]), 100, 0) == pytest.approx(2 / 8)
-    assert sign_flip_p(np.array([1.0, -1.0]), 100, 0) == 1.0
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), 100, 0) == pytest.approx(2 / 32)
+    assert sign_flip_p(np.array([1.0, -1.0, 2.0, -2.0, 0.0, 0.0]), 100, 0) == 1.0
     draw = np.random.default_rng(0)
     assert sign_flip_p(draw.normal(1.0, 1.0, 30), 2000, 0) < 0.01
     assert sign_flip_p(draw.normal(0.0, 1.0, 30), 2000, 0) > 0.05

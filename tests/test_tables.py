@@ -8,16 +8,19 @@ import pandas as pd
 import pytest
 import yaml
 
-from persres.config import Profile, load_params
+from persres.config import Base, Profile
 from persres.errors import UnitFailures
 from persres.evidence import pages, rivals
-from persres.evidence.report import weight_digests
+from persres.evidence.provenance import weight_digests
+from persres.methods.common.registry import load_profile, make_profile
+from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
-from persres.pipeline import run_chain, without
-from persres.runs.costs import read_costs, write_train_costs
+from persres.pipeline import load_context, run_chain, without
+from persres.report.tables import shared_pictures
 from persres.runs.context import Context
+from persres.runs.costs import read_costs, write_train_costs
+from persres.runs.specs import TrainSpec
 from persres.runs.units import Unit, finish
-from persres.stages.tables import shared_pictures
 
 RIVAL = {"method": "textual_inversion", "steps": 2, "templates": "prompt"}
 
@@ -49,9 +52,9 @@ def run(tiny_pipeline, tiny_encoders, tmp_path_factory):
             "prompts": 8,
             "methods": {
                 "base": {},
-                "ours": {"residual": "ours"},
-                "few": {"residual": "few", "prompts": 4},
-                "broken": {"residual": "broken"},
+                "ours": {"variant": "ours"},
+                "few": {"variant": "few", "prompts": 4},
+                "broken": {"variant": "broken"},
             },
         },
         "score": {},
@@ -116,33 +119,40 @@ def test_what_it_took_stands_beside_the_scores(run):
 
 
 def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
-    context = Context(load_params(), tmp_path / "data", tmp_path / "work")
+    context = Context(load_profile(), tmp_path / "data", tmp_path / "work")
     units = []
     for concept, steps, seconds in (("one", 150, 9.0), ("two", 50, 3.0)):
-        unit = Unit.of(
-            "train",
-            f"ours/{concept}",
-            {"concept": concept, "variant": "ours", "settings": {"steps": 150}, "prior": None},
+        spec = TrainSpec(
+            base=Base(),
+            model="none",
+            concept=concept,
+            variant="ours",
+            settings=Ours(steps=150),
+            macro_class="mug",
+            photos=(),
+            class_images=None,
+            code="none",
         )
+        unit = Unit("train", f"ours/{concept}", spec)
         finish(unit, context.work, [], {"seconds": seconds, "steps": steps, "peak_mib": 100, "device": "cpu"})
         units.append(unit)
     write_train_costs(context, units, [])
     assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0]
-    (context.data / "costs" / "sample.csv").write_text("method,concept,residual,picture_seconds\nours,one,ours,0.5\n")
+    (context.data / "costs" / "sample.csv").write_text("method,concept,variant,picture_seconds\nours,one,ours,0.5\n")
     assert read_costs(context).loc["ours", "train_s"] == 9.0
 
 
 def profile() -> Profile:
-    return Profile.model_validate(
+    return make_profile(
         {
             "fetch": {"dataset": "miniworld"},
             "train": {"variants": {"ours": {}, "db": {"method": "dreambooth"}, "kv": {"target": "attn_kv"}}},
             "sample": {
                 "methods": {
                     "base": {},
-                    "ours": {"residual": "ours"},
-                    "db": {"residual": "db"},
-                    "kv": {"residual": "kv"},
+                    "ours": {"variant": "ours"},
+                    "db": {"variant": "db"},
+                    "kv": {"variant": "kv"},
                 }
             },
             "tables": {"rows": {"table1": {"db": "DreamBooth", "ours": "Ours"}, "table3": {"kv": "KV weights"}}},
@@ -154,7 +164,7 @@ def profile() -> Profile:
     ("stage", "unit", "variants", "methods"),
     [
         ("train", "kv/mug", {"ours", "db"}, {"base", "ours", "db"}),
-        ("prior", "a_photo_of_a_mug", {"ours", "kv"}, {"base", "ours", "kv"}),
+        ("class_images", "a_photo_of_a_mug", {"ours", "kv"}, {"base", "ours", "kv"}),
         ("score", "db/mug", {"ours", "db", "kv"}, {"base", "ours", "kv"}),
     ],
 )
@@ -186,11 +196,13 @@ def test_the_readme_quotes_the_measured_tables(repo, measured):
 
 
 def test_the_measured_tables_are_of_the_shipped_weights_and_settings(repo):
-    told = json.loads((repo / "data" / "rivals" / "settings.json").read_text())
-    assert told["weights"] == weight_digests()
-    now = load_params(repo / "params.yaml", "tables").model_dump(mode="json")
+    given_settings = json.loads((repo / "data" / "rivals" / "settings.json").read_text())
+    assert given_settings["weights"] == weight_digests()
+    now = load_profile(repo / "params.yaml", "tables").model_dump(mode="json")
     for section in ("train", "sample", "tables"):
-        assert {key: now[section][key] for key in told["settings"][section]} == told["settings"][section]
+        assert {key: now[section][key] for key in given_settings["settings"][section]} == given_settings["settings"][
+            section
+        ]
 
 
 def test_every_row_of_the_papers_tables_was_measured_whole(measured):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from persres.config import Variant
+from persres.methods.ours import Ours
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.training.residuals import Lesson, concept_losses, diffusion_target, new_bank, train
 
@@ -19,8 +19,8 @@ def lesson(name: str = "mug", seed: int = 0) -> Lesson:
     return Lesson(name, mean, torch.full_like(mean, 0.01), torch.randn(6, 24, generator=draw))
 
 
-def settings(**changes) -> Variant:
-    return Variant(**({"steps": 12, "batch_size": 2, "lr": 1e-2, "checkpoint_every": 4} | changes))
+def settings(**changes) -> Ours:
+    return Ours(**({"steps": 12, "batch_size": 2, "lr": 1e-2, "checkpoint_every": 4} | changes))
 
 
 def learn(unet, lessons, variant, checkpoint=None, stop_after=None):

@@ -14,16 +14,25 @@ from persres.errors import PersresError, UnitFailures
 from persres.runs.files import digest_folder, publishing
 from persres.runs.locks import stage_lock
 from persres.runs.pool import _cores, run_units
+from persres.runs.specs import FileRef, Spec
 from persres.runs.units import MANIFEST, Unit, finish, is_done
+
+
+class Made(Spec):
+    """A spec of no stage: a number, and what is to go wrong."""
+
+    a: int = 0
+    fail: bool = False
+    die: bool = False
 
 
 def write_name(unit: Unit, work, device: str) -> None:
     """A unit's work: fail where told to, else write one file and count the runs."""
     folder = unit.folder(work)
     folder.mkdir(parents=True, exist_ok=True)
-    if unit.settings.get("fail"):
+    if unit.spec.fail:
         raise PersresError("told to fail")
-    if unit.settings.get("die"):
+    if unit.spec.die:
         os._exit(9)
     with (work / "runs.txt").open("a") as file:
         file.write(unit.name + "\n")
@@ -32,11 +41,25 @@ def write_name(unit: Unit, work, device: str) -> None:
 
 
 def units(*specs: dict) -> list[Unit]:
-    return [Unit.of("stage", f"unit{i}", spec) for i, spec in enumerate(specs)]
+    return [Unit("stage", f"unit{i}", Made(**spec)) for i, spec in enumerate(specs)]
 
 
 def runs(work) -> list[str]:
     return (work / "runs.txt").read_text().split() if (work / "runs.txt").exists() else []
+
+
+class Reads(Spec):
+    """A spec with a file to read."""
+
+    source: FileRef
+
+
+def test_where_a_file_lies_is_no_part_of_a_unit_but_what_it_holds_is(tmp_path):
+    hashes = []
+    for place, text in (("here", "same"), ("there", "same"), ("here", "other")):
+        (tmp_path / place).write_text(text)
+        hashes.append(Unit("stage", "unit", Reads(source=FileRef.of(tmp_path / place))).hash)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_done_units_are_skipped_and_a_changed_spec_is_not(tmp_path):
@@ -69,7 +92,7 @@ def test_existence_is_not_enough(tmp_path, damage):
 def test_a_fan_out_finishes_then_fails_once_naming_the_failed(tmp_path, workers):
     with pytest.raises(UnitFailures) as caught:
         run_units(
-            units({}, {"fail": True, "n": 1}, {"n": 2}, {"fail": True, "n": 3}), tmp_path, write_name, workers, "cpu"
+            units({}, {"fail": True, "a": 1}, {"a": 2}, {"fail": True, "a": 3}), tmp_path, write_name, workers, "cpu"
         )
     assert set(caught.value.failures) == {"unit1", "unit3"}
     assert sorted(runs(tmp_path)) == ["unit0", "unit2"]
@@ -78,7 +101,7 @@ def test_a_fan_out_finishes_then_fails_once_naming_the_failed(tmp_path, workers)
 
 def test_a_dead_worker_is_a_named_failure(tmp_path):
     with pytest.raises(UnitFailures, match="worker process died"):
-        run_units(units({"die": True}, {"n": 1}, {"n": 2}), tmp_path, write_name, 2, "cpu")
+        run_units(units({"die": True}, {"a": 1}, {"a": 2}), tmp_path, write_name, 2, "cpu")
 
 
 def test_publishing_is_whole_or_not_at_all(tmp_path):
@@ -106,7 +129,7 @@ def test_an_unwritable_place_is_one_clear_error(tmp_path):
 
 
 def test_a_second_run_waits_for_the_first(tmp_path):
-    code = "import sys,time;from pathlib import Path;from persres.units import stage_lock\nwith stage_lock(Path(sys.argv[1]),'s'):\n print('in',flush=True);time.sleep(3)"
+    code = "import sys,time;from pathlib import Path;from persres.runs.locks import stage_lock\nwith stage_lock(Path(sys.argv[1]),'s'):\n print('in',flush=True);time.sleep(3)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "in\n"
         started = time.monotonic()
@@ -120,7 +143,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was(tmp_path):
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from persres.checkpoint import write_tensors
+from persres.runs.checkpoints import write_tensors
 from persres.errors import PersresError
 path = Path(sys.argv[1])
 write_tensors(path, {"a": torch.ones(4)}, {})
@@ -153,7 +176,7 @@ def test_threads_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
 
     before = torch.get_num_threads()
     try:
-        todo = units({"n": 1}, {"n": 2}, {"n": 3})
+        todo = units({"a": 1}, {"a": 2}, {"a": 3})
         run_units(todo, tmp_path, note_threads, 0, "cpu")
         first = {u.name: (u.folder(tmp_path) / "threads").read_text() for u in todo}
         (todo[1].folder(tmp_path) / MANIFEST).unlink()
@@ -171,7 +194,7 @@ def test_a_limit_of_threads_is_kept(tmp_path, monkeypatch, said, expected):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     try:
-        todo = units({"n": 1})
+        todo = units({"a": 1})
         run_units(todo, tmp_path, note_threads, 1, "cpu")
         assert (todo[0].folder(tmp_path) / "threads").read_text() == expected
     finally:

@@ -62,11 +62,11 @@ def test_a_plain_diffusers_pipeline_draws(weights):
 def rows(repo, tmp_path_factory) -> pd.DataFrame:
     """Three concepts, eight prompts, real and broken methods, at the mini profile's own training."""
     folder = tmp_path_factory.mktemp("world")
-    told = yaml.safe_load((repo / "params.yaml").read_text())["evidence"]
-    told["fetch"]["concepts"] = CONCEPTS
-    methods = {name: told["sample"]["methods"][name] for name in METHODS}
-    told["sample"] = {"prompts": 8, "steps": 25, "images_per_prompt": 1, "methods": methods}
-    text = yaml.safe_dump({"profile": "evidence", "evidence": told}, sort_keys=False)
+    settings = yaml.safe_load((repo / "params.yaml").read_text())["evidence"]
+    settings["fetch"]["concepts"] = CONCEPTS
+    methods = {name: settings["sample"]["methods"][name] for name in METHODS}
+    settings["sample"] = {"prompts": 8, "steps": 25, "images_per_prompt": 1, "methods": methods}
+    text = yaml.safe_dump({"profile": "evidence", "evidence": settings}, sort_keys=False)
     (folder / "params.yaml").write_text(
         text.replace("persres/miniworld/weights", str(repo / "persres/miniworld/weights"))
     )

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parent.parent
 ORCHESTRATION = (
     "persres",
     "persres.config",
+    "persres.params",
     "persres.errors",
     "persres.progress",
     "persres.runs",

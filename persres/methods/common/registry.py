@@ -8,11 +8,12 @@ from importlib import import_module
 from pathlib import Path
 
 import persres.methods
-from persres.config import Base, Known, Profile, Train, VariantSettings, load_params
+from persres.config import Base, Known, Profile, Train, VariantSettings
 from persres.datasets.registry import DATASETS, judged_datasets
 from persres.errors import PersresError
 from persres.methods.common.base import Method
 from persres.models.diffusion import pipeline_name
+from persres.params import load_params
 
 DEFAULT = "ours"  # what a variant without ``method`` is: the paper's own
 
