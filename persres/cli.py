@@ -31,6 +31,7 @@ Work = Annotated[Path, typer.Option(help="the scratch folder, where finished uni
 Out = Annotated[Path, typer.Option(help="where to publish")]
 Stage = Literal[STAGES]
 DATA, WORK = Path("data"), Path(".work")
+STOPPED = 130  # as shells say it
 
 
 def _params(params: Path | None) -> Path:
@@ -210,7 +211,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. 0 on success, 1 with one clear error, 2 where the call is wrong, 130 after Ctrl-C."""
     show_logs()
     try:
-        return app(args=arguments, prog_name="persres", standalone_mode=False) or 0
+        code = app(args=arguments, prog_name="persres", standalone_mode=False) or 0
+        if code == STOPPED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
+        return code
     except TyperException as error:
         print(f"persres: {error.format_message()} (persres --help names the commands)", file=sys.stderr)
         return error.exit_code
@@ -223,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort):
         print("persres: stopped; finished units are kept, run again to go on", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":

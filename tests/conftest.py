@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -141,6 +142,15 @@ def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
     return path
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """What the library logs, whether or not an earlier test's command line has set up its logger."""
+    logger = logging.getLogger("persres")
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level(logging.INFO, logger="persres")
+    return caplog
 
 
 @pytest.fixture

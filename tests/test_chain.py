@@ -86,7 +86,7 @@ def test_the_chain_leaves_what_it_promises(tiny_params):
     table = pd.read_csv(data / "tables" / "table1.csv")
     assert list(table["method"]) == ["base", "ours", "ours_lag"]
     for score in ("clip_text", "clip_image", "dino"):
-        assert (table[f"{score}_low"] <= table[score]).all() and (table[score] <= table[f"{score}_high"]).all()
+        assert table[[f"{score}_low", f"{score}_high"]].isna().all().all(), "three concepts are too few for an interval"
         means = rows.groupby(["method", "concept"])[score].mean().groupby("method").mean()
         assert table.set_index("method")[score].to_dict() == pytest.approx(means.to_dict())
     assert table["params"][1] < table["params"][0]
@@ -107,10 +107,11 @@ def test_a_new_guidance_scale_trains_nothing_again(tiny_params):
 
 
 def test_runtime_is_no_part_of_a_result_but_the_photos_are(tiny_params):
-    where = run_all(tiny_params, stages=STAGES[:2])
-    before = {u.name: u.hash for u in train_units(where)}
-    change(tiny_params, "runtime", workers=2)
+    where = run_all(tiny_params, stages=STAGES[:3])
+    before, drawn = {u.name: u.hash for u in train_units(where)}, [u.hash for u in sample_units(where)]
+    change(tiny_params, "runtime", workers=2, sample_batch=1, offload=True)
     assert {u.name: u.hash for u in train_units(context(tiny_params))} == before
+    assert [u.hash for u in sample_units(context(tiny_params))] == drawn
     photo = next((where.data / "concepts" / "heart_mug" / "images").iterdir())
     Image.new("RGB", (64, 64), "red").save(photo)
     after = {u.name: u.hash for u in train_units(context(tiny_params))}
@@ -121,8 +122,8 @@ def test_base_prompts_lack_v_star_and_noise_names_agree(tiny_params):
     where = run_all(tiny_params, stages=STAGES[:3])
     specs = {u.name: u.spec for u in sample_units(where)}
     base, ours = specs["base/heart_mug"].items(), specs["ours/heart_mug"].items()
-    assert [i["plain"] for i in base] == [i["plain"] for i in ours] == [i["prompt"] for i in base]
-    assert all("<v*> mug" in i["prompt"] and "<v*>" not in i["plain"] for i in ours)
+    assert [i.plain for i in base] == [i.plain for i in ours] == [i.prompt for i in base]
+    assert all("<v*> mug" in i.prompt and "<v*>" not in i.plain for i in ours)
 
 
 @pytest.mark.parametrize("stage", ["train", "sample"])
@@ -153,7 +154,7 @@ def test_kill_9_then_run_again(tiny_params, stage):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = manifests(broken.work, stage)
-    published = {"train": "residuals", "sample": "samples"}[stage]
+    published = {"train": "learned", "sample": "samples"}[stage]
     assert done and len(done) < (3 if stage == "train" else 9), "the kill must fall between units"
     assert not (broken.data / published).exists(), "nothing half-published"
     run_stage(stage, broken)
@@ -208,7 +209,7 @@ def test_ctrl_c_stops_within_seconds(tiny_params):
     assert time.monotonic() - started < 5  # 0.6 s on an idle machine
     assert process.returncode == 130
     assert "stopped" in error and "Traceback" not in error
-    assert not (where.data / "residuals").exists()
+    assert not (where.data / "learned").exists()
     while time.monotonic() - started < 5 and group_members(process.pid):
         time.sleep(0.05)
     assert not group_members(process.pid), "no worker stays behind"
@@ -233,7 +234,7 @@ def test_one_broken_concept_fails_loudly_once_and_leaves_the_others(tiny_params,
         and "Traceback" not in error
     )
     assert len(manifests(where.work, "train")) == 2
-    assert not (where.data / "residuals").exists()
+    assert not (where.data / "learned").exists()
 
 
 def test_unknown_parameter_and_missing_stage_are_one_error(tiny_params, tmp_path, capsys):

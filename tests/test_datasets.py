@@ -73,7 +73,7 @@ def fetched(tmp_path: Path, dataset: str, folder: Path, **settings) -> list:
     return read_concepts(where.data / "concepts")
 
 
-def test_the_benchmark_from_its_archives(hub, tmp_path, capsys):
+def test_the_benchmark_from_its_archives(hub, tmp_path, logged):
     concepts = fetched(tmp_path, "customconcept101", tmp_path / "files")
     assert [(c.name, c.category, c.macro_class) for c, _ in concepts] == [
         ("pet_cat1", "pet", "cat"),
@@ -84,7 +84,7 @@ def test_the_benchmark_from_its_archives(hub, tmp_path, capsys):
         assert len(list_photos(folder / "images")) == 3
         assert len(concept.prompts) == 20 and concept.prompts[0] == ("background", "photo of a {}.")
         assert "non-commercial" in concept.licence and "DreamBench" in concept.licence
-    said = capsys.readouterr().out
+    said = logged.text
     assert "Adobe Research License" in said and said.count("has sha256") == 2
     assert (tmp_path / "files" / "customconcept101" / "LICENSE.md").exists()
     assert not (tmp_path / "files" / "customconcept101" / "x.py").exists()
@@ -212,14 +212,14 @@ def test_dreambooth_from_its_archive(server, tmp_path, monkeypatch):
     assert "CC BY 4.0" in concepts["dog2"].licence and "https://unsplash.com/photos/x" in concepts["dog2"].licence
 
 
-def test_a_dreambooth_folder_that_lacks_something(tmp_path, capsys):
+def test_a_dreambooth_folder_that_lacks_something(tmp_path, logged):
     folder = tmp_path / "files"
     for name, content in dreambooth_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     shutil.rmtree(folder / "dog2")
     assert len(fetched(tmp_path, "dreambooth", folder)) == 2
-    assert "lacks 1 of 3 subjects: dog2" in capsys.readouterr().out
+    assert "lacks 1 of 3 subjects: dog2" in logged.text
     with pytest.raises(PersresError, match="no folder of photos for dog2"):
         fetched(tmp_path, "dreambooth", folder, concepts=["dog2"])
     with pytest.raises(PersresError, match="has no unicorn"):
@@ -241,14 +241,14 @@ def test_the_real_dreambooth_folder(tmp_path):
     assert len(list_photos(concepts["vase"][1] / "images")) == 6
 
 
-def test_left_out_files_are_said_and_phone_formats_named(tmp_path, capsys):
+def test_left_out_files_are_said_and_phone_formats_named(tmp_path, logged):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
     with pytest.raises(PersresError, match=r"IMG_1\.HEIC.*save them as JPEG"):
         find_photos(tmp_path)
     (tmp_path / "a.jpg").write_bytes(jpeg())
     (tmp_path / "concept.json").write_text("{}")
     assert [p.name for p in find_photos(tmp_path)] == ["a.jpg"]
-    said = capsys.readouterr().out
+    said = logged.text
     assert "left out IMG_1.HEIC; save HEIC" in said and "concept.json" not in said
     with pytest.raises(PersresError, match="no folder"):
         find_photos(tmp_path / "none")

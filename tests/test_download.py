@@ -14,13 +14,13 @@ from persres.errors import PersresError
 BODY = bytes(range(256)) * 800
 
 
-def test_a_download_is_recorded_printed_and_not_repeated(server, tmp_path, capsys):
+def test_a_download_is_recorded_printed_and_not_repeated(server, tmp_path, logged):
     server.files["/a.zip"] = BODY
     target, digest = tmp_path / "new" / "a.zip", hashlib.sha256(BODY).hexdigest()
     for _ in range(2):
         assert download.download(f"{server.url}/a.zip", target).read_bytes() == BODY
     assert len(server.asked) == 1
-    assert digest in capsys.readouterr().out
+    assert digest in logged.text
     assert (tmp_path / "new" / "a.zip.sha256").read_text() == f"{digest}  a.zip\n"
     assert sorted(p.name for p in target.parent.iterdir()) == ["a.zip", "a.zip.sha256"]
     target.write_bytes(b"something else")

@@ -142,7 +142,7 @@ def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path,
     ]
     (tmp_path / "n.txt").write_text("\n".join(nouns))
     clip, where, words = Clip(**tiny_encoders["clip"]), tmp_path / "work", str(tmp_path / "n.txt")
-    monkeypatch.setattr("persres.wordnet.features.CHUNK", 6)
+    monkeypatch.setattr("persres.metrics.nouns.CHUNK", 6)
     asked: list[int] = []
     plain_tokens = ClipEncoder.tokens
 

@@ -96,6 +96,17 @@ def test_an_upward_import_and_a_circle_would_be_seen(tmp_path):
         TopologicalSorter(found).prepare()
 
 
+def test_the_page_names_every_layer(repo):
+    page = (repo / "docs" / "development.md").read_text()
+    table = page.split("| layer | what |")[1].split("\n\n")[0]
+    named = [
+        n.rstrip("/").replace("/", ".")
+        for row in table.splitlines()
+        for n in re.findall(r"`([\w/]+)`", row[: row.find("|", 1)])
+    ]
+    assert named == LAYERS
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -12,6 +12,7 @@ from persres.models.diffusion import decode, load_diffusion
 from persres.models.prompts import add_concept_token, concept_positions, encode_prompts
 from persres.prompt_text import fill
 from persres.residuals.bank import ResidualBank, find_targets
+from persres.runs.specs import Item
 from persres.sampling.draw import draw
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -25,16 +26,16 @@ def diffusion(tiny_pipeline):
     return load_diffusion(Base(model=str(tiny_pipeline), resolution=32, rare_token="sks"), "cpu")
 
 
-def items(count: int) -> list[dict]:
+def items(count: int) -> list[Item]:
     backgrounds = ["on the beach", "in the snow", "in the city", "in the forest", "on the grass"]
     return [
-        {
-            "name": f"{i}",
-            "prompt": f"a photo of a <v*> mug {backgrounds[i]}",
-            "phrase": "<v*> mug",
-            "image": i,
-            "plain": f"a photo of a mug {backgrounds[i]}",
-        }
+        Item(
+            name=f"{i}",
+            prompt=f"a photo of a <v*> mug {backgrounds[i]}",
+            phrase="<v*> mug",
+            image=i,
+            plain=f"a photo of a mug {backgrounds[i]}",
+        )
         for i in range(count)
     ]
 
@@ -91,7 +92,7 @@ def test_batch_and_shard_do_not_change_a_picture(diffusion, lag):
 
 def test_methods_share_noise_and_differ(diffusion):
     bank = bank_for(diffusion)
-    plain = [i | {"prompt": i["plain"], "phrase": "mug"} for i in items(2)]
+    plain = [i.model_copy(update={"prompt": i.plain, "phrase": "mug"}) for i in items(2)]
     base, _ = draw(diffusion, plain, DRAWING, None, 32)
     again, _ = draw(diffusion, plain, DRAWING, None, 32)
     ours, _ = draw(diffusion, items(2), DRAWING, bank, 32)

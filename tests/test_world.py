@@ -67,9 +67,7 @@ def rows(repo, tmp_path_factory) -> pd.DataFrame:
     methods = {name: settings["sample"]["methods"][name] for name in METHODS}
     settings["sample"] = {"prompts": 8, "steps": 25, "images_per_prompt": 1, "methods": methods}
     text = yaml.safe_dump({"profile": "evidence", "evidence": settings}, sort_keys=False)
-    (folder / "params.yaml").write_text(
-        text.replace("persres/miniworld/weights", str(repo / "persres/miniworld/weights"))
-    )
+    (folder / "params.yaml").write_text(text)
     context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
     for stage in STAGES[:5]:
         run_stage(stage, context)
@@ -78,17 +76,18 @@ def rows(repo, tmp_path_factory) -> pd.DataFrame:
     return rows
 
 
-def holds(rows: pd.DataFrame, name: str, standins: dict[str, str] | None = None) -> bool:
+def reaches_margin(rows: pd.DataFrame, name: str, standins: dict[str, str] | None = None) -> bool:
+    """The margin alone: three concepts are too few for an interval, which the whole evidence has."""
     claim = next(claim for claim in CLAIMS if claim.name == name)
-    return effect(rows, claim, standins)["holds"]
+    return effect(rows, claim, standins)["effect"] >= claim.margin
 
 
 @pytest.mark.parametrize("name", LIVE)
 def test_the_effect_appears(rows, name):
-    assert holds(rows, name), effect(rows, next(claim for claim in CLAIMS if claim.name == name))
+    assert reaches_margin(rows, name), effect(rows, next(claim for claim in CLAIMS if claim.name == name))
 
 
 @pytest.mark.parametrize(("what", "name"), [(w, n) for w, (_, names) in BROKEN.items() for n in names if n in LIVE])
 def test_a_broken_method_loses_it(rows, what, name):
     """The residual zeroed, another concept's residual, the mask inverted: drawn by the very same chain."""
-    assert not holds(rows, name, BROKEN[what][0])
+    assert not reaches_margin(rows, name, BROKEN[what][0])

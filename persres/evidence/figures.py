@@ -82,7 +82,10 @@ def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -
         if change["mean"] is None:
             continue
         x, y = change["mean"], value["mean"] - base
-        axis.errorbar(x, y, xerr=[[x - change["low"]], [change["high"] - x]], fmt="o", capsize=2, label=name)
+        spread = (
+            None if change["low"] is None else [[x - change["low"]], [change["high"] - x]]
+        )  # none below five concepts
+        axis.errorbar(x, y, xerr=spread, fmt="o", capsize=2, label=name)
         axis.annotate(name, (x, y), xytext=(5, (5, -13)[place % 2]), textcoords="offset points", fontsize=9)
     axis.set(
         xlabel="background change (mean squared difference outside the objects)",

@@ -35,9 +35,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _interval(found: dict, digits: int, sign: str = "") -> str:
+    """The mean with its interval, where there is one: below five concepts there is none."""
     if found["mean"] is None:
         return "–"
-    return f"{found['mean']:{sign}.{digits}f} [{found['low']:{sign}.{digits}f}, {found['high']:{sign}.{digits}f}]"
+    mean, low, high = (
+        f"{found[key]:{sign}.{digits}f}" if _known(found[key]) else None for key in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}]" if low else f"{mean}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and value == value  # NaN is not
 
 
 def _digits(column: str) -> int:

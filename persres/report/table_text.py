@@ -23,7 +23,7 @@ def notes_of(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
     found = json.loads((context.data / "macro_class" / "macro_class.json").read_text())
     agree = sum(e["nearest"] == e["dataset"] for e in found["concepts"].values())
     lines = [
-        f"{rows['concept'].nunique()} concepts; means over concepts of per-concept means; [low, high] is the 95% bootstrap interval over concepts.",
+        f"{rows['concept'].nunique()} concepts; means over concepts of per-concept means; [low, high] is the 95% bootstrap interval over concepts, from five concepts on.",
         f"Base model {context.profile.base.model}. Macro class from: {found['source']}.",
         "params: numbers learned for one concept; for the base model its U-Net and text encoder"
         + (
@@ -64,5 +64,7 @@ def _with_interval(row: pd.Series, column: str, digits: int) -> str:
     value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
     if pd.isna(value):
         return "–"
+    if pd.isna(low):
+        return f"{value:.{digits}f}"  # below five concepts an interval, or a p, would say more than they know
     p = f", p {row[f'{column}_p']:.2g}" if f"{column}_p" in row else ""
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{p}"
