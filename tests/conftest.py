@@ -158,7 +158,7 @@ def server(monkeypatch):
     """A local server to download from (tests/local_server.py)."""
     from local_server import start
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     served = start()
     yield served
     served.shutdown()

@@ -11,24 +11,20 @@ import zipfile
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.files`` with ranges; may cut an answer short, refuse ranges, or redirect as a hub does."""
+    """Serves ``server.files`` with ranges; may cut an answer short, or redirect ``/datasets/…/resolve/…`` as a hub does."""
 
     def do_GET(self):
         server, ranged = self.server, self.headers.get("Range")
         server.asked.append((self.path, ranged))
-        if self.path.startswith("/resolve"):
-            body = server.files["/a.zip"]
-            self.send_response(302)
-            self.send_header("Location", "/a.zip")
-            self.send_header("X-Linked-ETag", f'"{server.named or hashlib.sha256(body).hexdigest()}"')
-            self.end_headers()
+        if "/resolve/" in self.path:
+            self.to_hub_file()
             return
         if self.path not in server.files:
             self.send_error(404)
             return
         body = server.files[self.path]
         etag = f'"{hashlib.md5(body).hexdigest()}"'
-        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged and server.ranges else 0
+        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged else 0
         if self.headers.get("If-Range", etag) != etag:
             start = 0
         if start >= len(body):
@@ -42,14 +38,40 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[start : start + server.cut if server.cut else None])
 
+    def do_HEAD(self):
+        self.server.asked.append((self.path, "HEAD"))
+        if "/resolve/" in self.path:
+            self.to_hub_file()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.files[self.path])))
+        self.end_headers()
+
+    def to_hub_file(self):
+        """The hub's answer for a large file: where it lies, its SHA-256, size and commit."""
+        body = self.server.files.get("/a.zip")
+        if body is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{self.server.server_port}/a.zip")  # elsewhere, as the hub does
+        self.send_header("X-Linked-ETag", f'"{self.server.named or hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Linked-Size", str(len(body)))
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, *arguments):
         pass
 
 
 def start() -> http.server.ThreadingHTTPServer:
-    """A running one; ``files`` by path, ``asked`` requests, ``cut`` bytes an answer, ``ranges`` or not, ``named`` digest."""
+    """A running one; ``files`` by path, ``asked`` requests, ``cut`` bytes an answer, ``named`` digest."""
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.files, served.asked, served.cut, served.ranges, served.named = {}, [], 0, True, ""
+    served.files, served.asked, served.cut, served.named = {}, [], 0, ""
     served.url = f"http://127.0.0.1:{served.server_port}"
     threading.Thread(target=served.serve_forever, daemon=True).start()
     return served

@@ -12,7 +12,7 @@ from local_server import zipped
 from PIL import Image
 
 from persres.config import Fetch
-from persres.datasets import customconcept101, dreambooth, prompt_groups
+from persres.datasets import customconcept101, download, dreambooth, prompt_groups
 from persres.datasets.layout import GROUPS, read_concepts
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
@@ -61,7 +61,9 @@ def hub(server, monkeypatch):
         | {"__MACOSX/benchmark_dataset/._0.jpg": b"x"}
     )
     monkeypatch.setattr(customconcept101, "LISTS_URL", f"{server.url}/lists.zip")
-    monkeypatch.setattr(customconcept101, "PHOTOS_URL", f"{server.url}/resolve")
+    monkeypatch.setattr(customconcept101, "PHOTOS", ("someone/photos", "benchmark_dataset.zip"))
+    monkeypatch.setattr(download, "ENDPOINT", server.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return server
 
 
@@ -100,7 +102,7 @@ def test_lists_that_a_user_copied_are_not_fetched(hub, tmp_path):
     for *_, file in ENTRIES:
         (folder / "prompts" / f"{file}.txt").write_text(PROMPTS)
     assert len(fetched(tmp_path, "customconcept101", folder)) == 3
-    assert {path for path, _ in hub.asked} == {"/resolve", "/a.zip"}
+    assert {path.rsplit("/", 1)[1] for path, _ in hub.asked} == {"benchmark_dataset.zip", "a.zip"}
 
 
 def test_offline_one_error_names_url_folder_and_layout(tmp_path, monkeypatch):

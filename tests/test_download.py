@@ -8,88 +8,105 @@ import random
 import pytest
 from local_server import zipped
 
-from persres.datasets import download
+from persres.datasets import download, unpack
 from persres.errors import PersresError
 
 BODY = bytes(range(256)) * 800
 
 
-def test_a_download_is_recorded_printed_and_not_repeated(server, tmp_path, logged):
+@pytest.fixture
+def fetch(request, server, monkeypatch):
+    """Either way to a file: ``fetch(target, ...)`` of the server's ``/a.zip``."""
+    monkeypatch.setattr(download, "ENDPOINT", server.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return {
+        "web": lambda target, *more: download.from_web(f"{server.url}/a.zip", target, *more),
+        "hub": lambda target, *more: download.from_hub("someone/photos", "a.zip", target, *more),
+    }[request.param]
+
+
+both = pytest.mark.parametrize("fetch", ["web", "hub"], indirect=True)
+
+
+def names(folder) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and ".cache" not in p.parts)
+
+
+@both
+def test_a_download_is_recorded_said_and_not_repeated(server, fetch, tmp_path, logged):
     server.files["/a.zip"] = BODY
     target, digest = tmp_path / "new" / "a.zip", hashlib.sha256(BODY).hexdigest()
-    for _ in range(2):
-        assert download.download(f"{server.url}/a.zip", target).read_bytes() == BODY
-    assert len(server.asked) == 1
+    assert fetch(target).read_bytes() == BODY
+    asked = len(server.asked)
+    assert fetch(target).read_bytes() == BODY and len(server.asked) == asked
     assert digest in logged.text
     assert (tmp_path / "new" / "a.zip.sha256").read_text() == f"{digest}  a.zip\n"
-    assert sorted(p.name for p in target.parent.iterdir()) == ["a.zip", "a.zip.sha256"]
+    assert names(tmp_path) == ["a.zip", "a.zip.sha256"]
     target.write_bytes(b"something else")
     with pytest.raises(PersresError, match="recorded by an earlier run"):
-        download.download(f"{server.url}/a.zip", target)
+        fetch(target)
 
 
-def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "CHUNK", 10_000)
+@pytest.mark.parametrize("fetch", ["hub"], indirect=True)
+def test_a_cut_download_from_the_hub_goes_on_where_it_stopped(server, fetch, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what was received by then is kept
+    server.files["/a.zip"], server.cut = BODY, 120_000
+    assert fetch(tmp_path / "a.zip").read_bytes() == BODY
+    assert [ranged for path, ranged in server.asked if path == "/a.zip" and ranged != "HEAD"][1:] == ["bytes=120000-"]
+
+
+@pytest.mark.parametrize("fetch", ["web"], indirect=True)
+def test_a_cut_download_from_elsewhere_is_one_error_and_leaves_nothing(server, fetch, tmp_path):
     server.files["/a.zip"], server.cut = BODY, 30_000
-    with pytest.raises(PersresError, match=r"connection was cut.*90,000 bytes are kept"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
-    assert not (tmp_path / "a.zip").exists()
-    assert (tmp_path / "a.zip.partial").read_bytes() == BODY[:90_000], (
-        "three attempts of 30,000 bytes, one after another"
-    )
-    server.cut = 0
-    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
-    assert [asked for _, asked in server.asked] == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
+    with pytest.raises(PersresError, match=r"cannot fetch http.*a\.zip \(the connection was cut\)"):
+        fetch(tmp_path / "a.zip")
+    assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["no ranges", "another version", "longer than the file", "whole already"])
-def test_a_part_that_can_not_be_gone_on_with(server, tmp_path, kind):
-    server.files["/a.zip"] = BODY
-    partial = tmp_path / "a.zip.partial"
-    partial.write_bytes({"longer than the file": BODY + b"more", "whole already": BODY}.get(kind, b"old" * 1000))
-    if kind == "another version":
-        (tmp_path / "a.zip.partial.etag").write_text('"of-before"')
-    server.ranges = kind != "no ranges"
-    assert download.download(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
-    assert not partial.exists()
-
-
-def test_a_wrong_digest_leaves_nothing(server, tmp_path):
+@both
+def test_a_wrong_digest_leaves_nothing(server, fetch, tmp_path):
     server.files["/a.zip"] = BODY
     with pytest.raises(PersresError, match=r"the pinned one in fetch\.sha256 is 0{64}"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip", "0" * 64)
-    assert not list(tmp_path.iterdir())
-    server.named = "1" * 64
+        fetch(tmp_path / "a.zip", "0" * 64)
+    assert names(tmp_path) == []
+    assert fetch(tmp_path / "a.zip", hashlib.sha256(BODY).hexdigest()).exists()
+
+
+@pytest.mark.parametrize("fetch", ["hub"], indirect=True)
+def test_what_the_hub_names_is_compared(server, fetch, tmp_path):
+    server.files["/a.zip"], server.named = BODY, "1" * 64
     with pytest.raises(PersresError, match=r"the server names is 1{64}"):
-        download.download(f"{server.url}/resolve", tmp_path / "a.zip")
-    assert not list(tmp_path.iterdir())
-    server.named = ""
-    assert download.download(f"{server.url}/resolve", tmp_path / "a.zip").exists()
+        fetch(tmp_path / "a.zip")
+    assert names(tmp_path) == []
 
 
-def test_no_such_file_no_network_and_no_space(server, tmp_path, monkeypatch):
-    with pytest.raises(PersresError, match=r"127\.0\.0\.1.*gone\.zip.*404 Not Found.*put it there yourself"):
-        download.download(f"{server.url}/gone.zip", tmp_path / "a.zip", mend="put it there yourself")
-    assert len(server.asked) == 1, "what is not there is not asked for again"
-    with pytest.raises(PersresError, match="no connection"):
-        download.download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip")
+@both
+def test_no_such_file_and_no_network(server, fetch, tmp_path, monkeypatch):
+    with pytest.raises(PersresError, match=r"127\.0\.0\.1.*a\.zip.*404.*put it there yourself"):
+        fetch(tmp_path / "a.zip", None, "put it there yourself")
+    assert names(tmp_path) == []
+
+
+def test_no_connection(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PersresError, match=r"cannot fetch http://127\.0\.0\.1:9/a\.zip \(no connection\)"):
+        download.from_web("http://127.0.0.1:9/a.zip", tmp_path / "a.zip")
+    with pytest.raises(PersresError, match=r"cannot fetch http://127\.0\.0\.1:9/datasets.*a\.zip \(no connection\)"):
+        download.from_hub("someone/photos", "a.zip", tmp_path / "a.zip")
+    assert names(tmp_path) == []
+
+
+@both
+def test_a_full_disk_is_one_clear_error(server, fetch, tmp_path, monkeypatch):
     server.files["/a.zip"] = BODY
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(PersresError, match=r"needs 0\.00 GB.*free some space"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
-    assert not list(tmp_path.iterdir())
 
-
-def test_a_full_disk_while_writing_is_one_clear_error(server, tmp_path, monkeypatch):
-    server.files["/a.zip"] = BODY
-
-    def full(answer, partial, have):
+    def full(*arguments, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download, "_write", full)
-    with pytest.raises(PersresError, match=r"a\.zip\.partial: No space left on device; free some space"):
-        download.download(f"{server.url}/a.zip", tmp_path / "a.zip")
+    monkeypatch.setattr("pooch.retrieve", full)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(PersresError, match=r"a\.zip: No space left on device; free some space"):
+        fetch(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +116,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zipped({"in/good.txt": b"x", name: b"evil"}))
     with pytest.raises(PersresError, match="leads out of the folder"):
-        download.unpack(archive, tmp_path / "out" / "deep", "in/")
+        unpack.unpack(archive, tmp_path / "out" / "deep", "in/")
     assert not list(tmp_path.rglob("*.txt")) and not (tmp_path / "out" / "deep").exists()
 
 
@@ -113,10 +130,10 @@ def test_archives_that_are_not_unpacked(tmp_path, monkeypatch, kind):
             kind, whole
         )
     )
-    monkeypatch.setattr(download, "MOST_UNPACKED", 2000 if kind == "bomb" else 1 << 30)
+    monkeypatch.setattr(unpack, "MOST_UNPACKED", 2000 if kind == "bomb" else 1 << 30)
     message = {"link": "is a link", "bomb": "far more than photos can", "another": "holds nothing below"}.get(
         kind, "not a whole ZIP"
     )
     with pytest.raises(PersresError, match=message):
-        download.unpack(archive, tmp_path / "out", "elsewhere/" if kind == "another" else "in/")
+        unpack.unpack(archive, tmp_path / "out", "elsewhere/" if kind == "another" else "in/")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"], "nothing half-unpacked"

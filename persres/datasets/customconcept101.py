@@ -16,16 +16,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from persres.config import Fetch
-from persres.datasets.download import download, unpack
+from persres.datasets.download import from_hub, from_web
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import CUSTOMCONCEPT101, grouped
+from persres.datasets.unpack import unpack
 from persres.errors import PersresError
 
 log = logging.getLogger(__name__)
 COUNT, PROMPTS = 101, 20  # concepts, prompts of each
 FOLDER = Path(".work/datasets/customconcept101")
-PHOTOS_URL = "https://huggingface.co/datasets/nupurkmr9/custom-diffusion/resolve/main/benchmark_dataset.zip"
+PHOTOS = "nupurkmr9/custom-diffusion", "benchmark_dataset.zip"  # a dataset on the Hugging Face hub, and its file
 LISTS_URL = "https://github.com/adobe-research/custom-diffusion/archive/refs/heads/main.zip"
 LICENCE = (
     "CustomConcept101. Lists and prompts: Adobe Research License, Copyright 2022 Adobe Inc. and its licensors, non-commercial "
@@ -62,7 +63,7 @@ def size(settings: Fetch) -> tuple[int, int]:
 def _mend(folder: Path) -> str:
     return (
         f"connect to the network, or put the files into {folder} yourself: dataset.json and prompts/ of the repository's folder "
-        f"customconcept101 ({LISTS_URL}), and benchmark_dataset/<concept>/*.jpg, which is benchmark_dataset.zip unpacked ({PHOTOS_URL})"
+        f"customconcept101 ({LISTS_URL}), and benchmark_dataset/<concept>/*.jpg, which is {PHOTOS[1]} of the hub's dataset {PHOTOS[0]}, unpacked"
     )
 
 
@@ -71,15 +72,15 @@ def _lists(folder: Path, settings: Fetch) -> Path:
         if (place / "dataset.json").exists():
             return place
     name, inside = "custom-diffusion-main.zip", "custom-diffusion-main/"
-    archive = download(LISTS_URL, folder / name, settings.sha256.get(name), _mend(folder))
+    archive = from_web(LISTS_URL, folder / name, settings.sha256.get(name), _mend(folder))
     unpack(archive, folder / "customconcept101", f"{inside}customconcept101/", (f"{inside}LICENSE.md",))
     return folder / "customconcept101"
 
 
 def _photos(folder: Path, settings: Fetch) -> Path:
-    place, name = folder / "benchmark_dataset", "benchmark_dataset.zip"
+    place, (dataset, name) = folder / "benchmark_dataset", PHOTOS
     if not place.is_dir():
-        archive = download(PHOTOS_URL, folder / name, settings.sha256.get(name), _mend(folder))
+        archive = from_hub(dataset, name, folder / name, settings.sha256.get(name), _mend(folder))
         unpack(archive, place, "benchmark_dataset/")
     return place
 

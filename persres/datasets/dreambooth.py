@@ -12,10 +12,11 @@ import re
 from pathlib import Path
 
 from persres.config import Fetch
-from persres.datasets.download import download, unpack
+from persres.datasets.download import from_web
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import DREAMBOOTH, grouped
+from persres.datasets.unpack import unpack
 from persres.errors import PersresError
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def _place(folder: Path, settings: Fetch) -> Path:
         "dreambooth-main.zip",
         f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself",
     )
-    archive = download(URL, folder / name, settings.sha256.get(name), mend)
+    archive = from_web(URL, folder / name, settings.sha256.get(name), mend)
     unpack(
         archive,
         folder / "dataset",

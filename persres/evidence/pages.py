@@ -13,6 +13,7 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.evidence.provenance import EVIDENCE_CODE, code_line
+from persres.report.table_text import markdown
 
 COLUMNS = {
     "clip_text": "CLIP text",
@@ -26,12 +27,6 @@ COLUMNS = {
 
 def _marked(kind: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {kind}:(\w+) -->\n)(.*?)(<!-- /{kind} -->)", re.DOTALL)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
 def _interval(found: dict, digits: int, sign: str = "") -> str:
@@ -55,7 +50,7 @@ def _digits(column: str) -> int:
 def base(summary: dict) -> str:
     """What the judge reads in the base model's pictures."""
     found = summary["base"]
-    return table([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
+    return markdown([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
 
 
 def methods(summary: dict) -> str:
@@ -64,12 +59,12 @@ def methods(summary: dict) -> str:
         [f"`{name}`", *(_interval(found["overall"][c], _digits(c)) for c in COLUMNS)]
         for name, found in summary["methods"].items()
     ]
-    return table(["method", *COLUMNS.values()], rows)
+    return markdown(["method", *COLUMNS.values()], rows)
 
 
 def claims(summary: dict) -> str:
     """Every claim, its effect and whether it holds."""
-    return table(
+    return markdown(
         ["claim", "score", "difference", "margin", "holds"], [_claim_row(claim) for claim in summary["claims"]]
     )
 
@@ -86,7 +81,7 @@ def groups(summary: dict) -> str:
     found = summary["lag_minus_ours"]
     columns = [c for c in COLUMNS if c in next(iter(found.values()))]
     rows = [[group, *(_interval(scores[c], _digits(c), "+") for c in columns)] for group, scores in found.items()]
-    return table(["prompts", *(COLUMNS[c] for c in columns)], rows)
+    return markdown(["prompts", *(COLUMNS[c] for c in columns)], rows)
 
 
 def localisation(summary: dict) -> str:
@@ -108,7 +103,7 @@ def localisation(summary: dict) -> str:
     ):
         cells = [f"{plain[part][key]:.2f}" if key else "–" for part in ("nameable", "concepts") for key in (auc, iou)]
         rows.append([f"*{label}*", *cells])
-    return table(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)
+    return markdown(["block", "AUC, nameable scenes", "IoU", "AUC, concepts under LAG", "IoU "], rows)
 
 
 def _mean(by_step: dict[str, float]) -> float:
@@ -118,7 +113,7 @@ def _mean(by_step: dict[str, float]) -> float:
 def identity(summary: dict) -> str:
     """How well the encoders tell a concept from its like."""
     found = summary["identity_auc_by_encoder"]
-    return table([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
+    return markdown([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
 
 
 def time(summary: dict) -> str:

@@ -19,6 +19,7 @@ from persres.metrics.summary import method_table, score_columns
 from persres.miniworld.build.evaluate import base_quality, identity_auc
 from persres.miniworld.recipe import RECIPE
 from persres.models.diffusion import load_diffusion
+from persres.report.table_text import markdown
 from persres.residuals.file import load_bank
 from persres.runs.context import Context
 
@@ -94,7 +95,7 @@ def _by_step(table: pd.DataFrame, score: str, title: str) -> str:
     wide = table.pivot(index="block", columns="t", values=score).loc[list(dict.fromkeys(table["block"]))]
     header = [f"{title}, block", *(f"t={t}" for t in wide.columns)]
     body = [[block, *(f"{v:.3f}" for v in row)] for block, row in zip(wide.index, wide.to_numpy(), strict=True)]
-    return pages.table(header, body)
+    return markdown(header, body)
 
 
 def method_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
@@ -165,7 +166,7 @@ def _claims_text(summary: dict) -> str:
     broken = [
         [what, name, verdict[found]] for what, names in summary["broken"].items() for name, found in names.items()
     ]
-    fails = pages.table(["broken", "claim that must fall", "falls"], broken)
+    fails = markdown(["broken", "claim that must fall", "falls"], broken)
     return f"# Claims\n\n{MARGINS}\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{fails}"
 
 

@@ -18,6 +18,7 @@ from persres.metrics import summary
 from persres.metrics.paper_figures import PAPER
 from persres.pipeline import load_context, run_chain
 from persres.report.sheets import write_sheets
+from persres.report.table_text import markdown
 from persres.runs.context import Context
 from persres.runs.files import publishing
 
@@ -76,7 +77,7 @@ def _table(found: dict, name: str) -> str:
         ]
         for _, row in found[name].iterrows()
     ]
-    return pages.table(["", "parameters", "training, s", *SCORES.values()], rows)
+    return markdown(["", "parameters", "training, s", *SCORES.values()], rows)
 
 
 def _over_base(found: dict) -> str:
@@ -92,7 +93,7 @@ def _over_base(found: dict) -> str:
         for _, row in found["table1"].iterrows()
         if row["method"] != base
     ]
-    return pages.table(["minus the base model", *SCORES.values(), "p (DINO)"], rows)
+    return markdown(["minus the base model", *SCORES.values(), "p (DINO)"], rows)
 
 
 PAPER_RANK = "0.05 m"  # the paper's own, as its table 5 calls it
@@ -122,7 +123,7 @@ def _against_paper(found: dict) -> str:
                 key = key[::-1]
             cells = [_cell(PAPER[name], row, reference, pairs.loc[key], s, key[0] == methods[row]) for s in SCORES]
             lines.append([name.removeprefix("table"), f"{row} − {reference}", *cells])
-    return pages.table(["table", "difference", *SCORES.values()], lines)
+    return markdown(["table", "difference", *SCORES.values()], lines)
 
 
 def _paper_row(table: str, row: str) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.evidence import pages
 from persres.evidence.provenance import CHAIN_CODE, provenance
 from persres.metrics.summary import method_table, score_columns
+from persres.report.table_text import markdown
 from persres.runs.context import Context
 from persres.runs.outputs import MethodFacts, read_index
 
@@ -59,7 +59,7 @@ def _last_losses(folder: Path, count: int = 25) -> float:
 
 def _text(context: Context, table: pd.DataFrame, columns: list[str]) -> str:
     shown = ["method", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
-    body = pages.table(shown, [[_cell(row[c]) for c in shown] for _, row in table.iterrows()])
+    body = markdown(shown, [[_cell(row[c]) for c in shown] for _, row in table.iterrows()])
     drawn = context.profile.sample
     return (
         f"# Sweep of what the paper leaves open\n\n{body}\n{len(context.profile.fetch.concepts)} concepts × {drawn.prompts} prompts"

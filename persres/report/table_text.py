@@ -42,6 +42,12 @@ def notes_of(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
 def write_table(out: Path, name: str, title: str, table: pd.DataFrame, columns: list[str], notes: str) -> None:
     """``<name>.csv`` with everything, ``<name>.md`` to read."""
     table.to_csv(out / f"{name}.csv", index=False)
@@ -55,9 +61,8 @@ def write_table(out: Path, name: str, title: str, table: pd.DataFrame, columns: 
     for column, digits in COSTS.items():
         if column in shown:
             shown[column] = ["–" if pd.isna(v) else f"{v:.{digits}f}" for v in table[column]]
-    header = "| " + " | ".join(shown.columns) + " |\n|" + "---|" * len(shown.columns)
-    body = "\n".join("| " + " | ".join(str(v) for v in row) + " |" for row in shown.itertuples(index=False))
-    (out / f"{name}.md").write_text(f"# {title}\n\n{header}\n{body}\n\n{notes}\n")
+    rows = [[str(v) for v in row] for row in shown.itertuples(index=False)]
+    (out / f"{name}.md").write_text(f"# {title}\n\n{markdown(list(shown.columns), rows)}\n{notes}\n")
 
 
 def _with_interval(row: pd.Series, column: str, digits: int) -> str:
