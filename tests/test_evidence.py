@@ -124,6 +124,18 @@ def test_broken_methods_and_claims_name_one_another():
         for name in must_fall:
             claim = claims.CLAIMS[names.index(name)]
             assert {claim.more, claim.less} & set(standins), f"{name} does not depend on what is broken"
+            more, less = (standins.get(method, method) for method in (claim.more, claim.less))
+            assert more != less, f"{name}: when broken it compares {more} with itself, which nothing could pass"
+    with pytest.raises(ValueError, match="with itself"):
+        found(made_up(), "lag_background", {"ours": "v_alone", "ours_lag": "v_alone"})
+
+
+def test_a_claim_that_does_not_hold_unbroken_proves_nothing():
+    """LAG's masks inverted can't be said to lose what LAG never had."""
+    rows = made_up(ours_lag=0.02, lag_inverted=0.0)
+    verdicts = claims.examine_broken(rows)
+    assert verdicts["mask inverted"]["lag_identity"] == "not held unbroken"
+    assert claims.examine_broken(made_up())["residual zeroed"]["identity_dino"] == "falls"
 
 
 def test_the_profiles_draw_every_method_that_a_claim_needs(repo):
@@ -217,11 +229,13 @@ def test_every_method_has_every_score_with_its_interval_overall_and_by_group(sum
 
 
 def test_the_pages_quote_the_summary(repo, summary):
-    results = (repo / "docs" / "results.md").read_text()
+    results, readme = (repo / "docs" / "results.md").read_text(), (repo / "README.md").read_text()
     card = (repo / "persres" / "miniworld" / "weights" / "MODEL_CARD.md").read_text()
     assert set(pages.names(results)) == {"code", "base", "methods", "claims", "groups", "localisation", "time"}
     assert {"base", "identity", "localisation"} <= set(pages.names(card))
+    assert pages.names(readme) == ["headline"]
     assert pages.fill(results, summary) == results, "docs/results.md is stale: run persres pages"
+    assert pages.fill(readme, summary) == readme, "README is stale: run persres pages"
     assert pages.fill(card, summary) == card, "the model card is stale: run persres pages"
 
 

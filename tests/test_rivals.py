@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from persres.residuals.file import load_residual
 from persres.runs.outputs import read_index
 from persres.sampling.draw import draw
 from persres.seeding import generator
+from persres.stages.train import class_image_units
 from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch
 from persres.training.weights import batch_loss, learn
 
@@ -353,6 +356,20 @@ def test_any_two_methods_can_be_compared(chain, capsys):
 def test_class_images_are_drawn_once_for_a_class(chain):
     packs = list((chain.work / "class_images").glob("*/images.zip"))
     assert len(packs) == 1, "two mugs, two rivals with two images each: one pack"
+
+
+def test_class_images_have_settings_of_their_own(chain):
+    """The guidance of drawing must not reach what DreamBooth learned: DVC's train stage does not watch it."""
+
+    def hashes(section: str, **values) -> set[str]:
+        settings = chain.profile.model_dump()
+        settings[section] |= values
+        units = class_image_units(replace(chain, profile=make_profile(settings)))
+        return {unit.hash for unit in units.values()}
+
+    before = hashes("sample")
+    assert before == hashes("sample", cfg_scale=2.0, steps=7)
+    assert before.isdisjoint(hashes("train", class_images={"cfg_scale": 2.0}))
 
 
 def test_each_rival_has_its_own_words(chain):

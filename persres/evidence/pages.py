@@ -62,6 +62,24 @@ def methods(summary: dict) -> str:
     return markdown(["method", *COLUMNS.values()], rows)
 
 
+HEADLINE = {
+    "base": "Stable Diffusion",
+    "ours": "Ours",
+    "ours_lag": "Ours w/ LAG sampling",
+    "lag_shared": "LAG, best block's mask",
+}
+
+
+def headline(summary: dict) -> str:
+    """The front page's few rows and columns."""
+    columns = ("clip_text", "clip_image", "dino", "background_change")
+    rows = [
+        [label, *(_interval(summary["methods"][name]["overall"][c], _digits(c)) for c in columns)]
+        for name, label in HEADLINE.items()
+    ]
+    return markdown(["", *(COLUMNS[c] for c in columns)], rows)
+
+
 def claims(summary: dict) -> str:
     """Every claim, its effect and whether it holds."""
     return markdown(
@@ -134,7 +152,7 @@ def code(summary: dict) -> str:
 
 
 Blocks = dict[str, Callable[[dict], str]]
-BLOCKS: Blocks = {f.__name__: f for f in (base, methods, claims, groups, localisation, identity, time, code)}
+BLOCKS: Blocks = {f.__name__: f for f in (base, headline, methods, claims, groups, localisation, identity, time, code)}
 
 
 def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> str:

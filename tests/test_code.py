@@ -1,0 +1,85 @@
+"""Which code a unit's result depends on: neither more than computes it, nor less."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persres.methods.common.registry import method_names
+from persres.runs.code import PACKAGE, WORK, _left_out, digest_modules, modules_behind
+
+
+def behind(stage: str, *named: str, package: Path = PACKAGE) -> tuple[str, ...]:
+    return modules_behind((*WORK[stage], *named), package)
+
+
+@pytest.fixture
+def copy(repo, tmp_path) -> Path:
+    unneeded = shutil.ignore_patterns("__pycache__", "weights", "*.xz")
+    return Path(shutil.copytree(repo / "persres", tmp_path / "persres", ignore=unneeded))
+
+
+def digest(copy: Path, stage: str, *named: str) -> str:
+    modules_behind.cache_clear()
+    return digest_modules(behind(stage, *named, package=copy), copy)
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+def test_a_rival_redoes_itself_alone_and_a_comment_nothing(copy):
+    methods = {name: f"persres.methods.{name}" for name in ("ours", "vico", "dreambooth")}
+    before = {name: digest(copy, "train", module) for name, module in methods.items()}
+    assert len(set(before.values())) == 3
+    vico = copy / "methods" / "vico.py"
+    edit(vico, '"""ViCo', '"""Another docstring. ViCo')
+    vico.write_text(vico.read_text().replace("\nclass ", "\n\n# a comment\nclass ", 1) + "\n# the end\n")
+    assert {name: digest(copy, "train", module) for name, module in methods.items()} == before
+    vico.write_text(vico.read_text() + "\nMORE = 1\n")
+    after = {name: digest(copy, "train", module) for name, module in methods.items()}
+    assert [name for name in methods if after[name] != before[name]] == ["vico"]
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("sampling/lag.py", {"sample"}),
+        ("training/residuals.py", {"train"}),
+        ("miniworld/vocabulary.py", {"score"}),  # by way of the judge
+        ("metrics/clip_scores.py", {"score"}),
+        ("runs/pool.py", set()),  # orders the work
+        ("config.py", set()),  # its values stand in the specs
+        ("report/sheets.py", set()),
+    ],
+)
+def test_a_change_redoes_what_it_computes(copy, file, changed):
+    stages = {
+        "train": ("train", "persres.methods.textual_inversion"),
+        "sample": ("sample",),
+        "score": ("score", "persres.miniworld.judge"),
+    }
+    before = {name: digest(copy, *named) for name, named in stages.items()}
+    (copy / file).write_text((copy / file).read_text() + "\nMORE = 1\n")
+    after = {name: digest(copy, *named) for name, named in stages.items()}
+    assert changed <= {name for name in stages if after[name] != before[name]}
+    if not changed:
+        assert after == before
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "score", "class_images"])
+def test_what_python_loads_is_found(stage):
+    """The imports are read, not run; here they are run. What is imported inside a function only adds to what is read."""
+    named = {"score": ["persres.miniworld.judge"]}.get(stage, [f"persres.methods.{n}" for n in method_names()])
+    code = (
+        f"import sys, {', '.join([*WORK[stage], *named])}; print(*[m for m in sys.modules if m.startswith('persres.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {module for module in done.stdout.split() if not _left_out(module)}
+    assert loaded and loaded <= set(behind(stage, *named))
