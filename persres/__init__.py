@@ -10,13 +10,22 @@ from typing import Any
 
 __version__ = "0.1.0"
 _PUBLIC = {
+    "PersonalizedPipeline": "persres.personalized",
     "PersresError": "persres.errors",
     "find_targets": "persres.residuals.bank",
     "load_bank": "persres.residuals.file",
     "load_residual": "persres.residuals.file",
     "personalize": "persres.personalize",
 }
-__all__ = ["PersresError", "__version__", "find_targets", "load_bank", "load_residual", "personalize"]
+__all__ = [
+    "PersonalizedPipeline",
+    "PersresError",
+    "__version__",
+    "find_targets",
+    "load_bank",
+    "load_residual",
+    "personalize",
+]
 
 
 def __getattr__(name: str) -> Any:

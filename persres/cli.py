@@ -116,6 +116,49 @@ def personalize(
 
 
 @app.command()
+def export(
+    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
+    to: Annotated[
+        Literal["diffusers", "kohya"], typer.Option(help="whose keys: PEFT's, or kohya's (ComfyUI, A1111)")
+    ] = "diffusers",
+    out: Annotated[Path | None, typer.Option(help="the folder to write into; if left out, the residual's own")] = None,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="V* as a Textual-Inversion file too; asks for the base model")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="draw with plain diffusers and ours from the same noise")
+    ] = False,
+    device: str = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+) -> None:
+    """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
+    from persres.exports.command import run_export
+
+    print(run_export(residual, to, out or residual.parent, embedding, verify, device, as_json))
+
+
+@app.command()
+def generate(
+    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
+    prompt: Annotated[list[str], typer.Option(help="with {} where the thing goes; may be given again")],
+    out: Annotated[Path, typer.Option(help="the folder for the pictures")] = Path("pictures"),
+    count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
+    lag: Annotated[bool, typer.Option("--lag/--no-lag", help="the residual only where the thing is")] = True,
+    strength: Annotated[float, typer.Option(min=0, help="of the residual")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    cfg_scale: Annotated[float, typer.Option(min=1, help="guidance")] = 6.0,
+    model: Annotated[str | None, typer.Option(help="another base model of the same layers")] = None,
+    device: str = "auto",
+) -> None:
+    """More pictures from a residual, as PNG with their settings inside."""
+    from persres.generate import generate as draw_more
+
+    for path in draw_more(residual, tuple(prompt), out, count, seed, lag, strength, steps, cfg_scale, model, device):
+        print(path)
+
+
+@app.command()
 def evidence(
     params: Params = None,
     work: Work = WORK,
