@@ -22,6 +22,7 @@ from persres.models.families import FAMILIES, sizes
 from persres.pipeline import STAGES, load_context, run_stage
 from persres.residuals.bank import ResidualBank, find_targets, merged
 from persres.residuals.file import load_bank, load_residual, save_residual
+from persres.runs.specs import Item
 from persres.sampling.draw import draw
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -30,13 +31,13 @@ from persres.training.residuals import Lesson, new_bank, train
 REAL = Path(__file__).parents[2] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
 NAMES = ("sd14", "sd21", "sdxl")
 ITEMS = [
-    {
-        "name": "0",
-        "prompt": "a photo of a <v*> mug on the beach",
-        "phrase": "<v*> mug",
-        "image": 0,
-        "plain": "a photo of a mug on the beach",
-    }
+    Item(
+        name="0",
+        prompt="a photo of a <v*> mug on the beach",
+        phrase="<v*> mug",
+        image=0,
+        plain="a photo of a mug on the beach",
+    )
 ]
 
 

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys,
 
 
 def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks for 20 s
     load_diffusion.cache_clear()
     settings = yaml.safe_load(tiny_params.read_text())
     settings["tiny"]["base"]["model"] = "nobody/nothing"
