@@ -29,9 +29,9 @@ def model(request, tmp_path_factory):
     return save_family(request.param, tmp_path_factory.mktemp("personalized"))
 
 
-def write(model, path, seed: int = 0, **spec):
+def write(folder, path, seed: int = 0, **spec):
     """A strong residual for this model; the file's header as training writes it."""
-    base = Base(model=str(model), resolution=RESOLUTION)
+    base = Base(model=str(folder), resolution=RESOLUTION)
     diffusion = load_diffusion(base, "cpu")
     targets = find_targets(diffusion.unet)
     bank = (
@@ -40,7 +40,7 @@ def write(model, path, seed: int = 0, **spec):
     settings = {"rank_ratio": 0.05, "rank": None, "target": "proj_out", "name_class": True}
     said = {
         "base": base.model_dump(),
-        "model": model_identity(str(model)),
+        "model": model_identity(str(folder)),
         "concept": f"mug{seed}",
         "macro_class": "mug",
     }

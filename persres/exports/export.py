@@ -14,7 +14,7 @@ from persres.models.swap import TOKEN
 from persres.places import located
 from persres.residuals.bank import find_targets, merged
 from persres.residuals.file import load_bank
-from persres.runs.checkpoints import read_learned, write_tensors
+from persres.runs.checkpoints import read_checked, read_learned, write_tensors
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 
@@ -73,9 +73,7 @@ def export_embedding(path: Path, out: Path, device: str = "auto") -> Path:
 def import_lora(path: Path, unet: torch.nn.Module, place: str = "proj_out") -> dict[str, torch.Tensor]:
     """Another tool's LoRA of output projections as a residual's state: ``<path>.up`` [m, r], ``<path>.down`` [r, m]. Every scale is in
     A, so alpha is 1 per rank. Raises PersresError naming the first key that is of no such layer."""
-    from persres.runs.checkpoints import read_tensors
-
-    tensors, header = read_tensors(path)
+    tensors, header = read_checked(path)
     paths = [target.path for target in find_targets(unet, place=place)]
     layers = from_lora(tensors, paths, header)
     return {f"{p}.up": f.up for p, f in layers.items()} | {f"{p}.down": f.down for p, f in layers.items()}

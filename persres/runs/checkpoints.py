@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from persres.errors import PersresError
+from persres.runs.untrusted import check_finite, check_shape
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -51,17 +52,25 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """All tensors of a file that a method saved, and its ``persres`` entry, None where there is none.
+def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """As :func:`read_tensors`, of a file that may come from a stranger (persres/runs/untrusted.py).
 
-    Raises PersresError where the file is missing or broken.
+    Raises PersresError for a missing file, for one that is no safetensors file, is cut, goes on after its end or has an absurd header,
+    and for tensors that hold NaN or infinity.
     """
+    check_shape(path)
     try:
         tensors, metadata = read_tensors(path)
-    except FileNotFoundError as error:
-        raise PersresError(f"nothing learned at {path}; train it first, or pull it") from error
     except (SafetensorError, OSError) as error:
         raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
+    check_finite(path, tensors)
+    return tensors, metadata
+
+
+def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """All tensors of a file that a method saved, and its ``persres`` entry, None where there is none. Raises PersresError as
+    :func:`read_checked` does."""
+    tensors, metadata = read_checked(path)
     try:
         return tensors, json.loads(metadata["persres"]) if "persres" in metadata else None
     except ValueError as error:
