@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from persres.errors import PersresError
 from persres.exports.export import base_of
+from persres.exports.quiet import quiet_loading
 from persres.models.loading import pick_device
 from persres.personalized import PersonalizedPipeline
 from persres.progress import progress
@@ -45,6 +46,7 @@ def generate(
     if not prompts:
         raise PersresError('no prompt; say --prompt "a photo of a {} on the beach"')
     base = base_of(residual)
+    quiet_loading()
     pipe = PersonalizedPipeline.from_pretrained(model or base.model, dtype=getattr(torch, base.dtype))
     pipe.to(pick_device(device)).load_residual(residual, allow_other_base=model is not None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)

@@ -9,6 +9,7 @@ import torch
 from persres.config import Base, Drawing
 from persres.errors import PersresError
 from persres.exports.formats import FORMATS, PEFT, Factors, from_lora, to_embedding, to_kohya, to_peft
+from persres.exports.quiet import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.swap import TOKEN
 from persres.places import located
@@ -106,6 +107,7 @@ def _by_diffusers(
     """Final latents of a pipeline of its own, which knows nothing of persres."""
     from diffusers import DiffusionPipeline
 
+    quiet_loading()
     pipe = DiffusionPipeline.from_pretrained(located(base.model), dtype=diffusion.unet.dtype).to(diffusion.unet.device)
     pipe.scheduler = type(diffusion.scheduler).from_config(diffusion.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
