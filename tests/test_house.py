@@ -13,6 +13,7 @@ import pytest
 
 from persres.cli import main
 from persres.dependencies import stage_code, with_code
+from persres.methods.common.registry import method_names
 from persres.pipeline import STAGES
 from persres.runs.code import PACKAGE, imports_of, significant
 
@@ -160,6 +161,16 @@ def test_nothing_but_its_own_dataset_knows_the_mini_world():
         if not name.startswith(may):
             found = re.findall(r".*(?:\bmini\b|mini_?world).*", significant(path.read_text()).lower())
             assert not found, f"{name}: {found}"
+
+
+def test_no_stage_knows_a_method_by_name():
+    below = ("runs/", "models/", "residuals/", "sampling/", "training/", "metrics/", "report/", "stages/", "pipeline")
+    for path in modules().values():
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(below):
+            tree = ast.parse(significant(path.read_text()))
+            said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            assert not said & set(method_names()), f"{name} names {said & set(method_names())}"
 
 
 def test_the_library_logs_and_only_the_command_line_prints():
