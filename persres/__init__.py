@@ -15,7 +15,7 @@ _PUBLIC = {
     "find_targets": "persres.residuals.bank",
     "load_bank": "persres.residuals.file",
     "load_residual": "persres.residuals.file",
-    "personalize": "persres.personalize",
+    "personalize": "persres.personalization",
 }
 __all__ = [
     "PersonalizedPipeline",

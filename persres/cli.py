@@ -108,7 +108,7 @@ def personalize(
     out: Annotated[Path | None, typer.Option(help="where to leave it; if left out, personal/<name>")] = None,
 ) -> None:
     """A folder of photos of one thing becomes a residual and a sheet of pictures."""
-    from persres.personalize import personalize as learn_and_draw
+    from persres.personalization import personalize as learn_and_draw
 
     learn_and_draw(
         photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile

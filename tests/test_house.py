@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ LAYERS = [
     "pipeline",
     "dependencies",
     "plan",
-    "personalize",
+    "personalization",
     "generate",
     "bench",
     "miniworld.build",
@@ -153,7 +154,7 @@ def test_nothing_but_its_own_dataset_knows_the_mini_world():
         "datasets/miniworld.py",
         "datasets/registry.py",
         "cli",
-        "personalize.py",
+        "personalization.py",
         "bench.py",
     )
     for path in modules().values():
@@ -209,6 +210,14 @@ def test_importing_takes_no_time():
     heavy = "{'torch', 'diffusers', 'transformers', 'open_clip', 'timm', 'pandas', 'scipy'}"
     for name in ("persres", "persres.cli"):
         assert seconds_of(f"import sys, {name}; assert not {heavy} & set(sys.modules)") < 0.3, name
+
+
+def test_public_names_are_the_same_at_every_use():
+    """A module of a public name would stand in its place from the second use on."""
+    import persres
+
+    for name in persres.__all__:
+        assert getattr(persres, name) is getattr(persres, name) and not inspect.ismodule(getattr(persres, name)), name
 
 
 def test_help_is_quick():

@@ -13,7 +13,7 @@ from persres.cli import main
 from persres.datasets.folder import NEUTRAL_PROMPTS, describe
 from persres.methods.common.registry import load_profile
 from persres.models.diffusion import load_diffusion
-from persres.personalize import _stage, derive
+from persres.personalization import _stage, derive
 from persres.residuals.file import load_residual
 
 
