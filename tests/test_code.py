@@ -82,6 +82,9 @@ def test_what_python_loads_is_found(stage):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {module for module in done.stdout.split() if not _left_out(module) and says_something(module)}
+    loaded -= (
+        {"persres.prompt_text"} if stage == "score" else set()
+    )  # the specs' own: what it fills stands in a score's items
     assert loaded and loaded <= set(behind(stage, *named))
 
 
