@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from persres.errors import PersresError
 from persres.progress import show_logs
-from persres.stages import STAGES
+from persres.stages import POOLED, STAGES
 
 app = typer.Typer(
     help="Personalized residuals and localized attention-guided sampling for Stable Diffusion.",
@@ -43,6 +43,11 @@ def _params(params: Path | None) -> Path:
 @app.command()
 def run(stage: Stage, params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
     """Run one stage, as DVC calls it; finished units are not done again."""
+    from persres.params import peek
+    from persres.runs.pool import warm_up
+
+    if stage in POOLED and peek(_params(params), profile, "runtime", "workers") != 1:
+        warm_up(f"persres.stages.{stage}")  # beside this process, which has seconds of the same imports before it now
     from persres.pipeline import load_context, run_stage
 
     run_stage(stage, load_context(_params(params), profile, data, work))

@@ -32,6 +32,15 @@ def read_params(path: Path) -> dict[str, Any]:
     return raw
 
 
+def peek(path: Path, profile: str | None, section: str, key: str) -> Any:
+    """A setting as it stands in the file, unchecked, before anything heavy is imported; None where it doesn't stand there."""
+    raw = read_params(path)
+    found: Any = raw.get(profile or raw["profile"])
+    for name in (section, key):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
 def load_params(path: Path, profile: str | None, known: Known) -> Profile:
     """The chosen profile. Raises PersresError with all problems in one message."""
     raw = read_params(path)

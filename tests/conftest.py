@@ -117,13 +117,12 @@ def tiny_encoders(tmp_path_factory) -> dict:
     }
 
 
-@pytest.fixture
-def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
-    """A params.yaml for a chain of seconds: three mini-world concepts, random models."""
-    import yaml
-
-    (tmp_path / "nouns.txt").write_text("mug\nrobot\ncat\n")
-    profile = {
+@pytest.fixture(scope="session")
+def tiny_profile(tiny_pipeline, tiny_encoders, tmp_path_factory) -> dict:
+    """A profile for a chain of seconds: three mini-world concepts, random models."""
+    nouns = tmp_path_factory.mktemp("nouns") / "nouns.txt"
+    nouns.write_text("mug\nrobot\ncat\n")
+    return {
         "base": {"model": str(tiny_pipeline), "resolution": 32},
         "encoders": tiny_encoders,
         "fetch": {
@@ -132,15 +131,22 @@ def tiny_params(tiny_pipeline, tiny_encoders, tmp_path) -> Path:
             "references": 3,
             "held_out": 1,
         },
-        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(tmp_path / "nouns.txt")},
+        "macro_class": {"source": "dataset", "nearest": True, "candidates": str(nouns)},
         "train": {"steps": 6, "batch_size": 2, "checkpoint_every": 2},
         "sample": {"steps": 3, "images_per_prompt": 2, "prompts": 4},
         "score": {},
         "tables": {"bootstrap": 200},
         "runtime": {"workers": 1, "device": "cpu", "sample_batch": 3},
     }
+
+
+@pytest.fixture
+def tiny_params(tiny_profile, tmp_path) -> Path:
+    """That profile as a params.yaml of a test's own."""
+    import yaml
+
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}))
+    path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": tiny_profile}))
     return path
 
 

@@ -60,3 +60,13 @@ def test_a_right_file_is_read_as_the_library_reads_it(tmp_path):
     assert metadata == {"format": "pt"} and all(torch.equal(tensors[k], v) for k, v in load_file(path).items())
     with pytest.raises(PersresError, match="nothing learned at"):
         read_checked(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("magic", [0x80, 0x0580])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, magic):
+    """128 or 1408 bytes: the first byte of the file is pickle's own."""
+    path = tmp_path / "x.safetensors"
+    header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    text = json.dumps(header).ljust(magic).encode()
+    path.write_bytes(magic.to_bytes(8, "little") + text + bytes(8))
+    assert read_checked(path)[0]["a"].tolist() == [0.0, 0.0]

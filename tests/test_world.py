@@ -76,18 +76,18 @@ def rows(repo, tmp_path_factory) -> pd.DataFrame:
     return rows
 
 
-def reaches_margin(rows: pd.DataFrame, name: str, standins: dict[str, str] | None = None) -> bool:
-    """The margin alone: three concepts are too few for an interval, which the whole evidence has."""
-    claim = next(claim for claim in CLAIMS if claim.name == name)
-    return effect(rows, claim, standins)["effect"] >= claim.margin
+def size(rows: pd.DataFrame, name: str, standins: dict[str, str] | None = None) -> float:
+    """Of a claim's difference; three concepts are too few for an interval, which the whole evidence has."""
+    return effect(rows, next(claim for claim in CLAIMS if claim.name == name), standins)["effect"]
 
 
 @pytest.mark.parametrize("name", LIVE)
 def test_the_effect_appears(rows, name):
-    assert reaches_margin(rows, name), effect(rows, next(claim for claim in CLAIMS if claim.name == name))
+    assert size(rows, name) >= next(claim for claim in CLAIMS if claim.name == name).margin
 
 
 @pytest.mark.parametrize(("what", "name"), [(w, n) for w, (_, names) in BROKEN.items() for n in names if n in LIVE])
 def test_a_broken_method_loses_it(rows, what, name):
-    """The residual zeroed, another concept's residual, the mask inverted: drawn by the very same chain."""
-    assert not reaches_margin(rows, name, BROKEN[what][0])
+    """The residual zeroed, another concept's residual, the mask inverted: drawn by the very same chain, each keeps less than half
+    of the effect. The margins are for ten concepts: by chance three can be nearer to one another's look than that."""
+    assert size(rows, name, BROKEN[what][0]) < size(rows, name) / 2

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
@@ -21,6 +21,7 @@ from persres.runs.units import Unit, is_done
 log = logging.getLogger(__name__)
 
 Work = Callable[[Unit, Path, str], None]  # unit, work folder, device
+WARM = "persres.runs.warm"  # imported first by the process that workers are forked from
 
 
 def run_units(units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
@@ -42,6 +43,13 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
         failures = _run_here(todo, work, function, device, threads)
     if failures:
         raise UnitFailures(stage, failures, len(units))
+
+
+def warm_up(module: str) -> None:
+    """Start the process that workers are forked from, once: it imports ``module`` meanwhile, which with diffusers takes seconds. A
+    clean process, since a fork of this one could inherit CUDA or a lock that another thread holds."""
+    get_context("forkserver").set_forkserver_preload([WARM, module])
+    forkserver.ensure_running()
 
 
 def _cores() -> int:
@@ -66,8 +74,11 @@ def _run_in_processes(
     todo: list[Unit], work: Path, function: Work, device: str, processes: int, threads: int
 ) -> dict[str, str]:
     failures: dict[str, str] = {}
-    context = get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(threads,))
+    warm_up(getattr(function, "func", function).__module__)
+    start = (threads, dict(os.environ))  # the process that workers are forked from has the environment of its own start
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("forkserver"), initializer=_start_worker, initargs=start
+    )
     started = time.monotonic()
     try:
         pending: dict[Future, Unit] = {pool.submit(_attempt, unit, work, function, device): unit for unit in todo}
@@ -129,8 +140,10 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(min(threads, int(most)) if most.isdigit() and int(most) else threads)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, environment: dict[str, str]) -> None:
     """In a worker: its share of the cores, and an end when its parent is gone (kill -9 tells no child)."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     show_logs()
     _set_threads(threads)

@@ -36,7 +36,7 @@ def check_shape(path: Path) -> None:
             start = file.read(24)
             length = int.from_bytes(start[:8], "little")
             kind = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), None)
-            if kind is not None:
+            if kind is not None and start[8:9] != b"{":  # a header of 0x..80 bytes begins like a pickle
                 raise PersresError(f"{path} is not a safetensors file but {kind}; persres reads nothing else")
             if size < 8 or not 2 <= length <= MOST_HEADER:
                 said = f"its header would have {length:,} bytes" if size >= 8 else f"it has {size} bytes"

@@ -5,3 +5,4 @@ folder, and publishes its own folder at the end, whole or not at all.
 """
 
 STAGES = ("fetch", "macro_class", "train", "sample", "score", "tables")  # in order
+POOLED = ("train", "sample", "score")  # those whose units run side by side
