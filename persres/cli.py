@@ -19,7 +19,6 @@ from persres.stages import POOLED, STAGES
 
 app = typer.Typer(
     help="Personalized residuals and localized attention-guided sampling for Stable Diffusion.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -29,6 +28,10 @@ Profile = Annotated[str | None, typer.Option(help="a profile other than the one 
 Data = Annotated[Path, typer.Option(help="where the stages publish")]
 Work = Annotated[Path, typer.Option(help="the scratch folder, where finished units are kept")]
 Out = Annotated[Path, typer.Option(help="where to publish")]
+Repo = Annotated[str, typer.Option(help="a folder or a git URL")]
+Remote = Annotated[str | None, typer.Option(help="a DVC remote other than the repository's own")]
+Endpoint = Annotated[str | None, typer.Option(help="the S3 server's address as seen from here")]
+Json = Annotated[bool, typer.Option("--json", help="for scripts")]
 Stage = Literal[STAGES]
 DATA, WORK = Path("data"), Path(".work")
 STOPPED = 130  # as shells say it
@@ -38,6 +41,12 @@ def _params(params: Path | None) -> Path:
     from persres.params import default_params
 
     return params or default_params()
+
+
+def _repository(where: str, remote: str | None, endpoint: str | None):
+    from persres.versions.repository import Repository
+
+    return Repository(where, remote, endpoint)
 
 
 @app.command()
@@ -134,7 +143,7 @@ def export(
         bool, typer.Option("--verify", help="draw with plain diffusers and ours from the same noise")
     ] = False,
     device: str = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
     from persres.exports.command import run_export
@@ -161,6 +170,91 @@ def generate(
 
     for path in draw_more(residual, tuple(prompt), out, count, seed, lag, strength, steps, cfg_scale, model, device):
         print(path)
+
+
+@app.command(name="list")
+def list_versions(
+    rev: Annotated[str | None, typer.Option(help="what was learned in this version; if left out, all versions")] = None,
+    repo: Repo = ".",
+    remote: Remote = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Versions that were published, or what one of them holds."""
+    from persres.versions.listing import listed
+
+    print(listed(_repository(repo, remote, endpoint), rev, as_json))
+
+
+@app.command()
+def pull(
+    concept: Annotated[str, typer.Argument(help="its name, or variant/name where several variants learned it")],
+    rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; if left out, the newest")] = None,
+    repo: Repo = ".",
+    out: Annotated[Path, typer.Option(help="the folder to write into")] = Path(),
+    remote: Remote = None,
+    endpoint: Endpoint = None,
+) -> None:
+    """Fetch one residual of a version, checked against its digest; what was fetched once is kept."""
+    from persres.versions.pull import pull as fetch
+
+    print(fetch(concept, rev, _repository(repo, remote, endpoint), out))
+
+
+@app.command()
+def link(
+    concept: Annotated[str, typer.Argument(help="its name, or variant/name")],
+    rev: Annotated[str | None, typer.Option(help="a version; if left out, the newest")] = None,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, help="how long it lives")] = 24,
+) -> None:
+    """A link to a residual in S3, for someone who has no key."""
+    from persres.versions.pull import make_link
+
+    print(make_link(concept, rev, int(hours * 3600)))
+
+
+@app.command()
+def publish(
+    version: Annotated[str, typer.Argument(help="the tag, e.g. v3; it never changes afterwards")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="of the commit and the tag")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be published, and stop")] = False,
+    as_json: Json = False,
+) -> None:
+    """Push data to DVC's remote, then commit and tag in one push; refuses what is unfinished or not a run's own."""
+    from persres.versions.publish import plan_publication
+    from persres.versions.publish import publish as push
+
+    plan = plan_publication(version)
+    print(plan.as_json() if as_json else plan.text())
+    if not dry_run:
+        push(plan, message)
+        print(f"published {version}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def diff(
+    before: str,
+    after: str,
+    repo: Repo = ".",
+    remote: Remote = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Settings and scores of two versions, side by side."""
+    from persres.versions import compare as versions
+
+    found = versions.differences(before, after, _repository(repo, remote, endpoint))
+    print(versions.as_json(found) if as_json else versions.as_text(found))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """What a run here would need: GPU, versions, disk, git, remote, server, each with its mend. Fails where one fails."""
+    from persres import doctor as examination
+
+    findings = examination.examine()
+    print(examination.as_json(findings) if as_json else examination.as_text(findings))
+    return int(any(finding.state == "fails" for finding in findings))
 
 
 @app.command()

@@ -1,0 +1,132 @@
+"""``persres doctor``: what a run here would need, each with its mend: GPU, versions, disk, git, the remote, the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from persres.errors import PersresError
+
+ENOUGH_GIB = 20  # Stable Diffusion's weights, encoders, and room to work
+NEEDED = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "safetensors")
+PIPELINE = ("dvc", "dvc-s3", "boto3", "prefect")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``state`` is ok, note (works, but look) or fails; ``mend`` says what to do, and is empty where nothing is to be done."""
+
+    what: str
+    state: str
+    says: str
+    mend: str = ""
+
+
+def examine(folder: Path = Path()) -> list[Finding]:
+    """Look at everything; one thing that fails hides no other."""
+    checks: tuple[Callable[[Path], Finding], ...] = (_libraries, _pipeline, _gpu, _disk, _git, _remote, _server)
+    return [check(folder) for check in checks]
+
+
+def as_text(findings: list[Finding]) -> str:
+    """A line each, and the mend below it."""
+    lines = [f"{f.state:<6}{f.what:<11}{f.says}" + (f"\n{'':17}-> {f.mend}" if f.mend else "") for f in findings]
+    return "\n".join(lines)
+
+
+def as_json(findings: list[Finding]) -> str:
+    """The same for scripts."""
+    return json.dumps([asdict(finding) for finding in findings], indent=1)
+
+
+def _versions(names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    found, missing = {}, []
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    return found, missing
+
+
+def _libraries(folder: Path) -> Finding:
+    found, missing = _versions(NEEDED)
+    says = f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {number}" for name, number in found.items())
+    if missing:
+        return Finding("libraries", "fails", f"{', '.join(missing)} missing", "pip install persres -c constraints.txt")
+    return Finding("libraries", "ok", says)
+
+
+def _pipeline(folder: Path) -> Finding:
+    found, missing = _versions(PIPELINE)
+    if missing:
+        mend = "pip install 'persres[pipeline]' -c constraints.txt, if versions or flows are wanted here"
+        return Finding("pipeline", "note", f"{', '.join(missing)} missing", mend)
+    return Finding("pipeline", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def _gpu(folder: Path) -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return Finding(
+            "GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        )
+    built = f"torch {torch.__version__} was built {'for CUDA ' + torch.version.cuda if torch.version.cuda else 'without CUDA'}"
+    mend = "the mini world needs none; for Stable Diffusion take a machine with an NVIDIA GPU, its driver and torch's CUDA build"
+    return Finding("GPU", "note", f"none in reach; {built}", mend)
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder.resolve()).free / 2**30
+    if free < 1:
+        return Finding("disk", "fails", f"{free:.1f} GiB free in {folder.resolve()}", "free some space")
+    few = free < ENOUGH_GIB
+    mend = f"Stable Diffusion asks for {ENOUGH_GIB} GiB and more (persres plan says how much)" if few else ""
+    return Finding("disk", "note" if few else "ok", f"{free:.0f} GiB free in {folder.resolve()}", mend)
+
+
+def _git(folder: Path) -> Finding:
+    from persres.versions.tools import git
+
+    try:
+        commit = git(folder, "rev-parse", "--short", "HEAD").strip()
+    except PersresError as error:
+        return Finding("git", "note", str(error), "only versions need it: work in a clone to publish")
+    dirty = git(folder, "status", "--porcelain").strip()
+    return Finding("git", "ok", f"at {commit}{', with changes not committed' if dirty else ''}")
+
+
+def _remote(folder: Path) -> Finding:
+    from persres.versions.publish import default_remote
+    from persres.versions.store import check_health, s3_remote
+
+    try:
+        named = default_remote(folder)
+        remote = s3_remote(folder)
+        if remote is not None:
+            check_health(remote)
+    except PersresError as error:
+        return Finding("remote", "note" if "no DVC remote" in str(error) else "fails", str(error))
+    tried = "; an object was written, read and deleted" if remote else "; not in S3, nothing was tried"
+    return Finding("remote", "ok", f"{named}{tried}")
+
+
+def _server(folder: Path) -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("server", "note", "PREFECT_API_URL is not set: flows start a server of their own for their time")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:
+            return Finding("server", "ok", f"{url} answers {answer.status}")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return Finding("server", "fails", f"{url}: {error}", "start it (prefect server start), or mend PREFECT_API_URL")

@@ -1,0 +1,22 @@
+"""``persres list``: the versions of a repository, and what one of them holds."""
+
+from __future__ import annotations
+
+import json
+
+from persres.versions.pull import learned_files
+from persres.versions.repository import Repository
+
+
+def listed(repository: Repository, rev: str | None, as_json: bool) -> str:
+    """Versions, the newest first, or with ``rev`` what was learned there. Raises PersresError where it can't be read."""
+    if rev is None:
+        versions = repository.versions()
+        return (
+            json.dumps(versions) if as_json else "\n".join(versions) or "nothing was published yet (persres publish v1)"
+        )
+    files = learned_files(repository, rev)
+    if as_json:
+        return json.dumps({name: {"bytes": file.size, "md5": file.md5} for name, file in files.items()}, indent=1)
+    width = max((len(name) for name in files), default=0)
+    return "\n".join(f"{name:<{width}}  {file.size / 2**20:6.1f} MiB  {file.md5}" for name, file in files.items())
