@@ -2,17 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup setup-dev repro flow show test lint evidence sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph lint evidence sweep tables bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
 	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper first)"
 	@echo "make test       lint and tests"
+	@echo "make test-ceph  versions against a real S3 server (make ceph installs it from Debian's packages, as root)"
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of docs/results.md and the model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
@@ -54,8 +56,17 @@ lint: setup-dev
 	ruff check .
 	ruff format --check .
 
+# Side by side what can be; then, with nothing beside them, the tests that watch the clock and kill processes.
 test: lint
-	python -m pytest
+	python -m pytest -n auto --dist loadfile -m 'not alone and not ceph'
+	python -m pytest -m 'alone and not ceph'
+
+# The tests of versions against a real S3 server. Without Debian's packages and root they are skipped, and say so.
+test-ceph: setup-dev
+	python -m pytest -m ceph -rs
+
+ceph:
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CEPH)
 
 evidence: setup
 	persres evidence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads would only wait for one another
@@ -16,6 +17,11 @@ import persres.models  # noqa: F401  (declares torchvision's operators before di
 os.environ.setdefault("DO_NOT_TRACK", "1")
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
+
+
+def hears_ctrl_c() -> None:
+    """For ``preexec_fn``: a shell's background job, and all that it starts, would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

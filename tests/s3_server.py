@@ -1,4 +1,4 @@
-"""moto's S3 on loopback, which a test can make refuse, drop or slow down what it is asked."""
+"""An S3 server on loopback, moto's or one that it stands before, which a test can make refuse, drop or slow down what it is asked."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access 
 class Server:
     """``refuse(method, path)`` may answer "deny" (403), "drop" (the connection ends with no word) or seconds to wait first."""
 
-    def __init__(self) -> None:
-        self.app = DomainDispatcherApplication(create_backend_app)
+    def __init__(self, app=None) -> None:
+        self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
         self.asked: list[tuple[str, str]] = []
         self.http = make_server("127.0.0.1", 0, self, threaded=True)

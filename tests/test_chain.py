@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import hears_ctrl_c
 from PIL import Image
 
 from persres.cli import main
@@ -180,6 +181,7 @@ def residual_tensors(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_within_seconds(tiny_params):
     change(tiny_params, "train", steps=5000)
     change(tiny_params, "runtime", workers=2)
@@ -198,7 +200,12 @@ def test_ctrl_c_stops_within_seconds(tiny_params):
         str(where.work),
     ]
     process = subprocess.Popen(
-        command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        start_new_session=True,
+        preexec_fn=hears_ctrl_c,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
     while not list((where.work / "train").glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:

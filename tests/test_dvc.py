@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import hears_ctrl_c
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def start(folder: Path, ready: str) -> subprocess.Popen:
         cwd=folder,
         env=environment(),
         start_new_session=True,
+        preexec_fn=hears_ctrl_c,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

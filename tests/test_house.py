@@ -208,6 +208,7 @@ def seconds_of(code: str) -> float:
     return min(float(done.stdout.split()[-1]) for done in runs)
 
 
+@pytest.mark.alone
 def test_importing_takes_no_time():
     heavy = "{'torch', 'diffusers', 'transformers', 'open_clip', 'timm', 'pandas', 'scipy'}"
     for name in ("persres", "persres.cli"):
@@ -222,6 +223,7 @@ def test_public_names_are_the_same_at_every_use():
         assert getattr(persres, name) is getattr(persres, name) and not inspect.ismodule(getattr(persres, name)), name
 
 
+@pytest.mark.alone
 def test_help_is_quick():
     run = "from persres.cli import main\ntry:\n main(['--help'])\nexcept SystemExit: pass"
     assert seconds_of(f"exec({run!r})") < 1.0  # 0.3 s on an idle machine

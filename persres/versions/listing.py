@@ -17,6 +17,6 @@ def listed(repository: Repository, rev: str | None, as_json: bool) -> str:
         )
     files = learned_files(repository, rev)
     if as_json:
-        return json.dumps({name: {"bytes": file.size, "md5": file.md5} for name, file in files.items()}, indent=1)
+        return json.dumps({name: {"md5": file.md5} for name, file in files.items()}, indent=1)
     width = max((len(name) for name in files), default=0)
-    return "\n".join(f"{name:<{width}}  {file.size / 2**20:6.1f} MiB  {file.md5}" for name, file in files.items())
+    return "\n".join(f"{name:<{width}}  {file.md5}" for name, file in files.items())

@@ -28,11 +28,10 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a version. ``path`` within the repository, ``size`` in bytes."""
+    """A file of a version. ``path`` within the repository. (DVC's lists of a folder hold no sizes.)"""
 
     path: str
     md5: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class Repository:
     def files(self, rev: str, folder: str) -> list[StoredFile]:
         """What DVC keeps of a folder at a version. Raises PersresError where there is no such version or folder."""
         self._known(rev)
-        command = ["list", "--json", "-R", "--show-hash", "--size", "--rev", rev, *self._choice(), self._url(), folder]
+        command = ["list", "--json", "-R", "--show-hash", "--rev", rev, *self._choice(), self._url(), folder]
         found = json.loads(dvc(Path(), *command))
         return [
-            StoredFile(f"{folder}/{entry['path']}", entry["md5"], entry.get("size") or 0)
+            StoredFile(f"{folder}/{entry['path']}", entry["md5"])
             for entry in found
             if entry.get("md5") and not entry.get("isdir")
         ]

@@ -22,7 +22,7 @@ MENDS = (
         "the server does not answer: look at the endpoint (dvc remote modify NAME endpointurl URL) and the network, then run again",
     ),
     (r"No space left", "free some space, then run again"),
-    (r"missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "some of it is not in the remote: check the version out in a clone that has it, and dvc push),
+    (r"No storage files available|missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "some of it is not in the remote: check the version out in a clone that has it, and dvc push"),
 )  # fmt: skip
 
 
