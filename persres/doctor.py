@@ -82,7 +82,7 @@ def _gpu(folder: Path) -> Finding:
             "GPU", "ok", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         )
     built = f"torch {torch.__version__} was built {'for CUDA ' + torch.version.cuda if torch.version.cuda else 'without CUDA'}"
-    mend = "the mini world needs none; for Stable Diffusion take a machine with an NVIDIA GPU, its driver and torch's CUDA build"
+    mend = "small models need none; for Stable Diffusion take a machine with an NVIDIA GPU, its driver and torch's CUDA build"
     return Finding("GPU", "note", f"none in reach; {built}", mend)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +34,9 @@ class Server:
             start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(DENIED)))])
             return [DENIED]
         if answer == "drop":
-            environ["werkzeug.socket"].close()
+            environ["werkzeug.socket"].shutdown(
+                socket.SHUT_RDWR
+            )  # close() alone would leave it to the server's own files
             return []
         if answer is not None:
             time.sleep(answer)

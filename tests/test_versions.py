@@ -146,10 +146,16 @@ def test_two_versions_are_published_listed_pulled_and_compared(work, server, tmp
     assert main(["publish", "v2", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert (
-        "v2" in said and "dvc.lock, params.yaml" in said and f"s3://{BUCKET}/team" in said and tags(tmp_path) == ["v1"]
+        "v2" in said
+        and "dvc.lock, params.yaml" in said
+        and f"s3://{BUCKET}/team" in said
+        and tags(tmp_path) == ["residuals@v1.0.0", "v1"]
     )
     assert main(["publish", "v2", "-m", "twice the rate"]) == 0
-    assert tags(tmp_path) == ["v1", "v2"] and run(work, "git", "status", "--porcelain") == ""
+    assert (
+        tags(tmp_path) == ["residuals@v1.0.0", "residuals@v2.0.0", "v1", "v2"]
+        and run(work, "git", "status", "--porcelain") == ""
+    )
     assert run(tmp_path / "origin.git", "git", "log", "-1", "--format=%s", "main").strip() == "twice the rate"
     origin, elsewhere = str(tmp_path / "origin.git"), tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -166,7 +172,7 @@ def test_two_versions_are_published_listed_pulled_and_compared(work, server, tmp
     found = differences("v1", "v2", Repository(origin))
     assert found["settings"] == {"train.lr": [0.001, 0.002]}
     assert found["scores"]["ours"]["dino"] == [0.5, 0.6]
-    run(elsewhere, "dvc", "artifacts", "get", origin, "residuals", "--rev", "v1", "-o", "all")
+    run(elsewhere, "dvc", "artifacts", "get", origin, "residuals", "--rev", "v1.0.0", "-o", "all")
     assert md5_of(elsewhere / "all" / "ours" / "dog7.safetensors") == first
 
 
@@ -244,7 +250,7 @@ def test_an_upload_refused_in_the_middle_publishes_nothing_and_goes_on(work, ser
     assert unpublished(work, tmp_path, before) and len(objects(server)) == 2
     server.refuse = lambda method, path: None
     released(work, "v1")
-    assert tags(tmp_path) == ["v1"]
+    assert tags(tmp_path) == ["residuals@v1.0.0", "v1"]
     assert pull("mug", "v1", Repository(str(tmp_path / "origin.git")), tmp_path).read_bytes() == b"mug" * 1000
 
 
@@ -255,7 +261,7 @@ def test_dropped_and_slow_connections_are_borne(work, server, tmp_path):
         if method in ("PUT", "GET") and not path.endswith(".dir") and path not in dropped:
             dropped.append(path)
             return "drop"
-        return 0.05
+        return 0.02
 
     server.refuse = refuse
     released(work, "v1")
@@ -294,8 +300,8 @@ def test_of_two_publishers_at_once_one_is_told(work, tmp_path):
     assert "params.yaml" in run(other, "git", "status", "--porcelain"), "the loser's own work stands as it was"
     assert run(tmp_path / "origin.git", "git", "rev-parse", "v1^{commit}") == run(work, "git", "rev-parse", "HEAD")
     with pytest.raises(PersresError, match="not published"):
-        publish(replace(plans[1], version="v2"), None, other)  # another name, but the branch has moved
-    assert tags(tmp_path) == ["v1"]
+        publish(replace(plans[1], version="v2", tags=["v2"]), None, other)  # another name, but the branch has moved
+    assert tags(tmp_path) == ["residuals@v1.0.0", "v1"]
 
 
 def test_what_is_unfinished_or_unsafe_is_refused(work, tmp_path):

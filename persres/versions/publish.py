@@ -28,6 +28,7 @@ class Plan:
     remote: str
     git: str | None
     changed: list[str]
+    tags: list[str]
     residuals: int
     bytes: int
 
@@ -37,7 +38,7 @@ class Plan:
             f"version    {self.version}",
             f"data       {self.residuals} learned files; {self.bytes / 2**20:,.1f} MiB in all outputs -> {self.remote}",
             f"commit     {', '.join(self.changed) or 'nothing has changed since the last commit'}",
-            f"tag        {self.version} -> {self.git or 'this clone alone: it has no git remote'}",
+            f"tags       {', '.join(self.tags)} -> {self.git or 'this clone alone: it has no git remote'}",
         ])  # fmt: skip
 
     def as_json(self) -> str:
@@ -55,9 +56,9 @@ def plan_publication(version: str, folder: Path = Path()) -> Plan:
     changed = _changes(folder)
     files, size = _outputs(folder)
     upstream = git(folder, "remote").split()
-    return Plan(
-        version, remote, ("origin" if "origin" in upstream else upstream[0]) if upstream else None, changed, files, size
-    )
+    place = ("origin" if "origin" in upstream else upstream[0]) if upstream else None
+    tags = [version, *artifact_tags(version, folder)]
+    return Plan(version, remote, place, changed, tags, files, size)
 
 
 def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> None:
@@ -69,12 +70,14 @@ def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> No
         if plan.changed:
             git(folder, "add", "--", *plan.changed)
             git(folder, "commit", "-q", "-m", text, "--", *plan.changed)
-        git(folder, "tag", "-a", plan.version, "-m", text)
+        for tag in plan.tags:
+            git(folder, "tag", "-a", tag, "-m", text)
         if plan.git:
             branch = git(folder, "rev-parse", "--abbrev-ref", "HEAD").strip()
-            git(folder, "push", "--atomic", plan.git, f"HEAD:refs/heads/{branch}", f"refs/tags/{plan.version}")
+            places = [f"HEAD:refs/heads/{branch}", *(f"refs/tags/{tag}" for tag in plan.tags)]
+            git(folder, "push", "--atomic", plan.git, *places)
     except BaseException as error:
-        _take_back(folder, plan.version, before)
+        _take_back(folder, plan.tags, before)
         if isinstance(error, PersresError):
             raise PersresError(
                 f"{plan.version} was not published: {error}\nThe commit and the tag were taken back, the data stay in the remote. If"
@@ -83,9 +86,22 @@ def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> No
         raise
 
 
-def _take_back(folder: Path, version: str, before: str) -> None:
-    if version in git(folder, "tag", "--list", version).split():
-        git(folder, "tag", "-d", version)
+def artifact_tags(version: str, folder: Path) -> list[str]:
+    """Tags by which ``dvc artifacts get`` finds the models that dvc.yaml names: ``residuals@v3.0.0`` for v3. It knows numbers alone, so
+    another name has none."""
+    number = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
+    if number is None:
+        return []
+    import yaml
+
+    artifacts = (yaml.safe_load((folder / "dvc.yaml").read_text()) or {}).get("artifacts") or {}
+    full = ".".join(part or "0" for part in number.groups())
+    return [f"{name}@v{full}" for name, entry in artifacts.items() if entry.get("type") == "model"]
+
+
+def _take_back(folder: Path, tags: list[str], before: str) -> None:
+    for tag in set(tags) & set(git(folder, "tag").split()):
+        git(folder, "tag", "-d", tag)
     git(folder, "reset", "-q", "--soft", before)
     git(folder, "reset", "-q")
 

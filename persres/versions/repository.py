@@ -51,7 +51,8 @@ class Repository:
         """Its tags, the newest version first. Raises PersresError where there is no repository."""
         where = str(Path(self.where).resolve()) if self.is_here else self.where
         lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", where).splitlines()
-        return [line.split("refs/tags/")[1] for line in lines]
+        tags = [line.split("refs/tags/")[1] for line in lines]
+        return [tag for tag in tags if "@" not in tag]  # those are DVC's, of single artifacts
 
     def newest(self) -> str:
         """The newest version. Raises PersresError where nothing was published."""
