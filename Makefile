@@ -8,13 +8,14 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph lint evidence sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 lint evidence sweep tables bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
 	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper first)"
 	@echo "make test       lint and tests"
 	@echo "make test-ceph  versions against a real S3 server (make ceph installs it from Debian's packages, as root)"
+	@echo "make demo-s3    a version's whole round trip through S3 on this machine -> data/s3"
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of docs/results.md and the model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
@@ -67,6 +68,10 @@ test-ceph: setup-dev
 
 ceph:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CEPH)
+
+# Server, v1, v2, v1 pulled elsewhere and drawn: all on this machine, in a clone below .work.
+demo-s3: setup-dev
+	python -m persres.versions.demo
 
 evidence: setup
 	persres evidence
