@@ -69,7 +69,7 @@ test-ceph: setup-dev
 ceph:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CEPH)
 
-# Server, v1, v2, v1 pulled elsewhere and drawn: all on this machine, in a clone below .work.
+# Server, v1, v2, v1 pulled elsewhere and drawn: all on this machine, in clones in the temporary folder.
 demo-s3: setup-dev
 	python -m persres.versions.demo
 

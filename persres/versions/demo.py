@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,8 +106,9 @@ def _settings(studio: Path, steps: int) -> None:
 
 
 def round_trip(root: Path, work: Path, out: Path) -> Path:
-    """Do all of it; returns the record. Raises PersresError where a step fails, or v1 comes back other than it was published."""
-    folder = (work / "demo-s3").resolve()
+    """Do all of it, in a folder outside of any checkout (DVC would take a repository within it for the checkout itself); returns the
+    record. Raises PersresError where a step fails, or v1 comes back other than it was published."""
+    folder = work.resolve() / "persres-demo-s3"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with s3_server() as endpoint:
@@ -163,4 +165,4 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(round_trip(Path.cwd(), Path(".work"), Path("data/s3")))
+    print(round_trip(Path.cwd(), Path(tempfile.gettempdir()), Path("data/s3")))
