@@ -7,6 +7,7 @@ and written to data/s3/round_trip.json.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -20,9 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.progress import show_logs
 from persres.versions.repository import md5_of
 from persres.versions.tools import git
 
+log = logging.getLogger("persres.versions.demo")  # as a program this module has another name
 CONCEPT, BUCKET = "rally_car", "persres-demo"
 LEARNED = f"data/learned/ours/{CONCEPT}.safetensors"
 DRAWN_WITHIN = 60.0  # seconds, from nothing to a picture
@@ -41,14 +44,16 @@ class RoundTrip:
         seconds = round(time.monotonic() - started, 1)
         if done.returncode:
             raise PersresError(f"{says}: {' '.join(command)} failed\n{(done.stdout + done.stderr)[-2000:]}")
-        print(f"{seconds:6.1f} s  {says}", flush=True)
+        log.info("%6.1f s  %s", seconds, says)
         self.steps.append({"step": says, "seconds": seconds})
         return done.stdout
 
     def persres(self, says: str, folder: Path, *arguments: str) -> str:
+        """As :meth:`run`, of our own command line."""
         return self.run(says, folder, sys.executable, "-m", "persres.cli", *arguments)
 
     def dvc(self, says: str, folder: Path, *arguments: str) -> str:
+        """As :meth:`run`, of DVC's."""
         return self.run(says, folder, sys.executable, "-m", "dvc", *arguments)
 
 
@@ -99,9 +104,9 @@ def _settings(studio: Path, steps: int) -> None:
 
     path = studio / "params.yaml"
     settings = yaml.safe_load(path.read_text())
-    mini = settings["mini"]
-    mini["fetch"]["concepts"], mini["train"]["steps"] = [CONCEPT], steps
-    mini["sample"] |= {"prompts": 4, "images_per_prompt": 1}
+    profile = settings[settings["profile"]]
+    profile["fetch"]["concepts"], profile["train"]["steps"] = [CONCEPT], steps
+    profile["sample"] |= {"prompts": 4, "images_per_prompt": 1}
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -146,7 +151,7 @@ def _elsewhere(trip: RoundTrip, origin: Path, folder: Path, digests: dict[str, s
     compared = json.loads(
         trip.persres("v1 and v2 compared", place, "diff", "v1", "v2", "--repo", str(origin), "--json")
     )
-    print(f"pulled and drawn in {seconds} s (goal {DRAWN_WITHIN:.0f}): {place / drawn}")
+    log.info("pulled and drawn in %.1f s (goal %.0f): %s", seconds, DRAWN_WITHIN, place / drawn)
     return {"versions": versions, "pulled_and_drawn_s": seconds, "goal_s": DRAWN_WITHIN, "difference": compared}
 
 
@@ -165,4 +170,5 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(round_trip(Path.cwd(), Path(tempfile.gettempdir()), Path("data/s3")))
+    show_logs()
+    log.info("%s", round_trip(Path.cwd(), Path(tempfile.gettempdir()), Path("data/s3")))
