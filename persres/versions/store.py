@@ -40,7 +40,7 @@ class S3Remote:
         config = Config(
             connect_timeout=SECONDS, read_timeout=SECONDS, retries={"max_attempts": 2}, signature_version="s3v4"
         )
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
+        return boto3.session.Session().client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
 
 
 def s3_remote(folder: Path = Path(), name: str | None = None) -> S3Remote | None:
