@@ -102,8 +102,7 @@ def artifact_tags(version: str, folder: Path) -> list[str]:
 def _take_back(folder: Path, tags: list[str], before: str) -> None:
     for tag in set(tags) & set(git(folder, "tag").split()):
         git(folder, "tag", "-d", tag)
-    git(folder, "reset", "-q", "--soft", before)
-    git(folder, "reset", "-q")
+    git(folder, "reset", "-q", before)
 
 
 def _check_name(version: str, folder: Path) -> None:

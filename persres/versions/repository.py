@@ -49,8 +49,7 @@ class Repository:
 
     def versions(self) -> list[str]:
         """Its tags, the newest version first. Raises PersresError where there is no repository."""
-        where = str(Path(self.where).resolve()) if self.is_here else self.where
-        lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", where).splitlines()
+        lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", self._url()).splitlines()
         tags = [line.split("refs/tags/")[1] for line in lines]
         return [tag for tag in tags if "@" not in tag]  # those are DVC's, of single artifacts
 
@@ -81,8 +80,9 @@ class Repository:
             return target.read_text()
 
     def _known(self, rev: str) -> None:
-        if rev not in self.versions() and not self._is_commit(rev):
-            there = ", ".join(self.versions()[:8]) or "none yet"
+        versions = self.versions()
+        if rev not in versions and not self._is_commit(rev):
+            there = ", ".join(versions[:8]) or "none yet"
             raise PersresError(f"{self.where} has no version {rev}; it has: {there}")
 
     def _is_commit(self, rev: str) -> bool:

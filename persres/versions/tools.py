@@ -26,21 +26,13 @@ MENDS = (
 )  # fmt: skip
 
 
-class ToolError(PersresError):
-    """A program failed; ``said`` is all that it wrote."""
-
-    def __init__(self, message: str, said: str) -> None:
-        super().__init__(message)
-        self.said = said
-
-
 def git(folder: Path, *arguments: str) -> str:
-    """What git prints. Raises ToolError with what it complains of."""
+    """What git prints. Raises PersresError with what it complains of."""
     return _call(folder, ["git", *arguments], "git", os.environ | {"GIT_TERMINAL_PROMPT": "0"})
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """What dvc prints. Raises ToolError with what it complains of and the mend, PersresError where dvc is not installed."""
+    """What dvc prints. Raises PersresError with what it complains of and the mend, and where dvc is not installed."""
     if find_spec("dvc") is None:
         raise PersresError("dvc is not installed here; pip install 'persres[pipeline]'")
     return _call(folder, [sys.executable, "-m", "dvc", *arguments], "dvc", os.environ | {"DVC_NO_ANALYTICS": "1"})
@@ -60,7 +52,7 @@ def _call(folder: Path, command: list[str], name: str, environment: dict[str, st
             f"{name} can't be run in {folder} ({error.strerror}); install it, or name another folder"
         ) from error
     if done.returncode:
-        raise ToolError(_sentence(name, command, done.stderr + done.stdout), done.stderr + done.stdout)
+        raise PersresError(_sentence(name, command, done.stderr + done.stdout))
     return done.stdout
 
 
