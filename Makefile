@@ -96,4 +96,4 @@ lock: setup-dev
 
 clean:
 	find .work -mindepth 1 -maxdepth 1 ! -name datasets -exec rm -rf {} + 2>/dev/null || true # downloads stay
-	rm -rf data/concepts data/costs data/macro_class data/learned data/samples data/scores data/tables data/sheets
+	rm -rf data/concepts data/costs data/macro_class data/learned data/samples data/scores data/tables data/sheets data/cards

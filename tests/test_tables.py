@@ -7,8 +7,10 @@ import json
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from persres.config import Base, Profile
+from persres.datasets.layout import Concept
 from persres.errors import UnitFailures
 from persres.evidence import pages, rivals
 from persres.evidence.provenance import CHAIN_CODE, code_of, weight_digests
@@ -16,7 +18,9 @@ from persres.methods.common.registry import load_profile, make_profile
 from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
 from persres.pipeline import load_context, run_chain, without
+from persres.report.cards import card_facts
 from persres.report.tables import shared_pictures
+from persres.residuals.file import load_residual
 from persres.runs.context import Context
 from persres.runs.costs import read_costs, write_train_costs
 from persres.runs.specs import TrainSpec
@@ -116,6 +120,48 @@ def test_what_it_took_stands_beside_the_scores(run):
     assert (table["picture_s"] > 0).all() and table.loc["ours", "train_mib"] > 50
     text = (context.data / "tables" / "methods.md").read_text()
     assert "| picture_s | train_s | class_images_s | train_mib |" in text and "nan" not in text
+
+
+def test_everything_learned_has_a_card_that_a_program_reads(run):
+    context, _ = run
+    cards = context.data / "cards"
+    names = {str(path.relative_to(cards)) for path in cards.rglob("*") if path.is_file()}
+    made = {"ours": ["heart_mug", "diamond_mug", "star_robot"], "few": ["heart_mug", "diamond_mug"]}
+    assert names == {f"{v}/{c}{end}" for v, concepts in made.items() for c in concepts for end in (".md", ".png")}
+    _, front, page = (cards / "ours" / "heart_mug.md").read_text().split("---\n", 2)
+    card, (_, info) = yaml.safe_load(front), load_residual(context.data / "learned" / "ours" / "heart_mug.safetensors")
+    assert card["license_name"] == "Apache-2.0: drawn by persres" and "lora" in card["tags"]
+    facts = card["persres"]
+    assert facts["spec_hash"] == info["spec_hash"] and facts["code"] == info["spec"]["code"]
+    assert f"{facts['base_model']}@{facts['base_model_weights']}" == info["spec"]["model"]
+    assert facts["settings"]["steps"] == 2 and facts["macro_class"] == "mug" and facts["photos"] == 3
+    rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
+    mean = rows[(rows["method"] == "ours") & (rows["concept"] == "heart_mug")]["dino"].mean()
+    assert facts["scores"]["ours"]["dino"] == pytest.approx(mean, abs=1e-5) and set(facts["scores"]) == {"base", "ours"}
+    assert "(heart_mug.png)" in page and "persres export heart_mug.safetensors" in page
+    other = (cards / "few" / "heart_mug.md").read_text()
+    assert "lora" not in yaml.safe_load(other.split("---\n")[1])["tags"] and "persres export" not in other
+    with Image.open(cards / "ours" / "heart_mug.png") as preview:
+        assert preview.size == (4 * 160, 160)
+
+
+def test_photos_without_a_licence_are_said_to_have_none_known():
+    concept = Concept("dog7", "pet", "dog", ())
+    spec = {
+        "base": Base().model_dump(),
+        "model": "hub/name",
+        "concept": "dog7",
+        "variant": "ours",
+        "macro_class": "dog",
+    }
+    spec |= {"settings": {"method": "ours"}, "photos": [{"path": "a", "digest": "12"}], "code": "c"}
+    info = {"format": "persres-residual-1", "spec": spec, "spec_hash": "s", "parameters": 5, "versions": {}}
+    facts = card_facts(info, concept)
+    assert "unknown" in facts["photos_licence"] and facts["base_model_weights"] is None
+    moved = spec | {"photos": [{"path": "b", "digest": "12"}]}
+    assert card_facts(info | {"spec": moved}, concept)["dataset_hash"] == facts["dataset_hash"], (
+        "a place is no part of it"
+    )
 
 
 def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):

@@ -19,15 +19,15 @@ from persres.cli import main
 from persres.errors import PersresError
 from persres.versions.compare import differences
 from persres.versions.publish import plan_publication, publish
-from persres.versions.pull import pull
-from persres.versions.repository import Repository, cache_folder, md5_of
+from persres.versions.pull import _card, pull
+from persres.versions.repository import Repository, StoredFile, cache_folder, md5_of
 
 STAGE = """
 stages:
   train:
-    cmd: mkdir -p data/learned/ours data/tables && cp source/*.safetensors data/learned/ours/ && cp source/table1.csv data/tables/
+    cmd: mkdir -p data/learned/ours data/tables && cp source/*.safetensors data/learned/ours/ && cp source/table1.csv data/tables/ && mkdir -p data/cards/ours && cp source/dog7.* data/cards/ours/ && rm data/cards/ours/*.safetensors
     deps: [source]
-    outs: [data/learned, data/tables]
+    outs: [data/learned, data/tables, data/cards]
 artifacts:
   residuals: {path: data/learned, type: model}
 """
@@ -92,6 +92,8 @@ def template(tmp_path_factory) -> Path:
     (folder / "source").mkdir(parents=True)
     (folder / "source" / "dog7.safetensors").write_bytes(b"dog seven" * 1000)
     (folder / "source" / "mug.safetensors").write_bytes(b"mug" * 1000)
+    (folder / "source" / "dog7.md").write_text("---\nlicense: other\n---\n")
+    (folder / "source" / "dog7.png").write_bytes(b"a picture")
     (folder / "source" / "table1.csv").write_text(table(0.5))
     (folder / "dvc.yaml").write_text(STAGE)
     (folder / "params.yaml").write_text(PARAMS)
@@ -163,6 +165,8 @@ def test_two_versions_are_published_listed_pulled_and_compared(work, server, tmp
     assert Repository(origin).versions() == ["v2", "v1"]
     assert main(["pull", "dog7", "--rev", "v1", "--repo", origin, "--out", "a"]) == 0
     assert md5_of(elsewhere / "a" / "dog7.safetensors") == first
+    assert sorted(path.name for path in (elsewhere / "a").iterdir()) == ["dog7.md", "dog7.png", "dog7.safetensors"]
+    assert (elsewhere / "a" / "dog7.md").read_bytes() == (work / "data/cards/ours/dog7.md").read_bytes()
     capsys.readouterr()
     assert main(["list", "--rev", "v2", "--repo", origin, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -361,3 +365,41 @@ def test_a_wrong_secret_is_named(work, server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(work)
     assert main(["doctor"]) == 1
     assert "AWS_SECRET_ACCESS_KEY" in capsys.readouterr().out
+
+
+def test_a_lost_preview_is_said_and_keeps_nobody_from_the_residual(work, server, tmp_path, caplog):
+    released(work, "v1")
+    server.client().delete_object(Bucket=BUCKET, Key=key_of(work / "data/cards/ours/dog7.png"))
+    pull("dog7", "v1", Repository(str(tmp_path / "origin.git")), tmp_path / "got")
+    assert sorted(path.name for path in (tmp_path / "got").iterdir()) == ["dog7.md", "dog7.safetensors"]
+    assert "without dog7.png" in caplog.text
+
+
+def test_a_version_from_before_there_were_cards_is_pulled_without(caplog):
+    class Older(Repository):
+        def files(self, rev, folder):
+            raise PersresError("dvc list failed: The path 'data/cards' does not exist")
+
+    assert _card(StoredFile("data/learned/ours/dog7.safetensors", "0"), "v1", Older()) == []
+    assert "v1 has no model card of ours/dog7" in caplog.text
+
+
+def test_housekeeping_keeps_what_a_tag_needs_and_frees_the_rest(work, server, tmp_path):
+    """The command of docs/versions.md, word for word but for the question it asks."""
+    released(work, "v1")
+    retrain(work)
+    run(work, "git", "commit", "-q", "-am", "a run that nobody published")
+    run(work, "dvc", "push", "-q")
+    stray = key_of(work / "data/learned/ours/dog7.safetensors")
+    (work / "source" / "dog7.safetensors").write_bytes(b"dog seven, best" * 1000)
+    run(work, "git", "commit", "-q", "-am", "more photos")
+    run(work, "dvc", "repro", "-q")
+    released(work, "v2")
+    assert stray in objects(server)
+    documented = "dvc gc -w --all-tags --all-branches -c"
+    assert documented in (Path(__file__).parent.parent / "docs" / "versions.md").read_text()
+    run(work, *documented.split(), "-f", "-q")
+    assert stray not in objects(server), "no tag needs it"
+    for version, text in (("v1", b"dog seven"), ("v2", b"dog seven, best")):
+        got = pull("dog7", version, Repository(str(tmp_path / "origin.git")), tmp_path / version)
+        assert got.read_bytes() == text * 1000

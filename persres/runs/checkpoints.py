@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from persres.errors import PersresError
+from persres.runs.files import written_whole
 from persres.runs.untrusted import check_finite, check_shape
 
 
@@ -20,18 +20,13 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
     Raises PersresError where it can't be written; what stood there before is left.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-        with partial.open("r+b") as file:
-            _sort_header(file)
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+            with partial.open("r+b") as file:
+                _sort_header(file)
     except (SafetensorError, OSError) as error:
         raise PersresError(f"cannot write {path} ({error}); free some space, or make the folder writable") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sort_header(file: BinaryIO) -> None:
@@ -75,6 +70,16 @@ def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | 
         return tensors, json.loads(metadata["persres"]) if "persres" in metadata else None
     except ValueError as error:
         raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The ``persres`` entry of a file that a method saved, without its tensors, which may have gigabytes. Raises PersresError."""
+    check_shape(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["persres"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise PersresError(f"{path} has no header of persres ({error}); train it again") from error
 
 
 def save_training(

@@ -42,7 +42,7 @@ WORK: dict[str, tuple[str, ...]] = {
     "train": ("persres.methods.common.learn",),
     "sample": ("persres.methods.common.draw",),
     "score": ("persres.metrics.score",),
-    "tables": ("persres.report.tables", "persres.report.sheets"),
+    "tables": ("persres.report.tables", "persres.report.sheets", "persres.report.cards"),
 }
 
 

@@ -1,7 +1,9 @@
-"""tables: aggregations of the score rows -> ``data/tables/``, and sheets to look at -> ``data/sheets/``."""
+"""tables: aggregations of the score rows -> ``data/tables/``, sheets to look at -> ``data/sheets/``, and a model card for
+everything learned -> ``data/cards/``."""
 
 from __future__ import annotations
 
+from persres.report.cards import write_cards
 from persres.report.sheets import write_sheets
 from persres.report.tables import write_tables
 from persres.runs.context import Context
@@ -10,9 +12,11 @@ from persres.runs.locks import stage_lock
 
 
 def tables(context: Context) -> None:
-    """Publish the tables, and one sheet per concept."""
+    """Publish the tables, one sheet per concept, and a card for everything learned."""
     with stage_lock(context.work, "tables"):
         with publishing(context.data / "tables") as out:
             write_tables(context, out)
         with publishing(context.data / "sheets") as out:
             write_sheets(context, out)
+        with publishing(context.data / "cards") as out:
+            write_cards(context, out)

@@ -1,14 +1,17 @@
-"""``persres pull dog7 --rev v3``: one learned file of a version, whole and as it was published."""
+"""``persres pull dog7 --rev v3``: one learned file of a version, whole and as it was published, its model card and preview beside it."""
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from persres.errors import PersresError
 from persres.versions.repository import Repository, StoredFile
 from persres.versions.store import link, s3_remote
 
-LEARNED, SUFFIX = "data/learned", ".safetensors"
+LEARNED, CARDS, SUFFIX = "data/learned", "data/cards", ".safetensors"
+log = logging.getLogger(__name__)
 
 
 def learned_files(repository: Repository, rev: str) -> dict[str, StoredFile]:
@@ -18,7 +21,8 @@ def learned_files(repository: Repository, rev: str) -> dict[str, StoredFile]:
 
 
 def pull(concept: str, rev: str | None, repository: Repository, out: Path) -> Path:
-    """Fetch a concept (``dog7``, or ``variant/dog7`` where several variants learned it) into a folder; returns the file.
+    """Fetch a concept (``dog7``, or ``variant/dog7`` where several variants learned it) into a folder; returns the file. Beside it come
+    ``dog7.md`` and ``dog7.png``; a version without them, or a remote that lost them, is only logged.
 
     ``rev`` None is the newest version. Raises PersresError where the concept is not in it, the remote can't be read, or what arrives is
     not what the version names.
@@ -26,8 +30,32 @@ def pull(concept: str, rev: str | None, repository: Repository, out: Path) -> Pa
     rev = rev or repository.newest()
     file = _the_one(concept, learned_files(repository, rev), rev)
     target = out / PurePosixPath(file.path).name
-    repository.copy(rev, file, target)
+    with ThreadPoolExecutor() as threads:  # each is a program of its own that waits for the network
+        beside = threads.submit(_card, file, rev, repository)
+        repository.copy(rev, file, target)
+        for found in beside.result():
+            threads.submit(_copy_card, found, rev, repository, out)
     return target
+
+
+def _card(file: StoredFile, rev: str, repository: Repository) -> list[StoredFile]:
+    """The card and the preview of what was learned, where the version has them."""
+    name = file.path.removeprefix(LEARNED).removesuffix(SUFFIX)
+    try:
+        found = [other for other in repository.files(rev, CARDS) if other.path.rpartition(".")[0] == f"{CARDS}{name}"]
+    except PersresError as error:
+        log.debug("no cards at %s: %s", rev, error)
+        found = []
+    if not found:
+        log.warning("pull: %s has no model card of %s", rev, name.strip("/"))
+    return found
+
+
+def _copy_card(file: StoredFile, rev: str, repository: Repository, out: Path) -> None:
+    try:
+        repository.copy(rev, file, out / PurePosixPath(file.path).name)
+    except PersresError as error:
+        log.warning("pull: without %s: %s", PurePosixPath(file.path).name, error)
 
 
 def _the_one(concept: str, files: dict[str, StoredFile], rev: str) -> StoredFile:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.runs.files import written_whole
 from persres.versions.tools import dvc, git
 
 CACHE = "PERSRES_CACHE"  # names the folder of pulled files
@@ -124,17 +125,13 @@ class Repository:
     def copy(self, rev: str, file: StoredFile, target: Path) -> None:
         """Write the file to ``target``, whole or not at all. Raises PersresError as :meth:`read` does."""
         source = self.read(rev, file)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial)
-            os.replace(partial, target)
+            with written_whole(target) as partial:
+                shutil.copyfile(source, partial)
         except OSError as error:
             raise PersresError(
                 f"cannot write {target} ({error.strerror}); free some space, or name another folder"
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def md5_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from persres.errors import PersresError
 from persres.versions.repository import StoredFile
-from persres.versions.tools import configuration
+from persres.versions.tools import configuration, mend_for
 
 SECONDS = 10  # to wait for a server that does not answer
 LONGEST = 7 * 24 * 3600  # what S3 signs for
@@ -74,18 +74,7 @@ def check_health(remote: S3Remote) -> None:
 
 
 def _mend(error: Exception) -> str:
-    """By botocore's own codes: 404 of a bucket, 403 of credentials, the rest of the network."""
-    response = getattr(error, "response", {})
-    code = str(response.get("Error", {}).get("Code", type(error).__name__))
-    return {
-        "404": "create the bucket, or mend the remote's url",
-        "NoSuchBucket": "create the bucket, or mend the remote's url",
-        "403": "look at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ask for access to the bucket",
-        "AccessDenied": "ask for access to the bucket",
-        "SignatureDoesNotMatch": "the secret key is wrong: look at AWS_SECRET_ACCESS_KEY",
-        "InvalidAccessKeyId": "the key is not known there: look at AWS_ACCESS_KEY_ID",
-        "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    }.get(code, "look at the remote's endpointurl, the network and the server")
+    return mend_for(f"{type(error).__name__} {error}") or "look at the remote's endpointurl, the network and the server"
 
 
 def link(remote: S3Remote, file: StoredFile, seconds: int) -> str:

@@ -13,9 +13,9 @@ from persres.errors import PersresError
 
 # What a server or its client says, in whatever words surround it, and the mend. The first that fits is told.
 MENDS = (
-    (r"credentials|AccessKeyId|access key", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
     (r"SignatureDoesNotMatch|signature we calculated", "the secret key is wrong: look at AWS_SECRET_ACCESS_KEY"),
-    (r"NoSuchBucket|bucket does not exist|No such bucket", "create the bucket, or mend the remote's url (dvc remote list)"),
+    (r"credentials|AccessKeyId|access key", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; if they are set, that server does not know the key"),
+    (r"NoSuchBucket|bucket does not exist|No such bucket|\(404\)", "create the bucket, or mend the remote's url (dvc remote list)"),
     (r"Forbidden|AccessDenied|\b403\b|PermissionError", "these credentials may not do that there: ask for access to the bucket"),
     (
         r"connect to the endpoint|Connection refused|ConnectionError|timed? ?out|Name or service not known",
@@ -24,6 +24,11 @@ MENDS = (
     (r"No space left", "free some space, then run again"),
     (r"No storage files available|missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "some of it is not in the remote: check the version out in a clone that has it, and dvc push"),
 )  # fmt: skip
+
+
+def mend_for(said: str) -> str | None:
+    """The mend for what a server, its client or a program said; None where none is known."""
+    return next((mend for pattern, mend in MENDS if re.search(pattern, said, re.IGNORECASE)), None)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -61,5 +66,5 @@ def _sentence(name: str, command: list[str], said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     told = [line for line in lines if re.match(r"(ERROR|fatal|error|! \[)", line)] or lines[-1:] or ["no word said"]
     reason = " ".join(told)[:500].removeprefix("ERROR: ")
-    mend = next((mend for pattern, mend in MENDS if re.search(pattern, said, re.IGNORECASE)), None)
+    mend = mend_for(said)
     return f"{name} {verb} failed: {reason}" + (f"; {mend}" if mend else "")
