@@ -12,8 +12,12 @@ from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
 from persres.methods.common.registry import load_profile, make_profile
+from persres.plan import make_plan, read_rates
 from persres.runs.context import Context
+from persres.runs.disk import check_disk
 from persres.stages import STAGES
+
+PUBLISHED = {"train": "learned", "sample": "samples"}  # folders of data/ by stage, where they have other names
 
 
 def load_context(
@@ -30,7 +34,17 @@ def run_stage(name: str, context: Context) -> None:
     """Run one stage by name. Raises PersresError, or its UnitFailures naming the failed units."""
     if name not in STAGES:
         raise PersresError(f"unknown stage {name!r}; one of {', '.join(STAGES)}")
+    check_disk(name, context.work, context.data, _bytes(name, context), PUBLISHED.get(name, name))
     getattr(import_module(f"persres.stages.{name}"), name)(context)
+
+
+def _bytes(stage: str, context: Context) -> int | None:
+    """What the plan says that a stage takes; None where it can't say, or where the dataset can't be counted yet."""
+    try:
+        lines = make_plan(context.profile, read_rates(context.data / "bench" / "gpu.json", context.profile.base.dtype))
+    except PersresError:
+        return None
+    return next(line.bytes for line in lines if line.stage == stage)
 
 
 def run_chain(context: Context) -> PersresError | None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from persres.errors import PersresError, UnitFailures
+from persres.runs import disk
 from persres.runs.files import digest_folder, publishing
 from persres.runs.locks import stage_lock
 from persres.runs.pool import _cores, run_units
 from persres.runs.specs import FileRef, Spec
-from persres.runs.units import MANIFEST, Unit, finish, is_done
+from persres.runs.units import MANIFEST, Unit, facts, finish, is_done
 
 
 class Made(Spec):
@@ -23,6 +27,7 @@ class Made(Spec):
 
     a: int = 0
     fail: bool = False
+    fits: int = 0  # the batch that fits into memory
     die: bool = False
 
 
@@ -199,3 +204,44 @@ def test_a_limit_of_threads_is_kept(tmp_path, monkeypatch, said, expected):
         assert (todo[0].folder(tmp_path) / "threads").read_text() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def _hungry(unit: Unit, work: Path, device: str, batch: int = 8) -> None:
+    (work / "tried").mkdir(parents=True, exist_ok=True)
+    (work / "tried" / f"{len(list((work / 'tried').iterdir()))}-{batch}").touch()
+    if batch > unit.spec.fits:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    path = unit.folder(work) / "out"
+    path.parent.mkdir(parents=True)
+    path.write_text("same at any batch")
+    finish(unit, work, [path], {})
+
+
+def test_a_batch_that_does_not_fit_is_halved_once_and_that_is_recorded(tmp_path):
+    (fits, too_much) = units({"fits": 4}, {"fits": 1})
+    run_units([fits], tmp_path, partial(_hungry, batch=8), 1, "cpu")
+    assert facts(fits, tmp_path) == {"batch_halved_to": 4} and is_done(fits, tmp_path)
+    with pytest.raises(UnitFailures, match=r"out of memory at batch 8 and at 4; lower runtime\.sample_batch"):
+        run_units([too_much], tmp_path, partial(_hungry, batch=8), 1, "cpu")
+    with pytest.raises(UnitFailures, match=r"out of memory .*set runtime\.offload"):
+        run_units([too_much], tmp_path, _no_batch, 1, "cpu")
+    assert [p.name.split("-")[1] for p in sorted((tmp_path / "tried").iterdir())] == ["8", "4", "8", "4"]
+
+
+def _no_batch(unit: Unit, work: Path, device: str) -> None:
+    raise MemoryError
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_stage(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=3_000_000_000))
+    disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 2_900_000_000, "samples")
+    with pytest.raises(PersresError, match=r"sample: 3\.00 GB free at .*, up to 3\.10 GB wanted"):
+        disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 3_100_000_000, "samples")
+    (tmp_path / "data" / "samples").mkdir(parents=True)
+    with (tmp_path / "data" / "samples" / "there").open("wb") as file:
+        file.truncate(200_000_000)
+    disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 3_100_000_000, "samples")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1))
+    with pytest.raises(PersresError, match="tables: "):
+        disk.check_disk("tables", tmp_path / "work", tmp_path / "data", None, "tables")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
 from persres.progress import remaining, show_logs
+from persres.runs.memory import with_memory_guard
 from persres.runs.units import Unit, is_done
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def _run_in_processes(
 def _attempt(unit: Unit, work: Path, function: Work, device: str) -> str | None:
     """None on success, else a one-line reason."""
     try:
-        function(unit, work, device)
+        with_memory_guard(function, unit, work, device)
     except PersresError as error:
         return str(error)
     except OSError as error:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, field_serializer
 
 from persres.config import Base, Clip, Dino, Drawing, VariantSettings
 from persres.prompt_text import fill
@@ -24,6 +24,18 @@ class FileRef(BaseModel):
 
     path: str
     digest: str  # SHA-256, hex
+    _told: str | None = PrivateAttr(None)
+
+    @field_serializer("path")
+    def _tell(self, path: str) -> str:
+        return self._told or path
+
+    def fetched(self, path: Path) -> FileRef:
+        """The same in another machine's cache. In manifests and headers it keeps its name, so that what a unit writes does not depend on
+        the machine that it ran on."""
+        here = FileRef(path=str(path), digest=self.digest)
+        here._told = self._told or self.path
+        return here
 
     @classmethod
     def of(cls, path: Path) -> FileRef:

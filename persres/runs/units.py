@@ -67,3 +67,11 @@ def finish(unit: Unit, work: Path, files: list[Path], facts: dict[str, Any] | No
 def facts(unit: Unit, work: Path) -> dict[str, Any]:
     """What a finished unit recorded about its run (seconds, memory, versions)."""
     return json.loads((unit.folder(work) / MANIFEST).read_text())["facts"]
+
+
+def amend(unit: Unit, work: Path, more: dict[str, Any]) -> None:
+    """Add facts to a finished unit's manifest, by the same atomic rename."""
+    path = unit.folder(work) / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["facts"] |= more
+    write_atomic(path, json.dumps(manifest, indent=1, sort_keys=True).encode())

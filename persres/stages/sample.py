@@ -19,7 +19,6 @@ from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import Index, MethodFacts, learned_path, read_macro_classes, write_index
 from persres.runs.outputs import Pack as PublishedPack
-from persres.runs.pool import run_units
 from persres.runs.specs import FileRef, Prompt, SampleSpec
 from persres.runs.units import Unit, facts
 
@@ -81,7 +80,7 @@ def sample(context: Context) -> None:
     with stage_lock(context.work, "sample"):
         units = sample_units(context)
         work = partial(draw_unit, offload=runtime.offload, batch=runtime.sample_batch)
-        run_units(units, context.work, work, runtime.workers, runtime.device)
+        context.place(units, context.work, work, runtime.workers, runtime.device)
         with publishing(context.data / "samples") as out:
             for unit in units:
                 (out / unit.name).parent.mkdir(exist_ok=True)

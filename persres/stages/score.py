@@ -17,7 +17,6 @@ from persres.runs.context import Context
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import SCORES, Pack, read_index
-from persres.runs.pool import run_units
 from persres.runs.specs import FileRef, JudgeRef, ScoreSpec
 from persres.runs.units import Unit
 
@@ -79,7 +78,7 @@ def score(context: Context) -> None:
     with stage_lock(context.work, "score"):
         units = score_units(context)
         work = partial(score_unit, batch=context.profile.score.batch_size)
-        run_units(units, context.work, work, runtime.workers, runtime.device)
+        context.place(units, context.work, work, runtime.workers, runtime.device)
         rows = pd.concat([pd.read_parquet(unit.folder(context.work) / FILE) for unit in units], ignore_index=True)
         with publishing(context.data / "scores") as out:
             rows.to_parquet(out / SCORES, index=False)

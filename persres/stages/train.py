@@ -19,7 +19,6 @@ from persres.runs.costs import write_train_costs
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import read_macro_classes
-from persres.runs.pool import run_units
 from persres.runs.specs import ClassImagesSpec, FileRef, TrainSpec
 from persres.runs.units import Unit
 from persres.training.class_images import PACK, class_images_unit
@@ -94,9 +93,9 @@ def train(context: Context) -> None:
     with stage_lock(context.work, "train"):
         draw = partial(class_images_unit, offload=runtime.offload, batch=runtime.sample_batch)
         drawn = list(class_image_units(context).values())
-        run_units(drawn, context.work, draw, runtime.workers, runtime.device)
+        context.place(drawn, context.work, draw, runtime.workers, runtime.device)
         units, learn = train_units(context), partial(learn_unit, offload=runtime.offload)
-        run_units(units, context.work, learn, runtime.workers, runtime.device)
+        context.place(units, context.work, learn, runtime.workers, runtime.device)
         write_train_costs(context, units, drawn)
         with publishing(context.data / "learned") as out:
             for unit in units:

@@ -77,6 +77,12 @@ def _mend(error: Exception) -> str:
     return mend_for(f"{type(error).__name__} {error}") or "look at the remote's endpointurl, the network and the server"
 
 
+def error_code(error: Exception) -> str:
+    """S3's own code for what went wrong; empty where no answer came (botocore leaves ``response`` None then)."""
+    response = getattr(error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
 def link(remote: S3Remote, file: StoredFile, seconds: int) -> str:
     """A link to a file that needs no key and ends after ``seconds``. Raises PersresError where the object is not there."""
     if not 1 <= seconds <= LONGEST:
@@ -88,6 +94,6 @@ def link(remote: S3Remote, file: StoredFile, seconds: int) -> str:
         asked = place | {"ResponseContentDisposition": f'attachment; filename="{name}"'}
         return client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds)
     except Exception as error:
-        gone = str(getattr(error, "response", {}).get("Error", {}).get("Code")) == "404"
+        gone = error_code(error) == "404"
         mend = "push it again from a clone that has it" if gone else _mend(error)
         raise PersresError(f"no link to {file.path} in {remote.bucket}: {error}; {mend}") from error

@@ -1,0 +1,80 @@
+"""The whole chain with its units on agents: ``python -m flows.fleet --store s3://bucket/persres``, or the deployment ``nightly``.
+
+Without a store everything runs here, as flows/pipeline.py does. The parent holds DVC: stages that have units send them, gather them,
+and publish into data/ as ever; at the end ``dvc commit`` records them and ``dvc push`` sends them, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect import flow
+
+from persres.fleet.parent import Fleet
+from persres.fleet.store import open_store
+from persres.pipeline import STAGES, load_context, run_stage
+from persres.versions.tools import dvc
+from tasks.shards import Deployment
+from tasks.views import StageViews, logs_in_the_run, show_sheets
+
+SHARDS = "persres-shard/shard"  # flow and deployment, as prefect.yaml names them
+
+
+@flow(name="persres-fleet")
+def fleet(
+    params: str = "params.yaml",
+    profile: str | None = None,
+    data: str = "data",
+    work: str = ".work",
+    store: str | None = None,
+    deployment: str = SHARDS,
+    shards: int = 8,
+    attempts: int = 3,
+    commit: bool = False,
+    push: bool = False,
+) -> str:
+    """``shards``: into how many a stage's units go, two or three an agent let the quick ones help; ``commit`` and ``push``: DVC's, once, at
+    the end. Raises what a stage raises when it has finished the rest: units, reasons, links to logs."""
+    context, views = load_context(Path(params), profile, Path(data), Path(work)), StageViews()
+    if store is not None:
+        send = Deployment(deployment, store)
+        context = replace(context, place=Fleet(store, send, shards, attempts, views, Path(data)))
+    with logs_in_the_run():
+        try:
+            for stage in STAGES:
+                run_stage(stage, context)
+        finally:
+            views.table()
+        if store is not None:
+            show_sheets(context, open_store(store))
+        if commit:
+            dvc(Path(), "commit", "--force")
+        if push:
+            dvc(Path(), "push")
+    return data
+
+
+def main() -> int:
+    """Command line. 0 on success, 1 where a stage failed."""
+    parser = argparse.ArgumentParser(prog="python -m flows.fleet", description=__doc__)
+    for name, default in (("params", "params.yaml"), ("data", "data"), ("work", ".work"), ("deployment", SHARDS)):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--profile")
+    parser.add_argument("--store")
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--attempts", type=int, default=3)
+    parser.add_argument("--commit", action="store_true")
+    parser.add_argument("--push", action="store_true")
+    state = fleet(**vars(parser.parse_args()), return_state=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What an agent does with a shard: every unit fetched, done, put back one by one, so that a death costs the unit at hand alone.
+
+A mark in the store says which unit an agent is at. It is taken away when the unit ends, however it ends, so what is left after a death
+names the unit that the agent died of, or with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from persres.errors import PersresError, UnitFailures
+from persres.fleet.kinds import Unfit, check_fit, kind_of, unit_from
+from persres.fleet.objects import Damaged, get_unit, localised, put_unit
+from persres.fleet.shards import Shard
+from persres.fleet.store import StoreError, open_store
+from persres.runs.files import write_atomic
+from persres.runs.memory import with_memory_guard
+from persres.runs.pool import run_units
+from persres.runs.units import Unit, is_done
+
+log = logging.getLogger(__name__)
+GRACE = 120.0  # seconds that a drained agent may still use for the units at hand
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a shard ended: ``failed`` by a unit's own fault, ``unfinished`` by its agent's or the store's; reasons by unit hash."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> bytes:
+        """For the store."""
+        return json.dumps({"failed": self.failed, "unfinished": self.unfinished}).encode()
+
+
+def report_key(shard: str) -> str:
+    """Where a shard's report lies."""
+    return f"reports/{shard}.json"
+
+
+def mark_key(unit: Unit, shard: str) -> str:
+    """Where the mark lies that says that an agent is at a unit."""
+    return f"started/{unit.stage}/{unit.hash}/{shard}"
+
+
+def read_shard(store_url: str, shard_id: str) -> Shard:
+    """From the store. Raises PersresError where it is not there."""
+    data = open_store(store_url).read(f"shards/{shard_id}.json")
+    if data is None:
+        raise PersresError(f"{store_url} holds no shard {shard_id}; give the store that the parent flow was given")
+    return Shard.model_validate_json(data)
+
+
+def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace: float = GRACE) -> Report:
+    """Do a shard's units; those that another agent finished are left. Every unit ends or fails, then the report is written. On SIGTERM no
+    further unit is begun, and those at hand have ``grace`` seconds."""
+    store, shard, notes = open_store(store_url), read_shard(store_url, shard_id), work / "shards" / shard_id
+    shutil.rmtree(notes, ignore_errors=True)
+    notes.mkdir(parents=True)
+    failed, unfinished, units = {}, {}, []
+    for raw in shard.units:
+        try:
+            units.append(unit_from(raw))
+        except Unfit as error:
+            unfinished[raw["hash"]] = str(error)
+    for unit in units:  # done here before, by a shard that died before it could say so: run_units leaves them out
+        if is_done(unit, work):
+            put_unit(store, unit, work)
+    function = partial(shared_unit, store=store_url, shard=shard_id, options=shard.options, notes=notes)
+    with _drained_by_sigterm(notes, grace):
+        try:
+            run_units(units, work, function, workers, shard.device)
+        except UnitFailures as error:
+            for unit in units:
+                if unit.name in error.failures:
+                    kind, reason = _note(notes, unit) or ("unfinished", error.failures[unit.name])
+                    (failed if kind == "failed" else unfinished)[unit.hash] = reason
+    report = Report(failed, unfinished)
+    store.write(report_key(shard_id), report.as_json())
+    return report
+
+
+def shared_unit(
+    unit: Unit, work: Path, device: str, *, store: str, shard: str, options: dict[str, Any], notes: Path
+) -> None:
+    """Fetch, do, put back. Raises what the unit raises, having noted whose fault it was."""
+    try:
+        if (notes / "drain").exists():
+            raise Unfit(f"{unit.name}: not begun, the agent was told to stop")
+        _fetch_do_put(unit, work, device, store, shard, options)
+    except BaseException as error:
+        kind = "unfinished" if isinstance(error, Unfit | StoreError | Damaged | OSError) else "failed"
+        write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, f"{_said(error)}"]).encode())
+        raise
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
+
+
+def _fetch_do_put(unit: Unit, work: Path, device: str, url: str, shard: str, options: dict[str, Any]) -> None:
+    store, kind, mark = open_store(url), kind_of(unit.stage), mark_key(unit, shard)
+    if get_unit(store, unit, work):
+        return
+    check_fit(unit)
+    local = Unit(unit.stage, unit.name, localised(store, unit.spec, work / "inputs"))
+    if not is_done(local, work):
+        store.write(mark, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode())
+        try:
+            with_memory_guard(partial(kind.function, **options), local, work, device)
+        finally:
+            store.remove(mark)
+    put_unit(store, local, work)
+
+
+def _note(notes: Path, unit: Unit) -> tuple[str, str] | None:
+    """What the unit's process noted before it ended; None where it was killed, or never began."""
+    try:
+        kind, reason = json.loads((notes / f"{unit.hash}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return kind, reason
+
+
+@contextmanager
+def _drained_by_sigterm(notes: Path, grace: float) -> Iterator[None]:
+    """SIGTERM leaves a file that units look for before they begin; after the grace time the process ends, checkpoints kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def drain(number: int, frame: Any) -> None:
+        log.info("shard: told to stop; the units at hand have %.0f s", grace)
+        (notes / "drain").touch()
+        timer.start()
+
+    timer = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
+    timer.daemon = True
+    before = signal.signal(signal.SIGTERM, drain)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,392 @@
+"""The fleet without Prefect: units through a store, shards run by agents in folders of their own, and what strikes them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from s3_server import BUCKET, Server
+
+from persres.errors import PersresError, UnitFailures
+from persres.fleet import agent, parent
+from persres.fleet import store as stores
+from persres.fleet.agent import read_shard, run_shard
+from persres.fleet.kinds import KINDS, Unfit, as_raw, check_fit, unit_from
+from persres.fleet.noop import NoopSpec, noop_unit
+from persres.fleet.objects import Damaged, blob_key, get_input, get_unit, manifest_key, put_input, put_unit
+from persres.fleet.parent import Ended, Fleet
+from persres.fleet.shards import estimates, group
+from persres.fleet.store import StoreError, open_store
+from persres.pipeline import load_context, run_stage
+from persres.plan import read_rates
+from persres.runs.files import digest_folder
+from persres.runs.specs import FileRef
+from persres.runs.units import MANIFEST, Unit, finish, is_done
+
+
+def noops(count: int, start: int = 0, seconds: float = 0.0) -> list[Unit]:
+    return [Unit("noop", f"n/{i}", NoopSpec(number=i, seconds=seconds)) for i in range(start, start + count)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    served = Server()
+    yield served
+    served.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def url(request, tmp_path, server, monkeypatch):
+    """A store of each kind, empty."""
+    open_store.cache_clear()
+    if request.param == "folder":
+        yield str(tmp_path / "store")
+        return
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "NO_PROXY": "127.0.0.1,localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    server.refuse = lambda method, path: None
+    server.client().create_bucket(Bucket=BUCKET)
+    yield f"s3://{BUCKET}/{tmp_path.name}"
+    server.refuse = lambda method, path: None
+
+
+class Local:
+    """Sends shards to agents of this process, each in a work folder of its own; ``strike`` may come between."""
+
+    def __init__(self, url: str, root: Path, agents: int = 2) -> None:
+        self.url, self.root, self.agents, self.rounds = url, root, agents, []
+        self.strike = lambda shard: None
+
+    def __call__(self, shards, tick):
+        self.rounds.append(shards)
+        ended = {}
+        for number, shard in enumerate(shards):
+            ended[shard.id] = Ended(self.strike(shard), log=f"http://server/runs/{number}")
+            if ended[shard.id].died is None:
+                run_shard(self.url, shard.id, self.root / f"agent{number % self.agents}")
+            tick()
+        return ended
+
+
+def test_one_writer_wins_and_nothing_is_read_by_halves(url, tmp_path):
+    store = open_store(url)
+    assert store.read("a/b") is None and not store.has("a/b") and list(store.keys("a/")) == []
+    assert store.write("a/b", b"one", only_new=True) and store.read("a/b") == b"one"
+    assert not store.write("a/b", b"two", only_new=True) and store.read("a/b") == b"one"
+    assert store.write("a/b", b"three") and store.read("a/b") == b"three"
+    results = []
+    threads = [
+        threading.Thread(target=lambda i=i: results.append(store.write("race", b"%d" % i, only_new=True)))
+        for i in range(8)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert results.count(True) == 1
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    store.upload(tmp_path / "file", "a/large")
+    assert store.download("a/large", tmp_path / "deep" / "copy") and not store.download("a/none", tmp_path / "none")
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"x" * 100_000 and not (tmp_path / "none").exists()
+    assert list(store.keys("a/")) == ["a/b", "a/large"]
+    store.remove("a/b"), store.remove("a/b")
+    assert not store.has("a/b")
+
+
+def test_units_run_elsewhere_and_come_back_whole(url, tmp_path):
+    send, units, said = Local(url, tmp_path), noops(7), []
+    fleet = Fleet(url, send, shards=3, report=said.append)
+    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    assert all(is_done(unit, tmp_path / "parent") for unit in units)
+    assert [len(shard.units) for shard in send.rounds[0]] == [3, 2, 2] and len(send.rounds) == 1
+    assert (said[0].done, said[-1].done, said[-1].total) == (0, 7, 7) and said[-1].per_hour > 0 and said[-1].left == 0
+    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    assert len(send.rounds) == 1, "what is done here is not sent"
+    fleet(noops(8), tmp_path / "another parent", noop_unit, 0, "cpu")
+    assert [len(shard.units) for shard in send.rounds[1]] == [1], "what the store has is not sent"
+    assert not list(open_store(url).keys("started/"))
+
+
+def test_an_agent_that_dies_costs_the_unit_at_hand_alone(url, tmp_path):
+    units, send = noops(6), Local(url, tmp_path)
+
+    def dies_at_the_second(shard):
+        if len(send.rounds) > 1:
+            return None
+        local = [unit_from(raw) for raw in shard.units]
+        agent.shared_unit(
+            local[0], tmp_path / "dead", "cpu", store=url, shard=shard.id, options={}, notes=tmp_path / "notes"
+        )
+        open_store(url).write(agent.mark_key(local[1], shard.id), b"at it")
+        return "killed"
+
+    send.strike = dies_at_the_second
+    before = {}
+    fleet = Fleet(url, send, shards=1, report=lambda progress: before.setdefault(progress.done, None))
+    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    sizes = sorted(len(shard.units) for shard in send.rounds[1])
+    assert sizes == [1, 4], "the suspect goes alone, what was finished is not sent"
+    assert not list(open_store(url).keys("started/"))
+
+
+def test_a_unit_that_kills_its_worker_twice_is_set_aside_and_named(url, tmp_path):
+    units, send = noops(4), Local(url, tmp_path)
+
+    def deadly(shard):
+        bad = [unit for unit in map(unit_from, shard.units) if unit.name == "n/2"]
+        for unit in bad:
+            open_store(url).write(agent.mark_key(unit, shard.id), b"at it")
+        return "Crashed" if bad else None
+
+    send.strike = deadly
+    with pytest.raises(UnitFailures) as caught:
+        Fleet(url, send, shards=2, attempts=5)(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    assert list(caught.value.failures) == ["n/2"] and len(send.rounds) == 2
+    assert "set aside" in str(caught.value) and "(log: http://server/runs/" in str(caught.value)
+    assert sum(is_done(unit, tmp_path / "parent") for unit in units) == 3
+
+
+def test_agents_that_always_die_end_after_so_many_attempts(url, tmp_path):
+    send = Local(url, tmp_path)
+    send.strike = lambda shard: "Crashed: no worker"
+    with pytest.raises(UnitFailures, match="not finished after 3 attempts: Crashed: no worker"):
+        Fleet(url, send, shards=1)(noops(2), tmp_path / "parent", noop_unit, 0, "cpu")
+    assert len(send.rounds) == 3
+
+
+def test_a_damaged_object_is_an_error_with_its_name_never_a_result(url, tmp_path):
+    store, (unit, other) = open_store(url), noops(2)
+    for done in (unit, other):
+        noop_unit(done, tmp_path / "agent", "cpu")
+        put_unit(store, done, tmp_path / "agent")
+    (digest,) = json.loads(store.read(manifest_key(unit)))["files"].values()
+    store.write(blob_key(digest), b"something else")
+    with pytest.raises(Damaged, match=digest):
+        get_unit(store, unit, tmp_path / "parent")
+    assert (
+        not is_done(unit, tmp_path / "parent") and not store.has(blob_key(digest)) and not store.has(manifest_key(unit))
+    )
+    store.write(manifest_key(other), b'{"spec_hash": "an')
+    send = Local(url, tmp_path)
+    Fleet(url, send, shards=1)([unit, other], tmp_path / "parent", noop_unit, 0, "cpu")
+    assert (unit.folder(tmp_path / "parent") / "number.txt").read_text() == "0\n", "made again"
+
+
+def test_inputs_come_by_digest_files_and_folders(url, tmp_path):
+    store, folder = open_store(url), tmp_path / "weights"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"a"), (folder / "inner" / "b.json").write_text("{}")
+    for path in (folder, folder / "a.bin"):
+        reference = FileRef.of(path)
+        put_input(store, reference)
+        here = get_input(store, reference, tmp_path / "cache")
+        assert here.digest == reference.digest and FileRef.of(Path(here.path)).digest == reference.digest
+        assert Path(here.path).name == path.name and here.path != reference.path
+    reference = FileRef.of(folder / "a.bin")
+    (folder / "a.bin").write_bytes(b"changed")
+    store.remove(blob_key(reference.digest))
+    with pytest.raises(PersresError, match=r"a\.bin has changed since"):
+        put_input(store, reference)
+    store.write(blob_key(reference.digest), b"other bytes")
+    with pytest.raises(Damaged, match=reference.digest):
+        get_input(store, reference, tmp_path / "fresh")
+    assert not (tmp_path / "fresh" / reference.digest[:2] / reference.digest / "a.bin").exists()
+
+
+def test_two_writers_of_a_unit_harm_nothing(url, tmp_path):
+    """Another machine's last bits may differ: then the first manifest stands, with its own files."""
+    store, (unit,) = open_store(url), noops(1)
+    for who, text in (("first", "0\n"), ("second", "0.0000001\n")):
+        path = unit.folder(tmp_path / who) / "number.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        finish(unit, tmp_path / who, [path], {})
+        put_unit(store, unit, tmp_path / who)
+    assert get_unit(store, unit, tmp_path / "parent")
+    assert (unit.folder(tmp_path / "parent") / "number.txt").read_text() == "0\n"
+
+
+def test_an_agent_of_another_commit_refuses(tmp_path, monkeypatch):
+    (unit,) = noops(1)
+    raw = as_raw(unit)
+    assert unit_from(json.loads(json.dumps(raw))) == unit
+    with pytest.raises(Unfit, match="reads the unit otherwise"):
+        unit_from(raw | {"hash": "0" * 16})
+    with pytest.raises(Unfit, match="can't read the unit"):
+        unit_from(raw | {"spec": raw["spec"] | {"new_setting": 1}})
+
+
+def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(stores, "PAUSE", 0.05)
+    open_store.cache_clear()
+    for name, value in {"AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t", "AWS_DEFAULT_REGION": "us-east-1",
+                        "AWS_ENDPOINT_URL": server.endpoint, "NO_PROXY": "127.0.0.1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    server.client().create_bucket(Bucket=BUCKET)
+    url, left = f"s3://{BUCKET}/{tmp_path.name}", [6]
+
+    def away(method, path):
+        left[0] -= 1
+        return "drop" if left[0] > 0 else None
+
+    server.refuse = away
+    assert open_store(url).write("a", b"1") and left[0] <= 0
+    refused = []
+
+    def deny_one_put(method, path):
+        if method == "PUT" and "/units/" in path and not refused:
+            refused.append(path)
+            return "deny"
+        return None
+
+    server.refuse = deny_one_put
+    send = Local(url, tmp_path)
+    Fleet(url, send, shards=1)(noops(3), tmp_path / "parent", noop_unit, 0, "cpu")
+    assert refused and len(send.rounds) == 2 and [len(s.units) for s in send.rounds[1]] == [1]
+    monkeypatch.setattr(stores, "PATIENCE", 0.2)
+    server.refuse = lambda method, path: "deny" if method == "PUT" else None
+    with pytest.raises(StoreError, match="ask for access"):
+        open_store(url).write("b", b"1")
+    server.refuse = lambda method, path: "drop"
+    with pytest.raises(StoreError, match=r"s3://persres failed at .*; "):
+        open_store(url).read("b")
+    server.refuse = lambda method, path: None
+
+
+def test_no_such_store_and_no_such_shard_are_one_error_each(tmp_path):
+    with pytest.raises(PersresError, match="gs://x is no store"):
+        open_store("gs://x")
+    with pytest.raises(PersresError, match="holds no shard abc"):
+        read_shard(str(tmp_path / "store"), "abc")
+
+
+def test_shards_are_alike_in_cost(tmp_path):
+    units, seconds = noops(5), {}
+    for unit, cost in zip(units, (9.0, 5.0, 4.0, 3.0, 3.0), strict=True):
+        seconds[unit.hash] = cost
+    totals = sorted(sum(seconds[u.hash] for u in some) for some in group(units, seconds, 2))
+    assert totals == [12.0, 12.0] and len(group(units[:1], seconds, 8)) == 1
+
+
+def _shard_process(url: str, shard: str, work: str, grace: float) -> None:
+    os.setsid()
+    run_shard(url, shard, Path(work), 1, grace)
+
+
+@pytest.mark.parametrize("grace,finished", [(30.0, 1), (0.2, 0)])
+def test_sigterm_drains_an_agent(tmp_path, grace, finished):
+    """It finishes the unit at hand within the grace time and begins no other; past it, it ends."""
+    open_store.cache_clear()
+    url, units = str(tmp_path / "store"), noops(3, seconds=1.0)
+    ended = {}
+
+    def send(shards, tick):
+        (shard,) = shards
+        process = multiprocessing.get_context("spawn").Process(
+            target=_shard_process, args=(url, shard.id, str(tmp_path / "agent"), grace)
+        )
+        process.start()
+        while not list(open_store(url).keys("started/")):
+            process.join(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join()
+        ended[shard.id] = process.exitcode
+        return {shard.id: Ended(None if process.exitcode == 0 else "drained")}
+
+    with pytest.raises(UnitFailures) as caught:
+        Fleet(url, send, shards=1, attempts=1)(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    assert sum(is_done(unit, tmp_path / "parent") for unit in units) == finished
+    assert list(ended.values()) == ([0] if finished else [143])
+    assert ("told to stop" if finished else "drained") in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
+    """The whole chain on tiny models, here and through a store with two agents."""
+    import yaml
+
+    open_store.cache_clear()
+    folder = tmp_path_factory.mktemp("fleet")
+    profile = {
+        "base": {"model": str(tiny_pipeline), "resolution": 32},
+        "encoders": tiny_encoders,
+        "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "star_robot"], "references": 3, "held_out": 0},
+        "train": {"steps": 2, "class_images": {"steps": 2}, "variants": {"ours": {}, "prior": {"prior_images": 2}}},
+        "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4,
+                   "methods": {"base": {}, "ours": {"variant": "ours", "lag": True}, "prior": {"variant": "prior"}}},
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        "tables": {"bootstrap": 200},
+    }  # fmt: skip
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
+    url = str(folder / "store")
+    send = Local(url, folder / "agents")
+    contexts, monkeypatch = {}, pytest.MonkeyPatch()
+    for name in ("here", "fleet"):
+        (folder / name).mkdir()
+        monkeypatch.chdir(folder / name)  # so that both tell their files by the same names
+        context = load_context(folder / "params.yaml", None, "data", "work")
+        if name == "fleet":
+            context = replace(context, place=Fleet(url, send, shards=2))
+        contexts[name] = context
+        for stage in ("fetch", "macro_class", "train", "sample", "score", "tables"):
+            run_stage(stage, context)
+        contexts[name] = replace(context, data=folder / name / "data", work=folder / name / "work")
+    monkeypatch.undo()
+    return contexts, send
+
+
+def test_the_fleets_tables_are_the_local_runs(chain):
+    contexts, send = chain
+    assert {shard.stage for shards in send.rounds for shard in shards} == {"class_images", "train", "sample", "score"}
+    assert not (contexts["fleet"].work / "train" / "inputs").exists()
+    assert digest_folder(contexts["here"].data / "learned") == digest_folder(contexts["fleet"].data / "learned")
+    here, there = (pd.read_parquet(contexts[name].data / "scores" / "scores.parquet") for name in ("here", "fleet"))
+    pd.testing.assert_frame_equal(here, there, atol=1e-5, check_exact=False)
+    for name in ("table1", "methods"):
+        tables = [pd.read_csv(contexts[n].data / "tables" / f"{name}.csv") for n in ("here", "fleet")]
+        costs = [c for c in tables[0] if c.endswith("_s") or c.endswith("_mib") or c.endswith("_seconds")]
+        pd.testing.assert_frame_equal(*(table.drop(columns=costs) for table in tables), atol=1e-5)
+
+
+def test_every_unit_of_the_chain_is_read_back_as_it_was_and_fits(chain):
+    _, send = chain
+    for shard in (shard for shards in send.rounds for shard in shards):
+        for raw in shard.units:
+            unit = unit_from(json.loads(json.dumps(raw)))
+            check_fit(unit)
+            assert as_raw(unit) == raw
+            if "code" in raw["spec"]:
+                other = Unit(unit.stage, unit.name, unit.spec.model_copy(update={"code": "0" * 16}))
+                with pytest.raises(Unfit, match="deploy the same commit"):
+                    check_fit(other)
+
+
+def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tmp_path):
+    contexts, send = chain
+    units = [unit_from(raw) for shards in send.rounds for s in shards if s.stage == "sample" for raw in s.units]
+    known = estimates(units, contexts["fleet"].work, read_rates(Path("none")))
+    planned = estimates(units, tmp_path, read_rates(Path("none")))
+    assert all(seconds > 0 for seconds in known.values()) and known != planned
+    sizes = {unit.hash: KINDS["sample"].size(unit.spec) for unit in units}
+    assert len({round(planned[key] / sizes[key], 9) for key in sizes}) == 1, "one rate for all, from the plan"
+    manifests = [json.loads(p.read_text()) for p in (contexts["fleet"].work / "sample").glob(f"*/{MANIFEST}")]
+    base = next(m for m in manifests if m["name"] == "base/heart_mug")
+    assert base["facts"]["seconds"] > 0
+
+
+def test_a_stage_that_agents_would_do_otherwise_is_refused(tmp_path):
+    with pytest.raises(PersresError, match=r"fleet/kinds\.py"):
+        Fleet(str(tmp_path), None)(noops(1), tmp_path, partial(print), 0, "cpu")
+    assert parent.DEATHS == 2
