@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 lint evidence sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence sweep tables bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
@@ -16,6 +16,9 @@ help:
 	@echo "make test       lint and tests"
 	@echo "make test-ceph  versions against a real S3 server (make ceph installs it from Debian's packages, as root)"
 	@echo "make demo-s3    a version's whole round trip through S3 on this machine -> data/s3"
+	@echo "make fleet-setup  pools, deployments, automations at a Prefect server (docs/fleet.md)"
+	@echo "make fleet-demo a whole fleet on this machine"
+	@echo "make faults     kill everything and count what is lost -> data/faults (about half an hour)"
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of docs/results.md and the model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
@@ -72,6 +75,18 @@ ceph:
 # Server, v1, v2, v1 pulled elsewhere and drawn: all on this machine, in clones in the temporary folder.
 demo-s3: setup-dev
 	python -m persres.versions.demo
+
+# Work pools, deployments and the automations that mark dead runs Crashed, at the server of PREFECT_API_URL.
+fleet-setup: setup
+	python -m flows.setup
+
+# A Prefect server, an S3 server and two agents in clones of their own; the mini pipeline through them. Says where to look.
+fleet-demo: setup-dev
+	python tests/fleet_demo.py
+
+# kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults
+faults: setup-dev
+	python tests/faults.py
 
 evidence: setup
 	persres evidence

@@ -37,6 +37,7 @@ def fleet(
     deployment: str = SHARDS,
     shards: int = 8,
     attempts: int = 3,
+    stages: list[str] | None = None,
     commit: bool = False,
     push: bool = False,
 ) -> str:
@@ -48,7 +49,7 @@ def fleet(
         context = replace(context, place=Fleet(store, send, shards, attempts, views, Path(data)))
     with logs_in_the_run():
         try:
-            for stage in STAGES:
+            for stage in stages or STAGES:
                 run_stage(stage, context)
         finally:
             views.table()
@@ -70,6 +71,7 @@ def main() -> int:
     parser.add_argument("--store")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--attempts", type=int, default=3)
+    parser.add_argument("--stages", nargs="*", choices=STAGES)
     parser.add_argument("--commit", action="store_true")
     parser.add_argument("--push", action="store_true")
     state = fleet(**vars(parser.parse_args()), return_state=True)

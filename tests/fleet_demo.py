@@ -1,0 +1,76 @@
+"""``make fleet-demo``: the whole mini pipeline through two agents in clones of their own, and the same here, compared.
+
+With ``--keep`` the servers stay up until Ctrl-C, to look around in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from fleet_stand import BUCKET, REPO, Stand
+
+CONCEPTS = ["heart_mug", "rally_car", "star_robot"]
+
+
+def shorten(clone: Path) -> None:
+    """Three concepts and four prompts, so that it takes minutes."""
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    params["mini"]["fetch"] |= {"concepts": CONCEPTS}
+    params["mini"]["sample"] |= {"prompts": 4}
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def timed(says: str, stand: Stand, command: list[str], clone: str) -> float:
+    """Run, print, return seconds."""
+    started = time.monotonic()
+    stand.run([sys.executable, *command], clone)
+    seconds = time.monotonic() - started
+    print(f"{seconds:6.1f} s  {says}", flush=True)
+    return seconds
+
+
+def compared(one: Path, two: Path) -> float:
+    """The largest difference of any score between two runs' rows."""
+    here, there = (pd.read_parquet(folder / "data" / "scores" / "scores.parquet") for folder in (one, two))
+    keys = ["concept", "method", "prompt", "image"]
+    assert here[keys].equals(there[keys]), "not the same pictures"
+    numbers = here.select_dtypes("float").columns
+    return float((here[numbers] - there[numbers]).abs().max().max())
+
+
+def demo(root: Path, keep: bool) -> dict[str, float]:
+    """The figures that it printed."""
+    with Stand(root) as stand:
+        print(f"Prefect    {stand.url}\nS3         {stand.s3.endpoint}, bucket {BUCKET}\nfolders    {root}", flush=True)
+        shorten(root / "parent")
+        shutil.copytree(root / "parent", stand.clone("here"), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
+        store = f"s3://{BUCKET}/units"
+        fleet = ["-m", "flows.fleet", "--store", store, "--shards", "4"]
+        first = timed("through the fleet: two agents", stand, [*fleet, "--commit"], "parent")
+        again = timed("again: nothing is sent", stand, fleet, "parent")
+        alone = timed("the same flow without a store, here alone", stand, ["-m", "flows.fleet"], "here")
+        difference = compared(root / "parent", root / "here")
+        print(f"{difference:.2g}  largest difference of a score between the two", flush=True)
+        if keep:
+            print("Ctrl-C ends it", flush=True)
+            try:
+                while True:
+                    time.sleep(1)
+            except KeyboardInterrupt:
+                pass
+    return {"fleet_s": first, "again_s": again, "alone_s": alone, "largest_difference": difference}
+
+
+if __name__ == "__main__":
+    folder = Path(tempfile.mkdtemp(prefix="persres-fleet-"))
+    figures = demo(folder, "--keep" in sys.argv)
+    (REPO / "data" / "faults").mkdir(parents=True, exist_ok=True)
+    (REPO / "data" / "faults" / "demo.json").write_text(json.dumps(figures, indent=1) + "\n")
+    shutil.rmtree(folder)
