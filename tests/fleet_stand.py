@@ -54,8 +54,11 @@ class Stand:
             "PREFECT_LOGGING_LEVEL": "INFO",
             "OMP_NUM_THREADS": "1",
         }
-        if preload:  # libfaketime: the clock of agents and parents alike, moved by writing into a file
-            self.environment |= {
+        self.faked = {}
+        if (
+            preload
+        ):  # libfaketime: the clock of agents and parents alike, not the server's, moved by writing into a file
+            self.faked = {
                 "LD_PRELOAD": preload,
                 "FAKETIME_TIMESTAMP_FILE": str(self.clock),
                 "FAKETIME_NO_CACHE": "1",
@@ -97,6 +100,7 @@ class Stand:
         """In a clone, with that clone's code, in a process group of its own; output to ``<name>.log``."""
         folder = self.root / clone
         environment = self.environment | {"PYTHONPATH": f"{folder}:{folder / 'tests'}"}
+        environment |= self.faked if name.startswith(("agent", "parent")) else {}
         with (self.root / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ class Server:
         self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
         self.asked: list[tuple[str, str]] = []
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, a traceback a drop
         self.http = make_server("127.0.0.1", 0, self, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
