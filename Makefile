@@ -62,7 +62,7 @@ lint: setup-dev
 
 # Side by side what can be; then, with nothing beside them, the tests that watch the clock and kill processes.
 test: lint
-	python -m pytest -n auto --dist loadfile -m 'not alone and not ceph'
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not alone and not ceph'
 	python -m pytest -m 'alone and not ceph'
 
 # The tests of versions against a real S3 server. Without Debian's packages and root they are skipped, and say so.
@@ -82,11 +82,11 @@ fleet-setup: setup
 
 # A Prefect server, an S3 server and two agents in clones of their own; the mini pipeline through them. Says where to look.
 fleet-demo: setup-dev
-	python tests/fleet_demo.py
+	PYTHONPATH=. python tests/fleet_demo.py
 
 # kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults
 faults: setup-dev
-	python tests/faults.py
+	PYTHONPATH=. python tests/faults.py
 
 evidence: setup
 	persres evidence
