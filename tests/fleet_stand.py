@@ -38,7 +38,7 @@ class Stand:
         self.s3, self.port = Server(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.clock = root / "clock"
-        self.clock.write_text("+0\n")
+        self.clock.write_text("0\n")
         self.environment = os.environ | {
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
@@ -54,16 +54,8 @@ class Stand:
             "PREFECT_LOGGING_LEVEL": "INFO",
             "OMP_NUM_THREADS": "1",
         }
-        self.faked = {}
-        if (
-            preload
-        ):  # libfaketime: the clock of agents and parents alike, not the server's, moved by writing into a file
-            self.faked = {
-                "LD_PRELOAD": preload,
-                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
+        # tests/clock.c: the wall clock of agents and parents, not the server's, moved by writing seconds into a file
+        self.faked = {"LD_PRELOAD": preload, "CLOCK_FILE": str(self.clock)} if preload else {}
         self.count = agents
 
     def __enter__(self) -> Stand:
