@@ -123,7 +123,8 @@ def test_shards_are_sent_watched_and_judged(deployed, tmp_path, monkeypatch):
     Fleet(store, Deployment("persres-shard/shard", store), shards=2, report=act)(
         units, tmp_path / "parent", noop_unit, 0, "cpu"
     )
-    assert all(is_done(unit, tmp_path / "parent") for unit in units) and len(seen) == 3
+    assert all(is_done(unit, tmp_path / "parent") for unit in units)
+    assert len(seen) == 4, "two shards; the stuck one's three units again, in two"
     lost = shard_flow(store, "nowhere", str(tmp_path / "agent"), return_state=True)
     assert lost.is_failed() and "holds no shard nowhere" in lost.message
     assert Path(store).is_dir()
