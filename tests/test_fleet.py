@@ -280,6 +280,19 @@ def test_shards_are_alike_in_cost(tmp_path):
     assert totals == [12.0, 12.0] and len(group(units[:1], seconds, 8)) == 1
 
 
+def test_a_manifest_that_says_nothing_of_cost_spoils_no_estimate(tmp_path):
+    done, unit = noops(2)
+    noop_unit(done, tmp_path, "cpu")
+    path = done.folder(tmp_path) / MANIFEST
+    for said in ({}, {"seconds": 0.0}, {"seconds": "long"}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": said}))
+        assert estimates([unit], tmp_path, read_rates(Path("none")))[unit.hash] > 0
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": {"seconds": 7.0}}))
+    assert estimates([unit], tmp_path, read_rates(Path("none")))[unit.hash] == 7.0
+    path.write_text("{")
+    assert estimates([unit], tmp_path, read_rates(Path("none")))[unit.hash] > 0
+
+
 def _shard_process(url: str, shard: str, work: str, grace: float) -> None:
     os.setsid()
     run_shard(url, shard, Path(work), 1, grace)

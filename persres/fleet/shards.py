@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,13 +70,14 @@ def _group(name: str) -> str:
 
 def _measured(stage: str, work: Path) -> dict[str, list[float]]:
     """Seconds per size by variant or method, of units that one run made whole."""
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[float]] = {}
     for path in (work / stage).glob(f"*/{MANIFEST}"):
         try:
             manifest = json.loads(path.read_text())
             facts = manifest["facts"]
-            if facts.get("drawn", 1) == facts.get("pictures", facts.get("drawn", 1)) and facts["seconds"] > 0:
-                found[_group(manifest["name"])].append(facts["seconds"] / _size(stage, manifest["spec"]))
+            rate = facts["seconds"] / _size(stage, manifest["spec"])
+            if facts.get("drawn") == facts.get("pictures") and rate > 0:
+                found.setdefault(_group(manifest["name"]), []).append(rate)
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # another version's: only an estimate is lost
     return found
@@ -89,7 +89,9 @@ def _size(stage: str, spec: dict[str, Any]) -> float:
         return spec["settings"]["steps"] * spec["settings"]["batch_size"]
     if stage == "sample":
         return len(spec["prompts"]) * spec["drawing"]["images_per_prompt"] * spec["drawing"]["steps"]
-    return spec["count"] * spec["steps"] if stage == "class_images" else len(spec["items"])
+    if stage == "class_images":
+        return spec["count"] * spec["steps"]
+    return len(spec["items"]) if stage == "score" else 1.0
 
 
 def _planned(stage: str, rates: Rates) -> float:
