@@ -33,7 +33,9 @@ POOLS = {"persres-gpu": "One worker per GPU.", "persres-parent": "Sends shards a
 HEARTBEAT = "prefect.flow-run.heartbeat"
 STARTING = {f"prefect.flow-run.{state}" for state in ("Pending", "Submitting", "InfrastructurePending")}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed")}
-SILENT_FOR = timedelta(seconds=90)  # three heartbeats of prefect.yaml's 30 s: one may be lost
+# Three heartbeats of prefect.yaml's 30 s: one may be lost. A server that was away for longer marks living runs Crashed as it comes back;
+# they go on, and Prefect takes their Completed after that.
+SILENT_FOR = timedelta(seconds=90)
 STARTS_WITHIN = timedelta(minutes=10)  # an image's pull and torch's import among it
 
 
