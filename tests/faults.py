@@ -33,10 +33,12 @@ UNITS, SECONDS = 12, 1.0
 
 @dataclass
 class Outcome:
-    """One fault. ``seconds``: from the strike to whole. ``restarts``: how often the parent was started again by hand."""
+    """One fault. ``seconds``: from the strike to whole. ``restarts``: how often the parent was started again by hand. ``runs``: the
+    states of its shards' runs, by Prefect's word."""
 
     fault: str
     happened: str
+    runs: dict[str, int]
     seconds: float
     restarts: int
     redone: int
@@ -102,6 +104,13 @@ class Campaign:
         return redone, lost, wrong
 
 
+# States that must be seen, or the strike missed or was not told.
+EXPECTED = {
+    "unit_process": {"Crashed": 1},
+    "worker_and_run": {"Crashed": 1},
+    "s3_refuses_one_put": {"Failed": 1},
+    "disk_full": {"Failed": 1},
+}
 Strike = Callable[[Stand, Campaign], str]  # does it, and says what it did
 FAULTS: dict[str, Strike] = {}
 
@@ -120,7 +129,10 @@ def struck(stand: Stand, name: str) -> Outcome:
     started = time.monotonic()
     happened = FAULTS[name](stand, campaign)
     restarts = campaign.to_the_end()
-    return Outcome(name, happened, round(time.monotonic() - started, 1), restarts, *campaign.counted())
+    seconds, runs = round(time.monotonic() - started, 1), stand.states(campaign.store_url)
+    for state, least in EXPECTED.get(name, {}).items():
+        assert runs.get(state, 0) >= least, f"{name}: {runs}"
+    return Outcome(name, happened, runs, seconds, restarts, *campaign.counted())
 
 
 @fault
@@ -252,7 +264,8 @@ def damaged(stand: Stand, name: str, key_of: Callable) -> Outcome:
     said = next(line for line in stand.log(f"parent-{name}-after").splitlines() if "can't be trusted" in line)
     assert key.rpartition("/")[2].removesuffix(".json") in said, said
     happened = "named, taken away, its unit made again; the other eleven were taken as they were"
-    return Outcome(name, happened, round(time.monotonic() - started, 1), restarts, redone, lost, wrong)
+    seconds = round(time.monotonic() - started, 1)
+    return Outcome(name, happened, stand.states(first.store_url), seconds, restarts, redone, lost, wrong)
 
 
 def corrupt_manifest(stand: Stand) -> Outcome:
@@ -304,7 +317,8 @@ def poisoned_photo(stand: Stand) -> Outcome:
     happened = (
         "the two others were learned; the run failed once, naming concept and photo; mended, only that one was learned"
     )
-    return Outcome("poisoned_photo", happened, round(time.monotonic() - started, 1), 1, redone, lost, 0)
+    runs = stand.states(f"s3://{BUCKET}/poisoned")
+    return Outcome("poisoned_photo", happened, runs, round(time.monotonic() - started, 1), 1, redone, lost, 0)
 
 
 def dvc_repro(stand: Stand) -> Outcome:
@@ -325,7 +339,7 @@ def dvc_repro(stand: Stand) -> Outcome:
     lost = 3 - len(list((folder / "data" / "learned").rglob("*.safetensors")))
     happened = "the stage that it had started ended; the second run waited for it and recorded it"
     return Outcome(
-        "dvc_repro", happened, round(time.monotonic() - started, 1), 1, redone, lost, int("up to date" not in stale)
+        "dvc_repro", happened, {}, round(time.monotonic() - started, 1), 1, redone, lost, int("up to date" not in stale)
     )
 
 
@@ -364,10 +378,12 @@ def write(record: dict) -> None:
     """JSON for programs, Markdown for people."""
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
-    lines = ["# Faults", "", "| struck | what happened | s to whole | restarts by hand | finished units redone | files lost | wrong results |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["# Faults", "", "| struck | what happened | its runs | s to whole | restarts by hand | finished units redone | files lost | wrong results |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in record["faults"]:
-        cells = (row[key] for key in ("fault", "happened", "seconds", "restarts", "redone", "lost", "wrong"))
+        runs = ", ".join(f"{count} {state}" for state, count in row["runs"].items()) or "–"
+        figures = (row[key] for key in ("seconds", "restarts", "redone", "lost", "wrong"))
+        cells = (row["fault"], row["happened"], runs, *figures)
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     if record["not_run"]:
         lines += ["", *(f"Not run: {name}: {why}." for name, why in record["not_run"].items())]
