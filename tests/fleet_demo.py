@@ -45,6 +45,27 @@ def compared(one: Path, two: Path) -> float:
     return float((here[numbers] - there[numbers]).abs().max().max())
 
 
+def on_demand(stand: Stand, photos: Path) -> float:
+    """One concept by the deployment ``personalize``: photos from S3, the residual into S3."""
+    client = stand.s3.client()
+    for photo in sorted(photos.iterdir()):
+        client.upload_file(str(photo), BUCKET, f"photos/mug7/{photo.name}")
+    given = {
+        "photos": f"s3://{BUCKET}/photos/mug7",
+        "to": f"s3://{BUCKET}/residuals",
+        "name": "mug7",
+        "macro_class": "mug",
+        "profile": "mini",
+    }
+    command = ["-m", "prefect", "deployment", "run", "persres-personalize/personalize", "--watch"]
+    for key, value in given.items():
+        command += ["-p", f"{key}={value}"]
+    seconds = timed("one concept on demand, on an agent", stand, command, "parent")
+    found = {entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix="residuals/mug7/")["Contents"]}
+    assert {"residuals/mug7/mug7.safetensors", "residuals/mug7/README.md", "residuals/mug7/mug7.png"} <= found, found
+    return seconds
+
+
 def demo(root: Path, keep: bool) -> dict[str, float]:
     """The figures that it printed."""
     with Stand(root) as stand:
@@ -53,9 +74,19 @@ def demo(root: Path, keep: bool) -> dict[str, float]:
         shutil.copytree(root / "parent", stand.clone("here"), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
         store = f"s3://{BUCKET}/units"
         fleet = ["-m", "flows.fleet", "--store", store, "--shards", "4"]
-        first = timed("through the fleet: two agents", stand, [*fleet, "--commit"], "parent")
+        for command in (
+            ["add", "-d", "store", f"s3://{BUCKET}/dvc"],
+            ["modify", "store", "endpointurl", stand.s3.endpoint],
+        ):
+            stand.run([sys.executable, "-m", "dvc", "remote", *command], "parent")
+        first = timed(
+            "through the fleet: two agents; recorded and pushed by DVC", stand, [*fleet, "--commit", "--push"], "parent"
+        )
+        pushed = stand.run([sys.executable, "-m", "dvc", "status", "--cloud"], "parent")
+        assert "in sync" in pushed, pushed
         again = timed("again: nothing is sent", stand, fleet, "parent")
         alone = timed("the same flow without a store, here alone", stand, ["-m", "flows.fleet"], "here")
+        asked = on_demand(stand, root / "parent" / "data" / "concepts" / "heart_mug" / "images")
         difference = compared(root / "parent", root / "here")
         print(f"{difference:.2g}  largest difference of a score between the two", flush=True)
         if keep:
@@ -65,7 +96,13 @@ def demo(root: Path, keep: bool) -> dict[str, float]:
                     time.sleep(1)
             except KeyboardInterrupt:
                 pass
-    return {"fleet_s": first, "again_s": again, "alone_s": alone, "largest_difference": difference}
+    return {
+        "fleet_s": first,
+        "again_s": again,
+        "alone_s": alone,
+        "personalize_s": asked,
+        "largest_difference": difference,
+    }
 
 
 if __name__ == "__main__":
