@@ -73,10 +73,13 @@ class Campaign:
             time.sleep(0.2)
 
     def at_hand(self) -> list[int]:
-        """Processes that are at a unit now."""
+        """Processes that are at a unit now, of which there is one soon: an agent is between two units for a moment only."""
         store = open_store(self.store_url)
-        marks = [store.read(key) for key in store.keys("started/noop/")]
-        return [json.loads(mark)["process"] for mark in marks if mark]
+        while True:
+            marks = [store.read(key) for key in store.keys("started/noop/")]
+            if any(marks):
+                return [json.loads(mark)["process"] for mark in marks if mark]
+            assert self.process.poll() is None, "too late: the campaign has ended"
 
     def to_the_end(self, most: int = 4) -> int:
         """Wait, and start the parent again where it failed or was killed; how often."""
