@@ -1,7 +1,8 @@
 """The whole chain with its units on agents: ``python -m flows.fleet --store s3://bucket/persres``, or the deployment ``nightly``.
 
-Without a store everything runs here, as flows/pipeline.py does. The parent holds DVC: stages that have units send them, gather them,
-and publish into data/ as ever; at the end ``dvc commit`` records them and ``dvc push`` sends them, once.
+The store may also stand in PERSRES_STORE, for a schedule; without one everything runs here, as flows/pipeline.py does. The parent
+holds DVC: stages that have units send them, gather them, and publish into data/ as ever; at the end ``dvc commit`` records them and
+``dvc push`` sends them, once.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def fleet(
 ) -> str:
     """``shards``: into how many a stage's units go, two or three an agent let the quick ones help; ``commit`` and ``push``: DVC's, once, at
     the end. Raises what a stage raises when it has finished the rest: units, reasons, links to logs."""
+    store = store or os.environ.get("PERSRES_STORE")
     context, views = load_context(Path(params), profile, Path(data), Path(work)), StageViews()
     if store is not None:
         send = Deployment(deployment, store)
