@@ -233,22 +233,29 @@ def disk_full(stand: Stand, campaign: Campaign) -> str:
 
 
 @fault
-def two_parents(stand: Stand, campaign: Campaign) -> str:
-    """A second one with a work folder of its own."""
-    second = Campaign(stand, "second", store=campaign.name)
-    second.start()
-    assert second.to_the_end() == 0
-    assert second.counted()[1:] == (0, 0)
-    return "both shared the runs, and both were whole"
-
-
-@fault
 def clock_jump(stand: Stand, campaign: Campaign) -> str:
     """Two days ahead, for agents and parents, and back ten seconds later."""
     stand.clock.write_text(f"{2 * 24 * 3600}\n")
     time.sleep(10)
     stand.clock.write_text("0\n")
     return "nothing: no decision rests on the clock"
+
+
+def two_parents(stand: Stand) -> Outcome:
+    """Begun at once, with the same units and store, each with a work folder of its own."""
+    both = [
+        Campaign(stand, name, units=2 * UNITS, store="two_parents") for name in ("two_parents", "two_parents-second")
+    ]
+    started = time.monotonic()
+    for campaign in both:
+        campaign.start()
+    restarts = sum(campaign.to_the_end() for campaign in both)
+    seconds, runs = round(time.monotonic() - started, 1), stand.states(both[0].store_url)
+    (redone, *first), (_, *second) = (campaign.counted() for campaign in both)
+    lost, wrong = (sum(pair) for pair in zip(first, second, strict=True))
+    return Outcome(
+        "two_parents", "they shared the runs, and both were whole", runs, seconds, restarts, redone, lost, wrong
+    )
 
 
 def damaged(stand: Stand, name: str, key_of: Callable) -> Outcome:
@@ -347,6 +354,7 @@ def dvc_repro(stand: Stand) -> Outcome:
 
 
 WHOLE: dict[str, Callable[[Stand], Outcome]] = {
+    "two_parents": two_parents,
     "corrupt_manifest": corrupt_manifest,
     "corrupt_object": corrupt_object,
     "poisoned_photo": poisoned_photo,
