@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -371,6 +372,21 @@ def test_the_fleets_tables_are_the_local_runs(chain):
         tables = [pd.read_csv(contexts[n].data / "tables" / f"{name}.csv") for n in ("here", "fleet")]
         costs = [c for c in tables[0] if c.endswith("_s") or c.endswith("_mib") or c.endswith("_seconds")]
         pd.testing.assert_frame_equal(*(table.drop(columns=costs) for table in tables), atol=1e-5)
+
+
+def test_a_poisoned_photo_is_named_as_the_parent_knows_it_and_the_others_are_learned(chain, monkeypatch, tmp_path):
+    context = replace(chain[0]["fleet"], work=tmp_path / "work", data=tmp_path / "data")
+    shutil.copytree(chain[0]["fleet"].data, context.data)
+    photo = context.data / "concepts" / "heart_mug" / "images" / "000.png"
+    photo.write_bytes(b"poison")
+    url = str(tmp_path / "store")
+    context = replace(context, place=Fleet(url, Local(url, tmp_path / "agents"), shards=2))
+    with pytest.raises(UnitFailures) as caught:
+        run_stage("train", context)
+    assert set(caught.value.failures) == {"ours/heart_mug", "prior/heart_mug"} and str(photo) in str(caught.value)
+    assert "inputs" not in str(caught.value) and "(log: http://server/runs/" in str(caught.value)
+    done = list((context.work / "train").glob(f"*/{MANIFEST}"))
+    assert len(done) == 2, "the other concept's"
 
 
 def test_every_unit_of_the_chain_is_read_back_as_it_was_and_fits(chain):

@@ -22,7 +22,7 @@ from typing import Any
 
 from persres.errors import PersresError, UnitFailures
 from persres.fleet.kinds import Unfit, check_fit, kind_of, unit_from
-from persres.fleet.objects import Damaged, get_unit, localised, put_unit
+from persres.fleet.objects import Damaged, get_unit, input_place, localised, put_unit, references
 from persres.fleet.shards import Shard
 from persres.fleet.store import StoreError, open_store
 from persres.runs.files import write_atomic
@@ -31,6 +31,7 @@ from persres.runs.pool import run_units
 from persres.runs.units import Unit, is_done
 
 log = logging.getLogger(__name__)
+INPUTS = "inputs"  # of the work folder: what was fetched, by digest
 GRACE = 120.0  # seconds that a drained agent may still use for the units at hand
 
 
@@ -103,12 +104,16 @@ def shared_unit(
         _fetch_do_put(unit, work, device, store, shard, options)
     except BaseException as error:
         kind = "unfinished" if isinstance(error, Unfit | StoreError | Damaged | OSError) else "failed"
-        write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, f"{_said(error)}"]).encode())
+        write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, _said(error, unit, work)]).encode())
         raise
 
 
-def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
+def _said(error: BaseException, unit: Unit, work: Path) -> str:
+    """In the words of the parent's machine: its own names of files, not those of a cache here."""
+    text = str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
+    for reference in references(unit.spec):
+        text = text.replace(str(input_place(reference, work / INPUTS)), reference.path)
+    return text
 
 
 def _fetch_do_put(unit: Unit, work: Path, device: str, url: str, shard: str, options: dict[str, Any]) -> None:
@@ -116,7 +121,7 @@ def _fetch_do_put(unit: Unit, work: Path, device: str, url: str, shard: str, opt
     if get_unit(store, unit, work):
         return
     check_fit(unit)
-    local = Unit(unit.stage, unit.name, localised(store, unit.spec, work / "inputs"))
+    local = Unit(unit.stage, unit.name, localised(store, unit.spec, work / INPUTS))
     if not is_done(local, work):
         store.write(mark, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode())
         try:

@@ -75,9 +75,14 @@ def _check(found: str, reference: FileRef, path: Path) -> None:
         raise PersresError(f"{path} has changed since its stage began; run the stage again")
 
 
+def input_place(reference: FileRef, cache: Path) -> Path:
+    """Where a file or a folder lies in a machine's cache."""
+    return cache / reference.digest[:2] / reference.digest / Path(reference.path).name
+
+
 def get_input(store: Store, reference: FileRef, cache: Path) -> FileRef:
     """The same, in a folder of this machine, fetched where it isn't there. Raises Damaged or StoreError naming the object."""
-    place = cache / reference.digest[:2] / reference.digest / Path(reference.path).name
+    place = input_place(reference, cache)
     if not place.exists() or (place.is_file() and digest_file(place) != reference.digest):
         _fetch(store, reference.digest, place)
     return reference.fetched(place)
