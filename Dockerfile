@@ -6,5 +6,6 @@ WORKDIR /persres
 COPY . .
 RUN make setup PYTHON=python3
 ENV PATH=/persres/.venv/bin:$PATH PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
-# docker and kubernetes pools name their own command; by itself the image is a worker of one GPU
-CMD ["prefect", "worker", "start", "--pool", "persres-gpu", "--limit", "1"]
+# docker and kubernetes pools name their own command; by itself the image is an agent of one GPU, for a pool of type process. To stop it
+# as it wants to be stopped: docker stop --time 140, or on Kubernetes terminationGracePeriodSeconds: 140
+CMD ["python", "-m", "flows.agent", "--pool", "persres-gpu"]

@@ -1,4 +1,4 @@
-"""What an agent runs: one shard of units. ``CUDA_VISIBLE_DEVICES=0 prefect worker start --pool persres-gpu --limit 1``."""
+"""What an agent runs: one shard of units. ``CUDA_VISIBLE_DEVICES=0 python -m flows.agent --pool persres-gpu``."""
 
 from __future__ import annotations
 

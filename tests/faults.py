@@ -74,12 +74,15 @@ class Campaign:
 
     def at_hand(self) -> list[int]:
         """Processes that are at a unit now, of which there is one soon: an agent is between two units for a moment only."""
-        store = open_store(self.store_url)
-        while True:
-            marks = [store.read(key) for key in store.keys("started/noop/")]
-            if any(marks):
-                return [json.loads(mark)["process"] for mark in marks if mark]
+        while not (processes := self.marked()):
             assert self.process.poll() is None, "too late: the campaign has ended"
+        return processes
+
+    def marked(self) -> list[int]:
+        """Processes that the store has a mark of: they are at a unit, or were killed at one."""
+        store = open_store(self.store_url)
+        marks = [store.read(key) for key in store.keys("started/noop/")]
+        return [json.loads(mark)["process"] for mark in marks if mark]
 
     def to_the_end(self, most: int = 4) -> int:
         """Wait, and start the parent again where it failed or was killed; how often."""
@@ -110,6 +113,7 @@ class Campaign:
 # States that must be seen, or the strike missed or was not told.
 EXPECTED = {
     "unit_process": {"Crashed": 1},
+    "worker_sigterm": {"Failed": 1},
     "worker_and_run": {"Crashed": 1},
     "s3_refuses_one_put": {"Failed": 1},
     "disk_full": {"Failed": 1},
@@ -145,32 +149,38 @@ def unit_process(stand: Stand, campaign: Campaign) -> str:
     return "its run became Crashed, its other units were sent again, the unit at hand alone"
 
 
-def _agent_of(stand: Stand, process: int) -> str:
-    """The agent below which a process runs."""
-    while process > 1:
-        for name in stand.agents:
-            if stand.processes[name].pid == process:
-                return name
-        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    raise AssertionError("no agent's process")
+@fault
+def worker(stand: Stand, campaign: Campaign) -> str:
+    """Prefect's worker alone; its agent ends after its run, with a code for which a supervisor starts it again five seconds later."""
+    name, process = stand.agent_of(campaign.at_hand()[0])
+    os.kill(process, signal.SIGKILL)
+    assert stand.ended(name) == 128 + signal.SIGKILL
+    time.sleep(5)
+    stand.start_agent(name)
+    return "its run went on without it and told its own end; then the agent ended with 137 and was started again"
 
 
 @fault
-def worker(stand: Stand, campaign: Campaign) -> str:
-    """Prefect's worker alone; its supervisor starts it again after five seconds."""
-    name = _agent_of(stand, campaign.at_hand()[0])
-    stand.kill(name, whole=False)
+def worker_sigterm(stand: Stand, campaign: Campaign) -> str:
+    """The agent is told to stop, as by systemctl; started again five seconds after its end."""
+    process = campaign.at_hand()[0]
+    name, _ = stand.agent_of(process)
+    started = time.monotonic()
+    stand.processes[name].terminate()
+    assert stand.ended(name) == 0
+    seconds = time.monotonic() - started
+    assert process not in campaign.marked(), "a unit that is killed leaves its mark"
     time.sleep(5)
     stand.start_agent(name)
-    return "its run went on without it and told its own end"
+    return f"the unit at hand ended, no other was begun, the agent ended with 0 after {seconds:.1f} s; the rest was sent again"
 
 
 @fault
 def worker_and_run(stand: Stand, campaign: Campaign) -> str:
-    """As when a machine dies."""
+    """And the agent above them, as when a machine dies."""
     process = campaign.at_hand()[0]
-    name = _agent_of(stand, process)
-    stand.kill(name, whole=False)
+    name, _ = stand.agent_of(process)
+    stand.kill(name)  # its worker goes with it
     os.kill(process, signal.SIGKILL)
     time.sleep(5)
     stand.start_agent(name)
@@ -224,7 +234,7 @@ def s3_refuses_one_put(stand: Stand, campaign: Campaign) -> str:
 @fault
 def disk_full(stand: Stand, campaign: Campaign) -> str:
     """No byte is free in one agent's work folder for ten seconds (a file system of 4 KiB over it; needs root)."""
-    folder = stand.root / _agent_of(stand, campaign.at_hand()[0]) / ".work" / "agent"
+    folder = stand.root / stand.agent_of(campaign.at_hand()[0])[0] / ".work" / "agent"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], check=True)
     (folder / "full").write_bytes(b"x" * 4096)
     time.sleep(10)

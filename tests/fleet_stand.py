@@ -35,7 +35,7 @@ class Stand:
 
     def __init__(self, root: Path, agents: int = 2, preload: str | None = None) -> None:
         self.root, self.processes = root, {}
-        root.mkdir(parents=True, exist_ok=True)
+        (root / "tmp").mkdir(parents=True, exist_ok=True)
         self.s3, self.port = Server(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.clock = root / "clock"
@@ -54,6 +54,7 @@ class Stand:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_LOGGING_LEVEL": "INFO",
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(root / "tmp"),
         }
         # tests/clock.c: the wall clock of agents and parents, not the server's, moved by writing seconds into a file
         self.faked = {"LD_PRELOAD": preload, "CLOCK_FILE": str(self.clock)} if preload else {}
@@ -125,8 +126,21 @@ class Stand:
 
     def start_agent(self, name: str) -> None:
         """One worker, one run at a time, as on a GPU."""
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-        self.spawn(name, [*command, "--limit", "1", "--name", name], name)
+        self.spawn(name, [sys.executable, "-m", "flows.agent", "--pool", POOL, "--name", name], name)
+
+    def agent_of(self, process: int) -> tuple[str, int]:
+        """The agent below which a process runs, and the process of that agent's worker."""
+        agents = {self.processes[name].pid: name for name in self.agents}
+        while process > 1:
+            parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            if parent in agents:
+                return agents[parent], process
+            process = parent
+        raise AssertionError("no agent's process")
+
+    def ended(self, name: str) -> int:
+        """Wait until a process has ended by itself; its code."""
+        return self.processes.pop(name).wait(timeout=150)
 
     def kill(self, name: str, whole: bool = True) -> None:
         """kill -9, of the whole process group or of the process alone."""

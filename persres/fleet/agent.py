@@ -150,7 +150,8 @@ def _drained_by_sigterm(notes: Path, grace: float) -> Iterator[None]:
     def drain(number: int, frame: Any) -> None:
         log.info("shard: told to stop; the units at hand have %.0f s", grace)
         (notes / "drain").touch()
-        timer.start()
+        if not timer.is_alive():  # told twice, the time still counts from the first
+            timer.start()
 
     timer = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
     timer.daemon = True
