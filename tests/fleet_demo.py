@@ -66,8 +66,8 @@ def on_demand(stand: Stand, photos: Path) -> float:
     return seconds
 
 
-def demo(root: Path, keep: bool) -> dict[str, float]:
-    """The figures that it printed."""
+def demo(root: Path, keep: bool) -> None:
+    """Prints what it does, and keeps the figures in data/faults/demo.json."""
     with Stand(root) as stand:
         print(f"Prefect    {stand.url}\nS3         {stand.s3.endpoint}, bucket {BUCKET}\nfolders    {root}", flush=True)
         shorten(root / "parent")
@@ -89,6 +89,14 @@ def demo(root: Path, keep: bool) -> dict[str, float]:
         asked = on_demand(stand, root / "parent" / "data" / "concepts" / "heart_mug" / "images")
         difference = compared(root / "parent", root / "here")
         print(f"{difference:.2g}  largest difference of a score between the two", flush=True)
+        figures = {
+            "fleet_s": first,
+            "again_s": again,
+            "alone_s": alone,
+            "personalize_s": asked,
+            "largest_difference": difference,
+        }
+        write(figures)
         if keep:
             print("Ctrl-C ends it", flush=True)
             try:
@@ -96,18 +104,18 @@ def demo(root: Path, keep: bool) -> dict[str, float]:
                     time.sleep(1)
             except KeyboardInterrupt:
                 pass
-    return {
-        "fleet_s": first,
-        "again_s": again,
-        "alone_s": alone,
-        "personalize_s": asked,
-        "largest_difference": difference,
-    }
+
+
+def write(figures: dict[str, float]) -> None:
+    """Beside the faults' table."""
+    out = REPO / "data" / "faults"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "demo.json").write_text(
+        json.dumps({name: round(value, 5) for name, value in figures.items()}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp(prefix="persres-fleet-"))
-    figures = demo(folder, "--keep" in sys.argv)
-    (REPO / "data" / "faults").mkdir(parents=True, exist_ok=True)
-    (REPO / "data" / "faults" / "demo.json").write_text(json.dumps(figures, indent=1) + "\n")
+    demo(folder, "--keep" in sys.argv)
     shutil.rmtree(folder)
