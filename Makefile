@@ -84,9 +84,9 @@ fleet-setup: setup
 fleet-demo: setup-dev
 	PYTHONPATH=. python tests/fleet_demo.py
 
-# kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults
+# kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults. FAULTS="parent s3_down": these alone
 faults: setup-dev
-	PYTHONPATH=. python tests/faults.py
+	PYTHONPATH=. python tests/faults.py $(FAULTS)
 
 evidence: setup
 	persres evidence
