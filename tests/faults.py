@@ -417,6 +417,12 @@ def write(record: dict) -> None:
             "|---|---|---|---|---|---|---|",
         ]
         lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in record["scale"]]
+        few, many = record["scale"][0], record["scale"][-1]
+        further = (many["seconds"] - few["seconds"]) / (many["units"] - few["units"])
+        lines += [
+            "",
+            f"The agents' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
+        ]
     (OUT / "faults.md").write_text("\n".join(lines) + "\n")
 
 
