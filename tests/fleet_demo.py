@@ -84,7 +84,10 @@ def demo(root: Path, keep: bool) -> None:
         )
         pushed = stand.run([sys.executable, "-m", "dvc", "status", "--cloud"], "parent")
         assert "in sync" in pushed, pushed
-        again = timed("again: nothing is sent", stand, fleet, "parent")
+        worker = ["-m", "prefect", "worker", "start", "--pool", "persres-parent", "--type", "process"]
+        stand.spawn("nightly", [sys.executable, *worker], "parent")
+        nightly = ["-m", "prefect", "deployment", "run", "persres-fleet/nightly", "--watch", "-p", f"store={store}"]
+        again = timed("again, by the deployment nightly: every unit is there, none is sent", stand, nightly, "parent")
         alone = timed("the same flow without a store, here alone", stand, ["-m", "flows.fleet"], "here")
         asked = on_demand(stand, root / "parent" / "data" / "concepts" / "heart_mug" / "images")
         difference = compared(root / "parent", root / "here")
