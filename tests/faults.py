@@ -50,8 +50,9 @@ class Campaign:
     """One parent with a store and a work folder of its own."""
 
     def __init__(self, stand: Stand, name: str, units: int = UNITS, shards: int = 2, store: str | None = None) -> None:
-        self.stand, self.name, self.units, self.shards = stand, name, noops(units, SECONDS), shards
+        self.stand, self.name, self.shards = stand, name, shards
         self.store_url = f"s3://{BUCKET}/{store or name}"
+        self.units = noops(units, SECONDS, self.store_url)
         self.work, self.process = stand.root / f"work-{name}", None
         self.asked_before = len(stand.s3.asked)
 

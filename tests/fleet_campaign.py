@@ -17,9 +17,9 @@ from tasks.shards import Deployment
 from tasks.views import StageViews
 
 
-def noops(count: int, seconds: float) -> list[Unit]:
-    """The same units each time they are asked for."""
-    return [Unit("noop", f"n/{i}", NoopSpec(number=i, seconds=seconds)) for i in range(count)]
+def noops(count: int, seconds: float, store: str) -> list[Unit]:
+    """The same units each time they are asked for with a store, others with another: an agent keeps what it has done."""
+    return [Unit("noop", f"n/{i}", NoopSpec(number=i, seconds=seconds, code=store)) for i in range(count)]
 
 
 @flow(name="persres-campaign")
@@ -27,7 +27,7 @@ def campaign(store: str, work: str, units: int, seconds: float, shards: int) -> 
     """Seconds that it took."""
     started = time.monotonic()
     Fleet(store, Deployment("persres-shard/shard", store), shards, 3, StageViews())(
-        noops(units, seconds), Path(work), noop_unit, 0, "cpu"
+        noops(units, seconds, store), Path(work), noop_unit, 0, "cpu"
     )
     return time.monotonic() - started
 
