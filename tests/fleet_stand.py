@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,10 +85,14 @@ class Stand:
         return [f"agent{i}" for i in range(1, self.count + 1)]
 
     def clone(self, name: str) -> Path:
-        """What is committed here, as a new machine would have it."""
+        """What is committed here, as a new machine would have it; where this is no repository of git's (an unpacked archive), its files."""
         folder = self.root / name
-        if not folder.exists():
-            subprocess.run(["git", "clone", "-q", str(REPO), str(folder)], check=True)
+        if folder.exists():
+            return folder
+        done = subprocess.run(["git", "clone", "-q", str(REPO), str(folder)], capture_output=True, check=False)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".venv", ".work", ".git", "cache", "tmp"))
         return folder
 
     def spawn(self, name: str, command: list[str], clone: str) -> subprocess.Popen:
