@@ -194,7 +194,7 @@ def prefect_server(stand: Stand, campaign: Campaign) -> str:
     stand.kill("server")
     time.sleep(10)
     stand.start_server()
-    return "agents went on; the parent waited for the server"
+    return "the parent waited for the server; a run that could not reach it ended as Crashed, and what it had not finished was sent again"
 
 
 @fault
