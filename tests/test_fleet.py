@@ -134,9 +134,7 @@ def test_an_agent_that_dies_costs_the_unit_at_hand_alone(url, tmp_path):
         return "killed"
 
     send.strike = dies_at_the_second
-    before = {}
-    fleet = Fleet(url, send, shards=1, report=lambda progress: before.setdefault(progress.done, None))
-    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    Fleet(url, send, shards=1)(units, tmp_path / "parent", noop_unit, 0, "cpu")
     sizes = sorted(len(shard.units) for shard in send.rounds[1])
     assert sizes == [1, 4], "the suspect goes alone, what was finished is not sent"
     assert not list(open_store(url).keys("started/"))

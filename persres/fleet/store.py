@@ -207,12 +207,15 @@ class S3Store:
 
     def link(self, key: str) -> str:
         """Signed for seven days, the longest that S3 signs for."""
-        place = {"Bucket": self.bucket, "Key": "/".join(part for part in (self.prefix, key) if part)}
+        place = self._place(key)
         return self.client.generate_presigned_url("get_object", Params=place, ExpiresIn=LONGEST)
+
+    def _place(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": "/".join(part for part in (self.prefix, key) if part)}
 
     def _call(self, key: str, action: Callable[[dict[str, str]], T], **absent: T) -> T:
         """``absent`` is the answer where there is no such object."""
-        place = {"Bucket": self.bucket, "Key": "/".join(part for part in (self.prefix, key) if part)}
+        place = self._place(key)
         until = time.monotonic() + PATIENCE
         while True:
             try:
