@@ -289,6 +289,21 @@ def sweep(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
 
 
 @app.command()
+def beyond(
+    part: Annotated[list[str] | None, typer.Argument(help="which; if left out, all")] = None,
+    params: Params = None,
+    work: Work = WORK,
+    out: Out = DATA,
+    device: str = "auto",
+) -> None:
+    """Measure what goes past the paper, part by part (docs/beyond.md)."""
+    from persres.evidence.beyond.part import NAMES, Run, run_part
+
+    for name in part or NAMES:
+        print(run_part(name, Run(_params(params), work, device), out))
+
+
+@app.command()
 def pages(out: Out = DATA) -> None:
     """Write the measured blocks of the pages again, from the committed figures."""
     from persres.evidence.commands import write_pages

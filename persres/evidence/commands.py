@@ -12,6 +12,7 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.evidence import pages, report, rivals
+from persres.evidence.beyond import part as beyond
 from persres.evidence.provenance import EVIDENCE_CODE, WEIGHTS, provenance
 from persres.evidence.sweep import sweep_table
 from persres.evidence.timing import lag_time
@@ -74,3 +75,7 @@ def write_pages(out: Path) -> None:
     pages.update(PAGES, json.loads(summary.read_text()))
     if (out / "rivals" / "settings.json").exists():
         pages.update(PAGES, rivals.summary_of(out / "rivals"), rivals.BLOCKS, "rivals")
+    for name in beyond.NAMES:
+        if (out / "beyond" / name / "summary.json").exists():
+            found = json.loads((out / "beyond" / name / "summary.json").read_text())
+            beyond.write_blocks(beyond.part_named(name), found)

@@ -64,7 +64,8 @@ def check_health(remote: S3Remote) -> None:
     client, key = remote.client(), "/".join(part for part in (remote.prefix, f".persres-{uuid.uuid4().hex}") if part)
     what = f"reading bucket {remote.bucket}"
     try:
-        client.head_bucket(Bucket=remote.bucket)
+        # not HEAD: its answer has no body, so that a wrong secret and a missing right would read alike
+        client.list_objects_v2(Bucket=remote.bucket, Prefix=key, MaxKeys=1)
         what = f"writing to bucket {remote.bucket}"
         client.put_object(Bucket=remote.bucket, Key=key, Body=b"persres")
         client.get_object(Bucket=remote.bucket, Key=key)["Body"].read()

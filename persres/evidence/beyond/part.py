@@ -1,0 +1,85 @@
+"""What a part is, and how it is run: measure, publish ``data/beyond/<part>/``, write its blocks into the pages.
+
+A part is a module of this folder with a ``PART``. Its page is ``docs/beyond.md``, whose tables stand between
+``<!-- PART:BLOCK -->`` markers and are written from the part's ``summary.json``, so that none can go stale unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from persres.config import Profile
+from persres.errors import PersresError
+from persres.evidence import pages
+from persres.evidence.provenance import code_line, provenance
+from persres.runs.files import publishing
+from persres.runs.locks import stage_lock
+
+log = logging.getLogger(__name__)
+NAMES = ()
+PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """``measure(run, out)`` writes tables and figures below ``out`` and returns the summary, JSON's own types, with a list
+    ``claims`` (:func:`persres.evidence.beyond.judging.claim`) and a mapping ``broken``. ``modules``: the code behind the figures.
+    ``blocks``: what the pages quote, each a function of the summary."""
+
+    name: str
+    measure: Callable[[Run, Path], dict]
+    modules: tuple[str, ...]
+    blocks: pages.Blocks
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a part works: the settings' file, the scratch folder, and torch's device (``auto``: a GPU where there is one)."""
+
+    params: Path
+    work: Path
+    device: str = "auto"
+    profile: Profile | None = None
+
+
+def part_named(name: str) -> Part:
+    """Raises PersresError where there is none."""
+    if name not in NAMES:
+        raise PersresError(f"no part {name!r}; one of {', '.join(NAMES)}")
+    return import_module(f"persres.evidence.beyond.{name}").PART
+
+
+def run_part(name: str, run: Run, out: Path) -> Path:
+    """Measure one part and publish it whole; returns its folder. Raises PersresError; what was published before then stands."""
+    part, started = part_named(name), time.monotonic()
+    with stage_lock(run.work, f"beyond-{name}"), publishing(out / "beyond" / name) as fresh:
+        summary = part.measure(run, fresh)
+        summary["of"] = provenance(run.profile, part.modules)
+        (fresh / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_blocks(part, summary)
+    log.info("%s: %.0f s", out / "beyond" / name, time.monotonic() - started)
+    return out / "beyond" / name
+
+
+def write_blocks(part: Part, summary: dict) -> None:
+    """Into every page that exists."""
+    pages.update(PAGES, summary, blocks_of(part), part.name)
+
+
+def blocks_of(part: Part) -> pages.Blocks:
+    """Its own, and those that every part has: ``code``, ``claims``, ``broken``."""
+    shared = {"code": lambda found: code_line(found["of"], part.modules, f"persres beyond {part.name}")}
+    return shared | {"claims": pages.claims, "broken": broken} | part.blocks
+
+
+def broken(summary: dict) -> str:
+    """What was broken on purpose, and which claims fell."""
+    said = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
+    rows = [[what, name, said[verdict]] for what, names in summary["broken"].items() for name, verdict in names.items()]
+    return pages.markdown(["broken", "claim that must fall", "falls"], rows)

@@ -1,0 +1,69 @@
+"""Past the paper: every part's committed figures belong to today's code, its page quotes them, and what was broken falls."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from persres.errors import PersresError
+from persres.evidence import pages
+from persres.evidence.beyond.judging import at_most, claim, verdict
+from persres.evidence.beyond.part import NAMES, blocks_of, part_named
+from persres.evidence.provenance import code_of, weight_digests
+
+# What docs/beyond.md says does not hold, by part. A claim that comes or goes must change its prose, so these lists are exact.
+ABSENT: dict[str, set[str]] = {}
+
+
+@pytest.fixture(params=NAMES)
+def found(request, repo) -> tuple:
+    path = repo / "data" / "beyond" / request.param / "summary.json"
+    return part_named(request.param), json.loads(path.read_text())
+
+
+def test_the_figures_belong_to_todays_weights_and_code(found):
+    part, summary = found
+    assert summary["of"]["weights"] == weight_digests(), "other weights ship"
+    assert summary["of"]["code"] == code_of(part.modules), f"numerics have changed since: persres beyond {part.name}"
+
+
+def test_the_claims_hold_but_for_those_that_the_page_names(found):
+    part, summary = found
+    assert {c["claim"] for c in summary["claims"] if not c["holds"]} == ABSENT.get(part.name, set())
+    assert len(summary["claims"]) > 0
+    for c in summary["claims"]:
+        assert not c["holds"] or (c["effect"] >= c["margin"] and c["low"] > 0), c
+
+
+def test_what_is_broken_on_purpose_falls(found):
+    _, summary = found
+    assert summary["broken"] and {v for names in summary["broken"].values() for v in names.values()} == {"falls"}
+    assert {n for names in summary["broken"].values() for n in names} <= {c["claim"] for c in summary["claims"]}
+
+
+def test_the_page_quotes_the_summary(found, repo):
+    part, summary = found
+    text = (repo / "docs" / "beyond.md").read_text()
+    assert set(pages.names(text, part.name)) == set(blocks_of(part))
+    assert pages.fill(text, summary, blocks_of(part), part.name) == text, "docs/beyond.md is stale: run persres pages"
+
+
+def test_a_claim_needs_its_margin_and_its_interval():
+    clear = np.linspace(0.09, 0.11, 10)
+    assert claim("a", "", "dino", clear, 0.05)["holds"]
+    assert not claim("a", "", "dino", clear, 0.2)["holds"], "below its margin"
+    assert not claim("a", "", "dino", np.linspace(-0.5, 0.6, 10), 0.01)["holds"], "the interval reaches zero"
+    assert not claim("a", "", "dino", clear[:3], 0.05)["holds"], "too few to tell"
+    assert at_most("a", "", "dino", clear - 0.1, 0.05)["holds"] and not at_most("a", "", "dino", clear, 0.05)["holds"]
+
+
+def test_a_claim_that_never_held_proves_nothing_by_falling():
+    yes, no = {"holds": True}, {"holds": False}
+    assert (verdict(yes, no), verdict(yes, yes), verdict(no, no)) == ("falls", "still holds", "not held unbroken")
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(PersresError, match="no part 'nonsense'"):
+        part_named("nonsense")
