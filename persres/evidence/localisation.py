@@ -43,9 +43,9 @@ class _Listener(MaskRule):
 
     heard: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def finish(self, path: str, attention: torch.Tensor) -> torch.Tensor:
+    def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         self.heard[path] = attention
-        return super().finish(path, attention)
+        return super().finish(path, attention, shape)
 
 
 def _listener(tokens: torch.Tensor) -> _Listener:
