@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from persres.evidence.beyond.part import Run
 from persres.evidence.beyond.places import GROUPS, OFF
-from persres.evidence.chain import run_profile
 from persres.images import unzip_images
 from persres.miniworld.judge import judge_images, load_judge
 from persres.places import located
@@ -20,11 +18,10 @@ PROFILE = "masks"
 COLUMNS = ("dino", "dino_object", "clip_image", "clip_text", "followed", "background_change")
 
 
-def scored(run: Run) -> tuple[Context, pd.DataFrame]:
-    """The chain of the profile ``masks``, and its score rows with a column ``group`` of :data:`GROUPS`."""
-    context = run_profile(PROFILE, run.params, run.work, run.device)
+def scored(context: Context) -> pd.DataFrame:
+    """The chain's score rows with a column ``group`` of :data:`GROUPS`."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    return context, rows.merge(_groups(context), on=["concept", "prompt", "image"], how="left")
+    return rows.merge(_groups(context), on=["concept", "prompt", "image"], how="left")
 
 
 def _groups(context: Context) -> pd.DataFrame:
