@@ -52,7 +52,7 @@ def off_centre(masks: np.ndarray) -> np.ndarray:
 
 def paired(rows: pd.DataFrame, column: str, more: str, less: str, where: pd.Series | None = None) -> np.ndarray:
     """Per-concept means of ``more`` minus those of ``less`` on the pictures that both have, [concepts]."""
-    means = _means(rows if where is None else rows[where], column)
+    means = _means(rows if where is None else rows[where], column).reindex(columns=[more, less])
     return (means[more] - means[less]).dropna().to_numpy()
 
 

@@ -88,9 +88,9 @@ def methods(summary: dict) -> str:
 def by_place(summary: dict) -> str:
     """Identity and background change by where the thing stands."""
     names = ("ours", "ours_lag", "best_otsu", "auto", "auto_disk", "disk_30")
-    rows = []
+    rows, groups = [], [g for g in GROUPS if g in summary["groups"]]
     for name in names:
-        cells = [summary["groups"][g][name] for g in GROUPS]
+        cells = [summary["groups"][g][name] for g in groups]
         rows.append(
             [
                 f"`{name}`",
@@ -98,7 +98,7 @@ def by_place(summary: dict) -> str:
                 *(_interval(c["background_change"], 4) for c in cells),
             ]
         )
-    heads = [f"{score}, {g}" for score in ("DINO", "background change") for g in GROUPS]
+    heads = [f"{score}, {g}" for score in ("DINO", "background change") for g in groups]
     return markdown(["", *heads], rows)
 
 
@@ -114,6 +114,7 @@ def places(summary: dict) -> str:
 
 PART = Part(
     "masks",
+    PROFILE,
     measure,
     (*CHAIN_CODE, "persres.evidence.localisation", "persres.evidence.scenes", "persres.evidence.beyond.places",
      "persres.evidence.beyond.drawn", "persres.evidence.beyond.mask_claims"),
