@@ -61,7 +61,7 @@ def rows_of(
     diffusion: Diffusion, case: Case, token: str, bank: ResidualBank | None, labels: dict, beside: list[bool]
 ) -> Iterator[dict]:
     """A row per scene and masking: IoU and marked share, means over t; ``labels`` stand in every row."""
-    truth, side, groups = case.truth.flatten(1), case.truth.shape[1], group_of(case, beside)
+    truth, side, groups = case.truth.flatten(1).to(diffusion.unet.device), case.truth.shape[1], group_of(case, beside)
     ceiling = half_mask_ceiling(truth)
     found: dict[str, list[torch.Tensor]] = {}
     for t in STEPS:
