@@ -115,7 +115,8 @@ def _synchronized() -> float:
 
 def trace(bench: Bench, concept: Concept) -> dict:
     """The long training: ``loss`` of every step; ``fixed`` and ``other``: the rule's losses before the first step and at every check
-    until the last, at its fixed draws and at other draws each time (the rule, broken). The states are kept beside it."""
+    until the last, at its fixed draws and at other draws each time (the rule, broken); ``seconds`` of the settings' steps, without
+    these looks. The states are kept beside it."""
     path = bench.folder / f"{concept.name}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -124,7 +125,12 @@ def trace(bench: Bench, concept: Concept) -> dict:
     diffusion, states = bench.diffusion, {}
     found: dict[str, list[float]] = {"fixed": [], "other": []}
 
+    clock = {"looked": 0.0, "begun": _synchronized()}
+
     def look(finished: int) -> None:
+        now = _synchronized()
+        if finished == bench.settings.steps:
+            found["seconds"] = now - clock["begun"] - clock["looked"]
         if finished % EVERY == 0:
             states.update({f"{finished}/{k}": v.detach().cpu().clone() for k, v in bank.state_dict().items()})
         if finished % settings.settle_every == 0:
@@ -132,6 +138,7 @@ def trace(bench: Bench, concept: Concept) -> dict:
                 drawn = settings.model_copy(update={"seed": seed})
                 rule = settling(diffusion.unet, diffusion.scheduler, lessons, bank, drawn)
                 found[name].append(rule.measure(0))
+        clock["looked"] += _synchronized() - now
 
     look(0)
     log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, on_step=lambda step, loss: look(step + 1))
@@ -141,15 +148,15 @@ def trace(bench: Bench, concept: Concept) -> dict:
     return found
 
 
-def timed(bench: Bench, concept: Concept, settings: Ours) -> dict:
-    """One training alone: ``steps`` done, its ``seconds``, and how far its factors are from the kept state of as many steps (the
-    largest difference; None where that step was not kept)."""
-    path = bench.folder / f"{concept.name}-{settings.stop}.json"
+def ruled(bench: Bench, concept: Concept) -> dict:
+    """One training by the rule: ``steps`` done, its ``seconds`` with its checks, and how far its factors are from the long training's after
+    as many (the largest difference; None where that state was not kept)."""
+    path = bench.folder / f"{concept.name}-settled.json"
     if path.exists():
         return json.loads(path.read_text())
-    lessons, bank = _begin(bench, concept, settings)
+    lessons, bank = _begin(bench, concept, bench.settings)
     diffusion, started = bench.diffusion, _synchronized()
-    steps = len(train(diffusion.unet, diffusion.scheduler, lessons, bank, settings).rows)
+    steps = len(train(diffusion.unet, diffusion.scheduler, lessons, bank, bench.settings).rows)
     seconds = _synchronized() - started
     kept = state(bench, concept, steps) if steps % EVERY == 0 else None
     apart = kept and max(float((kept[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items())

@@ -12,7 +12,7 @@ import pandas as pd
 from persres.config import Profile
 from persres.evidence.beyond import stopping_figures as figures
 from persres.evidence.beyond.part import Part, Run
-from persres.evidence.beyond.stopped import ALL, COLUMNS, CURVE, FEW, LONGEST, SETS, Bench, means, timed, trace
+from persres.evidence.beyond.stopped import ALL, COLUMNS, CURVE, FEW, LONGEST, SETS, Bench, means, ruled, trace
 from persres.evidence.beyond.stopping_claims import Ways, broken, by_way, claims_of, stop_of, thresholds
 from persres.evidence.pages import COLUMNS as TITLES
 from persres.evidence.provenance import code_of, weight_digests
@@ -80,20 +80,14 @@ def _grid(made: Bench) -> range:
 
 
 def _stops(made: Bench, concepts: Sequence[Concept], traces: dict[str, dict]) -> tuple[Ways, dict]:
-    """Each concept trained alone by the rule and with the fixed steps, on the clock."""
-    ruled = [timed(made, concept, made.settings) for concept in concepts]
-    fixed = [timed(made, concept, made.settings.model_copy(update={"stop": "steps"})) for concept in concepts]
-    ways = Ways(
-        np.array([one["steps"] for one in ruled]),
-        np.array([stop_of(traces[concept.name]["other"], made.settings) for concept in concepts]),
-        made.settings.steps,
-    )
-    spent = {"rule": sum(one["seconds"] for one in ruled), "fixed": sum(one["seconds"] for one in fixed)}
-    apart = max(one["apart"] for one in ruled + fixed if one["apart"] is not None)
-    agree = [
-        one["steps"] == stop_of(traces[c.name]["fixed"], made.settings) for one, c in zip(ruled, concepts, strict=True)
-    ]
-    return ways, spent | {"saved": 1 - spent["rule"] / spent["fixed"], "apart": apart, "as_on_the_curve": sum(agree)}
+    """Each concept trained by the rule, on the clock."""
+    own = [ruled(made, concept) for concept in concepts]
+    stops = {name: [stop_of(traces[c.name][name], made.settings) for c in concepts] for name in ("fixed", "other")}
+    ways = Ways(np.array([one["steps"] for one in own]), np.array(stops["other"]), made.settings.steps)
+    rule, fixed = sum(one["seconds"] for one in own), sum(traces[c.name]["seconds"] for c in concepts)
+    agree = sum(one["steps"] == at for one, at in zip(own, stops["fixed"], strict=True))
+    apart = max(one["apart"] for one in own if one["apart"] is not None)
+    return ways, {"rule": rule, "fixed": fixed, "saved": 1 - rule / fixed, "apart": apart, "as_on_the_curve": agree}
 
 
 def _full(made: Bench, ways: Ways) -> pd.DataFrame:
