@@ -4,7 +4,7 @@ One training of each concept, with its factors kept every five steps, serves eve
 belong to the step, so what stands after s steps is what a training of s steps gives (persres/training/residuals.py).
 
 Two sets of subjects: ten nameless looks, which no model was trained on and on which the rule's constants were chosen, and the
-ten concepts. Every piece is kept below ``work`` when it is done, so a killed run goes on.
+ten concepts. The work is done in units (persres/runs/units.py), side by side, so a killed run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from persres.config import Base, Drawing, Encoders
+from persres.config import Base, Drawing, Encoders, Profile
 from persres.datasets.layout import spread_prompts
 from persres.images import to_images, to_tensor
 from persres.methods.ours import Ours
@@ -35,12 +35,15 @@ from persres.miniworld.recipe import RECIPE
 from persres.miniworld.scenes import random_identity
 from persres.miniworld.vocabulary import BACKGROUNDS
 from persres.models.diffusion import Diffusion, load_diffusion
+from persres.models.loading import model_identity
 from persres.places import located
 from persres.prompt_text import fill
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.runs.checkpoints import read_tensors, write_tensors
 from persres.runs.files import write_atomic
-from persres.runs.specs import Item
+from persres.runs.pool import Work, run_units
+from persres.runs.specs import FileRef, Item, Spec
+from persres.runs.units import Unit, finish
 from persres.sampling.draw import draw
 from persres.seeding import seed_from
 from persres.training.residuals import Lesson, new_bank, settling, train
@@ -53,7 +56,7 @@ PHOTOS, SEEDS, FEW, ALL = (
     8,
     20,
 )  # of 20 prompts, each drawn twice: eight for the curves, all where a claim is made
-DRAWN = Drawing(variant="ours", steps=25)
+DRAWN = Drawing(variant="ours", steps=25, images_per_prompt=2)
 COLUMNS = ("dino", "clip_image", "dino_object", "clip_text", "followed")
 
 
@@ -67,26 +70,30 @@ def nameless(index: int) -> Concept:
 SETS: dict[str, tuple[Concept, ...]] = {"tuning": tuple(nameless(i) for i in range(10)), "test": CONCEPTS}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Models and settings that all pieces share, and the folder that keeps them."""
+SUBJECTS = {concept.name: concept for concepts in SETS.values() for concept in concepts}
+
+
+class LearnSpec(Spec):
+    """One subject's long training, and the one that the rule ends."""
 
     base: Base
-    encoders: Encoders
-    judge: str  # folder of its weights
+    model: str
+    subject: str
     settings: Ours
-    device: str
-    folder: Path
+    longest: int
+    code: str
 
-    @property
-    def diffusion(self) -> Diffusion:
-        """The frozen model, loaded once a process."""
-        return load_diffusion(self.base, self.device)
 
-    @property
-    def batch(self) -> int:
-        """Pictures drawn at once: a GPU is idle with few, a core gains nothing by many."""
-        return 160 if self.diffusion.unet.device.type == "cuda" else 16
+class PicturesSpec(Spec):
+    """Pictures by what was learned in so many steps, measured. ``prompts``: their numbers."""
+
+    learned: LearnSpec
+    steps: int
+    prompts: tuple[int, ...]
+    drawing: Drawing
+    encoders: Encoders
+    judge: FileRef
+    code: str
 
 
 def photos(concept: Concept) -> list[Image.Image]:
@@ -94,129 +101,129 @@ def photos(concept: Concept) -> list[Image.Image]:
     return [view.image for view in views(concept, "reference", PHOTOS, 0)]
 
 
-def lesson(bench: Bench, concept: Concept) -> Lesson:
+def lesson(diffusion: Diffusion, spec: LearnSpec) -> Lesson:
     """As the method reads it (persres/methods/ours.py)."""
-    diffusion = bench.diffusion
-    text = diffusion.encode([fill(bench.settings.prompt, f"{bench.base.token} {concept.look.kind}")])
+    concept = SUBJECTS[spec.subject]
+    text = diffusion.encode([fill(spec.settings.prompt, f"{spec.base.token} {concept.look.kind}")])
     return Lesson(concept.name, *diffusion.posterior(to_tensor(photos(concept))), text)
 
 
-def _begin(bench: Bench, concept: Concept, settings: Ours) -> tuple[list[Lesson], ResidualBank]:
-    lessons, unet = [lesson(bench, concept)], bench.diffusion.unet
-    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
-    return lessons, new_bank(targets, lessons, settings).to(unet.device)
+def _bank(diffusion: Diffusion, settings: Ours, lessons: list[Lesson]) -> ResidualBank:
+    targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
+    return new_bank(targets, lessons, settings).to(diffusion.unet.device)
 
 
-def _synchronized() -> float:
-    if torch.cuda.is_available():
+def _now() -> float:
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def trace(bench: Bench, concept: Concept) -> dict:
-    """The long training: ``loss`` of every step; ``fixed`` and ``other``: the rule's losses before the first step and at every check
-    until the last, at its fixed draws and at other draws each time (the rule, broken); ``seconds`` of the settings' steps, without
-    these looks. The states are kept beside it."""
-    path = bench.folder / f"{concept.name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    settings = bench.settings.model_copy(update={"steps": LONGEST, "stop": "steps"})
-    lessons, bank = _begin(bench, concept, settings)
-    diffusion, states = bench.diffusion, {}
-    found: dict[str, list[float]] = {"fixed": [], "other": []}
+class Watch:
+    """Looks at a training as it goes on: keeps the bank's ``states``, and asks the rule's ``measure`` at its fixed draws and at other draws
+    each time (the rule, broken). ``looked``: seconds that this took."""
 
-    clock = {"looked": 0.0, "begun": _synchronized()}
+    def __init__(self, diffusion: Diffusion, lessons: list[Lesson], bank: ResidualBank, settings: Ours) -> None:
+        self.bank, self.settings = bank, settings
+        self.rule = partial(settling, diffusion.unet, diffusion.scheduler, lessons, bank)
+        self.states: dict[str, torch.Tensor] = {}
+        self.losses: dict[str, list[float]] = {"fixed": [], "other": []}
+        self.looked = 0.0
 
-    def look(finished: int) -> None:
-        now = _synchronized()
-        if finished == bench.settings.steps:
-            found["seconds"] = now - clock["begun"] - clock["looked"]
+    def look(self, finished: int) -> None:
+        """After so many steps."""
+        begun = _now()
         if finished % EVERY == 0:
-            states.update({f"{finished}/{k}": v.detach().cpu().clone() for k, v in bank.state_dict().items()})
-        if finished % settings.settle_every == 0:
-            for name, seed in (("fixed", settings.seed), ("other", 1 + finished)):
-                drawn = settings.model_copy(update={"seed": seed})
-                rule = settling(diffusion.unet, diffusion.scheduler, lessons, bank, drawn)
-                found[name].append(rule.measure(0))
-        clock["looked"] += _synchronized() - now
-
-    look(0)
-    log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, on_step=lambda step, loss: look(step + 1))
-    found["loss"] = [row["loss"][0] for row in log.rows]
-    write_tensors(path.with_suffix(".safetensors"), states, {})
-    write_atomic(path, json.dumps(found).encode())
-    return found
+            self.states |= {f"{finished}/{k}": v.detach().cpu().clone() for k, v in self.bank.state_dict().items()}
+        if finished % self.settings.settle_every == 0:
+            for name, seed in (("fixed", self.settings.seed), ("other", 1 + finished)):
+                measure = self.rule(self.settings.model_copy(update={"seed": seed})).measure
+                self.losses[name].append(measure(0))
+        self.looked += _now() - begun
 
 
-def ruled(bench: Bench, concept: Concept) -> dict:
-    """One training by the rule: ``steps`` done, its ``seconds`` with its checks, and how far its factors are from the long training's after
-    as many (the largest difference; None where that state was not kept)."""
-    path = bench.folder / f"{concept.name}-settled.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    lessons, bank = _begin(bench, concept, bench.settings)
-    diffusion, started = bench.diffusion, _synchronized()
-    steps = len(train(diffusion.unet, diffusion.scheduler, lessons, bank, bench.settings).rows)
-    seconds = _synchronized() - started
-    kept = state(bench, concept, steps) if steps % EVERY == 0 else None
-    apart = kept and max(float((kept[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items())
-    found = {"steps": steps, "seconds": seconds, "apart": apart}
-    write_atomic(path, json.dumps(found).encode())
-    return found
+def learn_unit(unit: Unit[LearnSpec], work: Path, device: str) -> None:
+    """``trace.json``: ``loss`` of every step; ``fixed`` and ``other``, the rule's losses before the first step and at every check;
+    ``seconds`` of the settings' steps without these looks; ``ruled``, see :func:`_ruled`. ``states.safetensors``: the kept states."""
+    spec, folder = unit.spec, unit.folder(work)
+    diffusion = load_diffusion(spec.base, device)
+    lessons = [lesson(diffusion, spec)]
+    bank = _bank(diffusion, spec.settings, lessons)
+    watch, found = Watch(diffusion, lessons, bank, spec.settings), {}
+    watch.look(0)
+    begun, before = _now(), watch.looked
+
+    def on_step(step: int, loss: float) -> None:
+        if step + 1 == spec.settings.steps:
+            found["seconds"] = _now() - begun - (watch.looked - before)
+        watch.look(step + 1)
+
+    settings = spec.settings.model_copy(update={"steps": spec.longest, "stop": "steps"})
+    log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, on_step=on_step)
+    found |= {"loss": [row["loss"][0] for row in log.rows], **watch.losses}
+    found["ruled"] = _ruled(diffusion, lessons, spec.settings, watch.states)
+    write_tensors(folder / "states.safetensors", watch.states, {})
+    write_atomic(folder / "trace.json", json.dumps(found).encode())
+    finish(unit, work, [folder / "trace.json", folder / "states.safetensors"])
 
 
-def state(bench: Bench, concept: Concept, steps: int) -> dict[str, torch.Tensor]:
-    """The factors after so many steps, by their names in the bank."""
-    tensors, _ = read_tensors(bench.folder / f"{concept.name}.safetensors")
-    return {key.split("/")[1]: value for key, value in tensors.items() if key.startswith(f"{steps}/")}
+def _ruled(diffusion: Diffusion, lessons: list[Lesson], settings: Ours, states: dict[str, torch.Tensor]) -> dict:
+    """A training by the rule: ``steps`` done, its ``seconds`` with its checks, and how far its factors are from the long training's after as
+    many (``apart``, the largest difference; None where that state was not kept)."""
+    bank, begun = _bank(diffusion, settings, lessons), _now()
+    steps = len(train(diffusion.unet, diffusion.scheduler, lessons, bank, settings).rows)
+    seconds = _now() - begun
+    kept = at_step(states, steps)
+    apart = max(float((kept[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items()) if kept else None
+    return {"steps": steps, "seconds": seconds, "apart": apart}
 
 
-def _items(concept: Concept, token: str, count: int) -> list[tuple[Item, str]]:
+def at_step(states: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+    """The factors after so many steps, by their names in the bank; empty where they were not kept."""
+    return {key.split("/")[1]: value for key, value in states.items() if key.startswith(f"{steps}/")}
+
+
+def items(spec: PicturesSpec) -> list[tuple[Item, str]]:
     """Pictures to draw, each with its prompt's template."""
+    concept, token = SUBJECTS[spec.learned.subject], spec.learned.base.token
     kind = concept.look.kind
-    chosen = spread_prompts(tuple(concept_prompts(kind, concept.backgrounds)), count)
+    templates = [text for _, text in concept_prompts(kind, concept.backgrounds)]
     return [
-        (Item(name=f"{n:02d}_{i:03d}", prompt=fill(text, f"{token} {kind}"), phrase=f"{token} {kind}",
-              plain=fill(text, kind), image=i), text)
-        for n, _, text in chosen
-        for i in range(SEEDS)
+        (Item(name=f"{n:02d}_{i:03d}", prompt=fill(templates[n], f"{token} {kind}"), phrase=f"{token} {kind}",
+              plain=fill(templates[n], kind), image=i), templates[n])
+        for n in spec.prompts
+        for i in range(spec.drawing.images_per_prompt)
     ]  # fmt: skip
 
 
-def scores(bench: Bench, concept: Concept, steps: int, count: int) -> pd.DataFrame:
-    """One row a picture, of ``count`` prompts, each drawn twice, by what was learned in ``steps``: :data:`COLUMNS` and the picture's name.
-    What was drawn for fewer prompts is not drawn again."""
-    path = bench.folder / f"{concept.name}-{steps}.csv"
-    known = pd.read_csv(path, dtype={"name": str}) if path.exists() else pd.DataFrame({"name": []})
-    wanted = _items(concept, bench.base.token, count)
-    todo = [pair for pair in wanted if pair[0].name not in set(known["name"])]
-    if todo:
-        known = pd.concat([known, _drawn(bench, concept, steps, todo)], ignore_index=True)
-        write_atomic(path, known.to_csv(index=False).encode())
-    return known[known["name"].isin({item.name for item, _ in wanted})].sort_values("name")
-
-
-def _drawn(bench: Bench, concept: Concept, steps: int, wanted: list[tuple[Item, str]]) -> pd.DataFrame:
-    diffusion, pictures = bench.diffusion, []
-    bank = _begin(bench, concept, bench.settings)[1]
-    bank.load_state_dict(state(bench, concept, steps))
-    for start in range(0, len(wanted), bench.batch):
-        some = [item for item, _ in wanted[start : start + bench.batch]]
-        pictures += to_images(draw(diffusion, some, DRAWN, bank, bench.base.resolution)[0])
-    return _scored(bench, concept, pictures, wanted)
+def pictures_unit(unit: Unit[PicturesSpec], work: Path, device: str) -> None:
+    """``scores.csv``: one row a picture, :data:`COLUMNS`."""
+    spec, folder = unit.spec, unit.folder(work)
+    diffusion, learned = load_diffusion(spec.learned.base, device), learning(spec.learned).folder(work)
+    bank = _bank(diffusion, spec.learned.settings, [lesson(diffusion, spec.learned)])
+    bank.load_state_dict(at_step(read_tensors(learned / "states.safetensors")[0], spec.steps))
+    # a GPU is idle with few pictures, a core gains nothing by many
+    batch = 160 if diffusion.unet.device.type == "cuda" else 16
+    wanted, pictures = items(spec), []
+    for start in range(0, len(wanted), batch):
+        some = [item for item, _ in wanted[start : start + batch]]
+        pictures += to_images(draw(diffusion, some, spec.drawing, bank, spec.learned.base.resolution)[0])
+    rows = _scored(spec, device, pictures, wanted)
+    write_atomic(folder / "scores.csv", rows.to_csv(index=False).encode())
+    finish(unit, work, [folder / "scores.csv"])
 
 
 def _scored(
-    bench: Bench, concept: Concept, pictures: list[Image.Image], wanted: list[tuple[Item, str]]
+    spec: PicturesSpec, device: str, pictures: list[Image.Image], wanted: list[tuple[Item, str]]
 ) -> pd.DataFrame:
     """As persres/metrics/score.py does."""
-    clip, dino = load_clip(bench.encoders.clip, bench.device), load_dino(bench.encoders.dino, bench.device)
-    judge = partial(judge_images, load_judge(Path(located(bench.judge))))
-    references, features = photos(concept), clip.images(pictures)
+    clip, dino = load_clip(spec.encoders.clip, device), load_dino(spec.encoders.dino, device)
+    judge = partial(judge_images, load_judge(Path(spec.judge.path)))
+    references, features = photos(SUBJECTS[spec.learned.subject]), clip.images(pictures)
     own, theirs = (np.stack([np.asarray(image) for image in images]) for images in (pictures, references))
     said, truth = judge(own), judge(theirs)
     alone, whole = dino.images(cut_out(own, said.masks)), dino.images(cut_out(theirs, truth.masks))
-    rows = pd.DataFrame({"name": [item.name for item, _ in wanted]})
+    rows = pd.DataFrame({"picture": [item.name for item, _ in wanted]})
     rows["dino"] = alignment(dino.images(pictures), dino.images(references)).double().numpy()
     rows["clip_image"] = alignment(features, clip.images(references)).double().numpy()
     rows["dino_object"] = object_alignment(alone, whole, said.masks)
@@ -225,11 +232,54 @@ def _scored(
     return rows
 
 
-def means(bench: Bench, concepts: Iterable[Concept], steps: Iterable[int], count: int) -> pd.DataFrame:
-    """Each concept's mean scores after each number of steps, one row a pair."""
-    rows = [
-        {"concept": concept.name, "steps": at, **scores(bench, concept, at, count)[list(COLUMNS)].mean()}
-        for concept in concepts
-        for at in steps
-    ]
-    return pd.DataFrame(rows)
+def learning(spec: LearnSpec) -> Unit[LearnSpec]:
+    """Its unit."""
+    return Unit("beyond_stopping_learn", spec.subject, spec)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The settings that all units share, and where they work."""
+
+    profile: Profile
+    settings: Ours
+    work: Path
+    device: str
+    code: str
+
+    def _run(self, units: list[Unit], function: Work) -> None:
+        run_units(units, self.work, function, self.profile.runtime.workers, self.device)
+
+    def _learning(self, subject: str) -> Unit[LearnSpec]:
+        base = self.profile.base
+        return learning(LearnSpec(base=base, model=model_identity(base.model), subject=subject, settings=self.settings,
+                                  longest=LONGEST, code=self.code))  # fmt: skip
+
+    def traces(self, subjects: Iterable[str]) -> dict[str, dict]:
+        """Each subject's ``trace.json`` (:func:`learn_unit`)."""
+        units = {subject: self._learning(subject) for subject in subjects}
+        self._run(list(units.values()), learn_unit)
+        return {name: json.loads((unit.folder(self.work) / "trace.json").read_text()) for name, unit in units.items()}
+
+    def _pictures(self, subject: str, steps: int, every: bool) -> list[Unit[PicturesSpec]]:
+        """The few prompts of the curves, and where every prompt is wanted the others too, as a unit of their own."""
+        concept, judge = SUBJECTS[subject], FileRef.of(Path(located(self.profile.score.judge)))
+        prompts = tuple(concept_prompts(concept.look.kind, concept.backgrounds))
+        few = tuple(number for number, _, _ in spread_prompts(prompts, FEW))
+        rest = tuple(number for number in range(len(prompts)) if number not in few)
+        return [
+            Unit("beyond_stopping_pictures", f"{subject}/{steps}{part}",
+                 PicturesSpec(learned=self._learning(subject).spec, steps=steps, prompts=numbers, drawing=DRAWN,
+                              encoders=self.profile.encoders, judge=judge, code=self.code))
+            for part, numbers in (("", few), ("/rest", rest))[: 1 + every]
+        ]  # fmt: skip
+
+    def means(self, wanted: Iterable[tuple[str, int]], every: bool) -> pd.DataFrame:
+        """Mean scores of each (subject, steps), on the curves' few prompts or on ``every`` prompt; one row a pair."""
+        units = {pair: self._pictures(*pair, every) for pair in wanted}
+        self._run([unit for some in units.values() for unit in some], pictures_unit)
+        rows = []
+        for (subject, steps), some in units.items():
+            drawn = pd.concat([pd.read_csv(unit.folder(self.work) / "scores.csv") for unit in some])
+            rows.append({"concept": subject, "steps": steps, **drawn[list(COLUMNS)].mean()})
+        return pd.DataFrame(rows)

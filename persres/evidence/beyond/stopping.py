@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from persres.config import Profile
 from persres.evidence.beyond import stopping_figures as figures
 from persres.evidence.beyond.part import Part, Run
-from persres.evidence.beyond.stopped import ALL, COLUMNS, CURVE, FEW, LONGEST, SETS, Bench, means, ruled, trace
+from persres.evidence.beyond.stopped import COLUMNS, CURVE, SETS, Bench
 from persres.evidence.beyond.stopping_claims import Ways, broken, by_way, claims_of, stop_of, thresholds
 from persres.evidence.pages import COLUMNS as TITLES
-from persres.evidence.provenance import code_of, weight_digests
-from persres.miniworld.concepts import Concept
+from persres.evidence.provenance import code_of
+from persres.methods.ours import Ours
 from persres.report.table_text import markdown
-from persres.seeding import seed_from
 
-log = logging.getLogger(__name__)
 MODULES = ("persres.evidence.beyond.stopped", "persres.evidence.beyond.stopping_claims")
 TRIED = (0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3)
 WAYS = {
@@ -33,78 +28,60 @@ WAYS = {
 }
 
 
-def bench(run: Run, profile: Profile) -> Bench:
-    """The mini profile's model and settings; what is made is kept by the code, weights and settings that it depends on."""
-    settings = profile.train.variants["ours"].model_copy(update={"stop": "settled"})
-    about = (code_of(MODULES), weight_digests(), profile.model_dump_json(exclude={"runtime"}))
-    folder = run.work / "beyond" / "stopping" / f"{seed_from(*about):016x}"
-    return Bench(profile.base, profile.encoders, profile.score.judge, settings, run.device, folder)
-
-
 def measure(run: Run, out: Path) -> dict:
-    """Both sets' curves, then the ways to stop on the ten concepts; writes ``curves.csv``, ``ways.csv``, ``*.md`` and the figures."""
-    made = bench(run, run.profile)
-    traces, curves = {}, {}
-    for name, concepts in SETS.items():
-        traces[name] = {concept.name: _told(trace(made, concept), name, concept) for concept in concepts}
-        steps = CURVE if name == "test" else _grid(made)
-        curves[name] = means(made, concepts, steps, FEW)
-    ways, seconds = _stops(made, SETS["test"], traces["test"])
-    found = by_way(ways, _full(made, ways))
-    claims = claims_of(found, "rule", made.settings)
+    """Both sets' curves, then the ways to stop on the ten concepts; writes ``curves.csv``, ``ways.csv``, ``ways.md`` and the figures."""
+    settings = run.profile.train.variants["ours"].model_copy(update={"stop": "settled"})
+    made = Bench(run.profile, settings, run.work, run.device, code_of(MODULES))
+    names = {kind: [concept.name for concept in concepts] for kind, concepts in SETS.items()}
+    every = made.traces(name for subjects in names.values() for name in subjects)
+    traces = {kind: {name: every[name] for name in subjects} for kind, subjects in names.items()}
+    # the tuning set is looked at wherever the rule could stop, the concepts on their whole curve
+    ends = {"tuning": range(settings.settle_every, settings.steps + 1, settings.settle_every), "test": CURVE}
+    curves = {
+        kind: made.means([(n, s) for n in subjects for s in ends[kind]], every=False)
+        for kind, subjects in names.items()
+    }
+    ways, seconds = _stops(traces["test"], settings)
+    pairs = [(name, steps) for place, name in enumerate(names["test"]) for steps in ways.needed(place)]
+    found = by_way(ways, made.means(pairs, every=True))
+    claims = claims_of(found, "rule", settings)
     summary = {
-        "settings": made.settings.model_dump(mode="json"),
-        "stops": dict(zip(traces["test"], ways.rule.tolist(), strict=True)),
+        "settings": settings.model_dump(mode="json"),
+        "stops": dict(zip(names["test"], ways.rule.tolist(), strict=True)),
         "ways": {name: table.mean().to_dict() for name, table in found.items()},
         "seconds": seconds,
         "thresholds": {
-            name: thresholds({n: t["fixed"] for n, t in own.items()}, curves[name], made.settings, TRIED)
-            for name, own in traces.items()
+            kind: thresholds({n: t["fixed"] for n, t in own.items()}, curves[kind], settings, TRIED)
+            for kind, own in traces.items()
         },
         "curve": curves["test"].groupby("steps")[list(COLUMNS)].mean().reset_index().to_dict("records"),
         "claims": claims,
-        "broken": broken(found, claims, made.settings),
+        "broken": broken(found, claims, settings),
     }
-    _write(out, made, traces, curves, found, summary)
+    _write(out, settings, traces["test"], curves, found, summary)
     return summary
 
 
-def _told(found: dict, name: str, concept: Concept) -> dict:
-    log.info("%s: %s trained %d steps", name, concept.name, LONGEST)
-    return found
-
-
-def _grid(made: Bench) -> range:
-    """The steps at which the rule can stop."""
-    return range(made.settings.settle_every, made.settings.steps + 1, made.settings.settle_every)
-
-
-def _stops(made: Bench, concepts: Sequence[Concept], traces: dict[str, dict]) -> tuple[Ways, dict]:
-    """Each concept trained by the rule, on the clock."""
-    own = [ruled(made, concept) for concept in concepts]
-    stops = {name: [stop_of(traces[c.name][name], made.settings) for c in concepts] for name in ("fixed", "other")}
-    ways = Ways(np.array([one["steps"] for one in own]), np.array(stops["other"]), made.settings.steps)
-    rule, fixed = sum(one["seconds"] for one in own), sum(traces[c.name]["seconds"] for c in concepts)
+def _stops(traces: dict[str, dict], settings: Ours) -> tuple[Ways, dict]:
+    """Where each concept's training by the rule ended, and the seconds of these trainings and of those of fixed steps."""
+    own = [trace["ruled"] for trace in traces.values()]
+    stops = {name: [stop_of(trace[name], settings) for trace in traces.values()] for name in ("fixed", "other")}
+    ways = Ways(np.array([one["steps"] for one in own]), np.array(stops["other"]), settings.steps)
+    rule, fixed = sum(one["seconds"] for one in own), sum(trace["seconds"] for trace in traces.values())
     agree = sum(one["steps"] == at for one, at in zip(own, stops["fixed"], strict=True))
-    apart = max(one["apart"] for one in own if one["apart"] is not None)
+    apart = max((one["apart"] for one in own if one["apart"] is not None), default=None)
     return ways, {"rule": rule, "fixed": fixed, "saved": 1 - rule / fixed, "apart": apart, "as_on_the_curve": agree}
 
 
-def _full(made: Bench, ways: Ways) -> pd.DataFrame:
-    """All prompts, wherever a way stops."""
-    return pd.concat([means(made, [c], ways.needed(i), ALL) for i, c in enumerate(SETS["test"])], ignore_index=True)
-
-
-def _write(out: Path, made: Bench, traces: dict, curves: dict, found: dict, summary: dict) -> None:
-    every = pd.concat([table.assign(set=name) for name, table in curves.items()])
-    every.to_csv(out / "curves.csv", index=False)
-    names = list(summary["stops"])
+def _write(out: Path, settings: Ours, traces: dict, curves: dict, found: dict, summary: dict) -> None:
+    pd.concat([table.assign(set=kind) for kind, table in curves.items()]).to_csv(out / "curves.csv", index=False)
+    names, stops = list(summary["stops"]), summary["stops"]
     pd.concat([table.assign(way=way, concept=names) for way, table in found.items()]).to_csv(
         out / "ways.csv", index=False
     )
     (out / "ways.md").write_text(f"# Ways to stop\n\n{ways_block(summary)}\n{tuned_block(summary)}")
-    figures.curves_figure(traces["test"], curves["test"], summary["stops"], made.settings, out / "curves.png")
-    figures.concepts_figure(traces["test"], curves["test"], summary["stops"], made.settings, out / "concepts.png")
+    figures.curves_figure(traces, curves["test"], stops, settings, out / "curves.png")
+    figures.concepts_figure(traces, curves["test"], stops, settings, out / "concepts.png")
 
 
 def ways_block(summary: dict) -> str:
