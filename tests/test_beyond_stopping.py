@@ -14,7 +14,7 @@ from persres.methods.ours import Ours
 
 RULE = Ours(stop="settled", settle_every=25, settle_draws=16, settle_below=0.1)
 NAMES = [f"c{i}" for i in range(6)]
-WAYS = Ways(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 25, 25, 50, 75, 25]), 150)
+WAYS = Ways(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
 
 
 def losses(settles_at: int) -> list[float]:

@@ -15,7 +15,7 @@ from persres.runs.checkpoints import read_header
 from persres.runs.specs import FileRef, TrainSpec
 from persres.runs.units import Unit, facts
 from persres.training.residuals import settling
-from persres.training.settling import Settling, fixed_draw, share_of_gain
+from persres.training.settling import Settling, fixed_draw, share_moved
 
 
 def settled(**changes) -> Ours:
@@ -42,10 +42,10 @@ def stops(log, concepts=1) -> list[int | None]:
     return found
 
 
-def test_the_share_of_the_gain():
-    assert share_of_gain([1.0]) == share_of_gain([1.0, 1.1]) == 1.0, "nothing gained yet: it goes on"
-    assert share_of_gain([1.0, 0.6, 0.5]) == pytest.approx(0.2)
-    assert share_of_gain([1.0, 0.5, 0.6]) < 0, "a loss that rises again stops it"
+def test_the_share_that_the_loss_moved_by():
+    assert share_moved([1.0]) == share_moved([1.0, 1.1]) == 1.0, "nothing gained yet: it goes on"
+    assert share_moved([1.0, 0.6, 0.5]) == pytest.approx(0.2)
+    assert share_moved([1.0, 0.5, 0.6]) == pytest.approx(0.25), "a rise is a movement too"
 
 
 def test_each_concept_stops_by_its_own_losses_and_then_stays(unet):
@@ -56,7 +56,10 @@ def test_each_concept_stops_by_its_own_losses_and_then_stays(unet):
     assert rule.check(4) == {}, "no check is due"
     assert rule.check(5) == {"fixed_loss": [0.5, 0.8]} and rule.learning == [0, 1]
     found = rule.check(10)
-    assert found["stopped"] == ["settled after 10 steps: 2.0% of the gain in the last 5", None] and rule.learning == [1]
+    assert found["stopped"] == [
+        "settled after 10 steps: the loss moved by 2.0% of its fall in the last 5",
+        None,
+    ] and rule.learning == [1]
     with torch.no_grad():
         for factor in bank.parameters():
             factor += 1.0  # a step of the optimizer, which moves every row

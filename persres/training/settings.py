@@ -38,7 +38,7 @@ class ResidualSettings(WithClassImages):
     settle_draws: int = Field(16, ge=1)  # noises and timesteps of a check: one forward pass of as many samples
     settle_below: float = Field(
         0.1, gt=0, lt=1
-    )  # share of the whole gain below which the steps since the last check are few
+    )  # settled: less of the loss's whole fall has moved since the last check
 
     def lacks(self, drawing: Drawing) -> str | None:
         """Masks act on residuals of ``proj_out``."""

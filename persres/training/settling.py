@@ -1,8 +1,9 @@
 """When a concept may stop learning before its steps are up (docs/beyond.md, "When to stop"; the paper always takes 150, 4.1).
 
 The loss of a step says little: its noise and timesteps are other ones each time. So every ``settle_every`` steps the loss of the
-photos is taken at ``settle_draws`` fixed noises and timesteps, in one forward pass, and what it fell by since the check before is compared
-with what it fell by in all. Once the share is below ``settle_below``, the concept has settled. Nothing is asked but the photos.
+photos is taken at ``settle_draws`` fixed noises and timesteps, in one forward pass, and what it moved by since the check before is compared
+with what it fell by in all. Once the share is below ``settle_below``, the concept has settled. Nothing is asked but the photos. A loss
+that rises by more than that has not settled: at a constant rate it may jump and fall on, as one of the looks does that this was tuned on.
 
 A concept's checks depend on its own name, photos and factors alone: beside others it stops where it would alone.
 """
@@ -32,10 +33,11 @@ def fixed_draw(
     return mean[rows], noise, ((draws + 0.5) * timesteps / len(draws)).long()
 
 
-def share_of_gain(losses: list[float]) -> float:
-    """What the loss fell by between the last two of its checks, as a share of its fall since the first. 1 before it has fallen at all."""
+def share_moved(losses: list[float]) -> float:
+    """What the loss moved by, up or down, between the last two of its checks, as a share of its fall since the first. 1 before it has
+    fallen at all."""
     gain = losses[0] - losses[-1]
-    return (losses[-2] - losses[-1]) / gain if len(losses) > 1 and gain > 0 else 1.0
+    return abs(losses[-2] - losses[-1]) / gain if len(losses) > 1 and gain > 0 else 1.0
 
 
 @dataclass
@@ -93,10 +95,10 @@ class Settling:
         for concept in self.learning:
             found[concept] = self.measure(concept)
             self.losses[concept].append(found[concept])
-            share = share_of_gain(self.losses[concept])
+            share = share_moved(self.losses[concept])
             if share < self.settings.settle_below:
                 why[concept] = (
-                    f"settled after {finished} steps: {share:.1%} of the gain in the last {self.settings.settle_every}"
+                    f"settled after {finished} steps: the loss moved by {share:.1%} of its fall in the last {self.settings.settle_every}"
                 )
         self._hold([concept for concept, said in enumerate(why) if said])
         return {"fixed_loss": found} | ({"stopped": why} if any(why) else {})

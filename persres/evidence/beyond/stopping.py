@@ -24,6 +24,7 @@ WAYS = {
     "mean": "the rule's mean for all",
     "permuted": "the rule's stops, handed out at random",
     "quarter": "a quarter of the steps",
+    "loose": "the rule at a threshold of .99",
     "other_draws": "the rule, other draws at every check",
 }
 
@@ -65,10 +66,14 @@ def measure(run: Run, out: Path) -> dict:
 def _stops(traces: dict[str, dict], settings: Ours) -> tuple[Ways, dict]:
     """Where each concept's training by the rule ended, and the seconds of these trainings and of those of fixed steps."""
     own = [trace["ruled"] for trace in traces.values()]
-    stops = {name: [stop_of(trace[name], settings) for trace in traces.values()] for name in ("fixed", "other")}
-    ways = Ways(np.array([one["steps"] for one in own]), np.array(stops["other"]), settings.steps)
+    loose = settings.model_copy(update={"settle_below": 0.99})
+    fixed_draws, other, passing = (
+        np.array([stop_of(trace[name], rule) for trace in traces.values()])
+        for name, rule in (("fixed", settings), ("other", settings), ("fixed", loose))
+    )
+    ways = Ways(np.array([one["steps"] for one in own]), other, passing, settings.steps)
     rule, fixed = sum(one["seconds"] for one in own), sum(trace["seconds"] for trace in traces.values())
-    agree = sum(one["steps"] == at for one, at in zip(own, stops["fixed"], strict=True))
+    agree = sum(one["steps"] == at for one, at in zip(own, fixed_draws.tolist(), strict=True))
     apart = max((one["apart"] for one in own if one["apart"] is not None), default=None)
     return ways, {"rule": rule, "fixed": fixed, "saved": 1 - rule / fixed, "apart": apart, "as_on_the_curve": agree}
 

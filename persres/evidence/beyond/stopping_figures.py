@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from persres.methods.ours import Ours
-from persres.training.settling import share_of_gain
+from persres.training.settling import share_moved
 
 IDENTITY = {"dino": "DINO", "clip_image": "CLIP image", "dino_object": "DINO, object alone"}
 TEXT = {"clip_text": "CLIP text", "followed": "prompt followed"}
@@ -72,11 +72,13 @@ def _losses(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
 
 def _signal(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
     for trace in traces.values():
-        shares = [share_of_gain(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
+        shares = [share_moved(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
         axis.plot(_checks(trace["fixed"], settings)[1:], shares, linewidth=0.9, marker=".", alpha=0.7)
     axis.axhline(settings.settle_below, color="black", linewidth=1)
     axis.text(settings.settle_every, settings.settle_below, " settle_below", fontsize=8, va="bottom")
-    axis.set(title=f"share of the gain in the last {settings.settle_every} steps, by concept", ylim=(-0.15, 1.05))
+    axis.set(
+        title=f"signal: what the loss moved by in {settings.settle_every} steps, share of its fall", ylim=(-0.03, 1.05)
+    )
 
 
 def concepts_figure(
