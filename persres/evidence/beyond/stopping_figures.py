@@ -75,7 +75,7 @@ def _signal(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
         shares = [share_moved(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
         axis.plot(_checks(trace["fixed"], settings)[1:], shares, linewidth=0.9, marker=".", alpha=0.7)
     axis.axhline(settings.settle_below, color="black", linewidth=1)
-    axis.text(settings.settle_every, settings.settle_below, " settle_below", fontsize=8, va="bottom")
+    axis.text(axis.get_xlim()[1], settings.settle_below, "settle_below ", fontsize=8, va="bottom", ha="right")
     axis.set(
         title=f"signal: what the loss moved by in {settings.settle_every} steps, share of its fall", ylim=(-0.03, 1.05)
     )
