@@ -38,8 +38,8 @@ def test_where_the_rule_stops_a_known_training():
 
 
 def test_checks_are_paid():
-    # seven checks of 16 samples forward, against a batch of 4 forward and backward: 14 steps
-    assert net_saved(np.array([150]), RULE) == pytest.approx([-14 / 150])
+    # six checks of 16 samples forward, against a batch of 4 forward and backward: 12 steps
+    assert net_saved(np.array([150]), RULE) == pytest.approx([-12 / 150])
     assert net_saved(np.array([75]), RULE) == pytest.approx([1 - (75 + 8) / 150])
 
 

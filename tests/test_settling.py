@@ -79,8 +79,9 @@ def test_a_settled_run_is_a_fixed_one_of_as_many_steps(unet):
 
 
 def test_steps_are_the_upper_bound(unet):
-    _, log = learn(unet, [lesson()], settled(steps=12, settle_below=1e-9))
-    assert len(log.rows) == 12 and stops(log) == [None]
+    _, log = learn(unet, [lesson()], settled(steps=10, settle_below=1e-9))
+    assert len(log.rows) == 10 and stops(log) == [None]
+    assert [row["step"] for row in log.rows if "fixed_loss" in row] == [4], "after the last step no check is due"
 
 
 @pytest.mark.parametrize("killed_after", [4, 7, "the stop"])

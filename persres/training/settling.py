@@ -87,8 +87,9 @@ class Settling:
 
     def check(self, finished: int) -> dict[str, list]:
         """After ``finished`` steps, for the log, by concept: ``fixed_loss``, and in ``stopped`` why, where one stops here. Empty where
-        no check is due."""
-        if self.settings.stop == "steps" or finished % self.settings.settle_every:
+        no check is due: after the last step there is nothing to stop."""
+        settings = self.settings
+        if settings.stop == "steps" or finished % settings.settle_every or finished >= settings.steps:
             return {}
         found: list[float | None] = [None] * self.bank.concepts
         why: list[str | None] = [None] * self.bank.concepts

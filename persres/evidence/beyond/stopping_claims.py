@@ -31,9 +31,9 @@ def stop_of(losses: list[float], settings: Ours) -> int:
 
 
 def net_saved(steps: np.ndarray, settings: Ours) -> np.ndarray:
-    """Share of the fixed steps that is not computed, less the checks: the one before the first step and every one until the stop,
-    each ``settle_draws`` samples forward against a step's batch forward and backward."""
-    checks = 1 + steps // settings.settle_every
+    """Share of the fixed steps that is not computed, less the checks: the one before the first step and every one until the stop (none
+    after the last of the fixed steps), each ``settle_draws`` samples forward against a step's batch forward and backward."""
+    checks = 1 + steps // settings.settle_every - (steps == settings.steps)
     paid = checks * settings.settle_draws / (settings.batch_size * PASSES)
     return 1 - (steps + paid) / settings.steps
 
