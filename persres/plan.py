@@ -104,6 +104,7 @@ def _train(profile: Profile, concepts: int, rates: Rates | None) -> Line:
     hours = _train_seconds(profile, concepts, images, timed, rates) / 3600 if timed or (rates and images) else None
     size = COPIES * sum(sized) if sized else None
     note = ["how many concepts share a class, and so class images"] * bool(images)
+    note += _of("how early training stops", [n for n, v in timed.items() if v.stop != "steps"], variants)
     units = sum(_learned(v, concepts) for v in variants.values())
     return Line("train", units, images, hours, size, "; ".join(unknown + note))
 

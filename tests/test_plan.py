@@ -59,6 +59,13 @@ def test_rates_scale_with_steps_and_batch_and_class_images_count():
     assert prior.hours == pytest.approx((101 * 300 * 1.0 + 1010 * 2.0) / 3600)
 
 
+def test_a_rule_that_stops_early_makes_the_hours_an_upper_bound():
+    variants = {"ours": {}, "early": {"stop": "settled"}}
+    train = planned(train={"variants": variants}, sample={"methods": {"ours": {"variant": "ours"}}})["train"]
+    assert "how early training stops of early" in train.unknown and "how early" not in planned()["train"].unknown
+    assert train.hours == pytest.approx(2 * planned()["train"].hours)
+
+
 def test_a_variant_of_fewer_concepts_takes_less():
     variants = {"ours": {}, "few": {"concepts": 11, "prior_images": 10}}
     lines = planned(train={"variants": variants}, sample={"methods": {"base": {}, "few": {"variant": "few"}}})

@@ -167,7 +167,13 @@ def test_photos_without_a_licence_are_said_to_have_none_known():
 def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
     context = Context(load_profile(), tmp_path / "data", tmp_path / "work")
     units = []
-    for concept, steps, seconds in (("one", 150, 9.0), ("two", 50, 3.0)):
+    # whole; resumed; whole though of fewer steps, for it settled; settled and resumed
+    for concept, steps, of, seconds in (
+        ("one", 150, 150, 9.0),
+        ("two", 50, 150, 3.0),
+        ("three", 75, 75, 10.0),
+        ("four", 25, 75, 2.0),
+    ):
         spec = TrainSpec(
             base=Base(),
             model="none",
@@ -180,10 +186,11 @@ def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
             code="none",
         )
         unit = Unit("train", f"ours/{concept}", spec)
-        finish(unit, context.work, [], {"seconds": seconds, "steps": steps, "peak_mib": 100, "device": "cpu"})
+        found = {"seconds": seconds, "steps": steps, "of_steps": of, "peak_mib": 100, "device": "cpu"}
+        finish(unit, context.work, [], found)
         units.append(unit)
     write_train_costs(context, units, [])
-    assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0]
+    assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0, 10.0, -1.0]
     (context.data / "costs" / "sample.csv").write_text("method,concept,variant,picture_seconds\nours,one,ours,0.5\n")
     assert read_costs(context).loc["ours", "train_s"] == 9.0
 

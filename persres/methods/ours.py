@@ -92,16 +92,13 @@ class PersonalizedResiduals:
     def train(
         self, diffusion: Diffusion, material: Material, settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> Learned:
-        """150 steps on the photos."""
+        """150 steps on the photos, or fewer under ``stop: settled``."""
         lesson = read_lesson(diffusion, material, settings)
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
         with _token(diffusion, material.base, settings) as extra:
             log = train(diffusion.unet, diffusion.scheduler, [lesson], bank, settings, checkpoint, on_step, extra)
-        rows = [
-            {"step": r["step"], "loss": r["loss"][0]} | ({"norms": r["norms"][0]} if "norms" in r else {})
-            for r in log.rows
-        ]
+        rows = [{key: value if key == "step" else value[0] for key, value in row.items()} for row in log.rows]
         parameters = bank.count() + sum(value.numel() for value in extra.values())
         return Learned(parameters, rows, partial(_save, bank, extra.get(TOKEN)))
 

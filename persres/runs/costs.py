@@ -27,7 +27,7 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
     rows = []
     for unit in units:
         spec, seen = unit.spec, facts(unit, context.work)
-        whole = seen.get("steps") == spec.settings.steps
+        whole = seen.get("steps") == seen.get("of_steps", spec.settings.steps)
         source = str(Path(spec.class_images.path).parent) if spec.class_images else None
         rows.append(
             {

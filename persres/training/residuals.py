@@ -22,8 +22,10 @@ from persres.residuals.bank import ResidualBank, Routing, attached
 from persres.runs.checkpoints import load_training, save_training
 from persres.seeding import generator
 from persres.training.settings import ResidualSettings
+from persres.training.settling import Settling, fixed_draw
 
 logger = logging.getLogger(__name__)
+Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, noise, timesteps
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Lesson:
 
 @dataclass
 class Log:
-    """Loss of every step; ‖ΔW‖/‖W‖ by layer every ten steps. One row a step."""
+    """One row a step, every value but the step's number a list by concept: the loss, None once the concept has stopped;
+    ‖ΔW‖/‖W‖ by layer every ten steps; what :meth:`Settling.check` says."""
 
     rows: list[dict] = field(default_factory=list)
 
@@ -62,9 +65,7 @@ def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Ten
     raise ValueError(f"unknown prediction_type {kind!r}")
 
 
-def _draw(
-    lesson: Lesson, settings: ResidualSettings, step: int, timesteps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _draw(lesson: Lesson, settings: ResidualSettings, step: int, timesteps: int) -> Drawn:
     """Latents, noise and timesteps of one concept's step, [batch, ...]. Images go round in shuffled order."""
     count, batch = len(lesson.mean), settings.batch_size
     rows = []
@@ -87,14 +88,29 @@ def concept_losses(
     bank: ResidualBank,
     settings: ResidualSettings,
     step: int,
+    rows: list[int] | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of each concept at one step, [K], all in one pass through the U-Net."""
+    """Mean squared error of each concept at one step, [K], all in one pass through the U-Net. ``rows``: which of the bank's
+    concepts the lessons are; none: all, in order."""
     drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
-    device = lessons[0].mean.device
+    return _errors(unet, scheduler, lessons, bank, drawn, rows)
+
+
+def _errors(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    lessons: list[Lesson],
+    bank: ResidualBank,
+    drawn: list[Drawn],
+    rows: list[int] | None = None,
+) -> torch.Tensor:
+    """Mean squared error of each concept, [K], on as many draws of each."""
+    device, each = lessons[0].mean.device, len(drawn[0][0])
     z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(settings.batch_size, 0))
+    text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(each, 0))
     routing = Routing.everywhere(len(z), device)
-    routing.rows = torch.arange(len(lessons), device=device).repeat_interleave(settings.batch_size)
+    rows = range(len(lessons)) if rows is None else rows
+    routing.rows = torch.tensor(list(rows), device=device).repeat_interleave(each)
     with attached(unet, bank, routing):
         out = unet(scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
     error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
@@ -108,13 +124,14 @@ def _losses(
     bank: ResidualBank,
     settings: ResidualSettings,
     step: int,
+    rows: list[int],
 ) -> torch.Tensor:
     """Each concept's loss with its class images', [K]. They are drawn under names of their own."""
-    losses = concept_losses(unet, scheduler, lessons, bank, settings, step)
+    losses = concept_losses(unet, scheduler, lessons, bank, settings, step, rows)
     if any(lesson.prior is None for lesson in lessons):
         return losses
     priors = [lesson.prior for lesson in lessons]
-    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step)
+    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step, rows)
 
 
 def new_bank(targets: list, lessons: list[Lesson], settings: ResidualSettings) -> ResidualBank:
@@ -123,6 +140,20 @@ def new_bank(targets: list, lessons: list[Lesson], settings: ResidualSettings) -
     for concept, lesson in enumerate(lessons):
         bank.initialise(concept, settings.init, settings.init_gain, generator("init", lesson.name, settings.seed))
     return bank
+
+
+def settling(
+    unet: nn.Module, scheduler: DDIMScheduler, lessons: list[Lesson], bank: ResidualBank, settings: ResidualSettings
+) -> Settling:
+    """The rule that says which concepts still learn, each measured by itself: a check knows no other concept of the bank."""
+
+    @torch.no_grad()
+    def measure(concept: int) -> float:
+        lesson = lessons[concept]
+        drawn = fixed_draw(lesson.name, lesson.mean, settings, scheduler.config.num_train_timesteps)
+        return float(_errors(unet, scheduler, [lesson], bank, [drawn], [concept])[0])
+
+    return Settling(settings, bank, measure)
 
 
 def train(
@@ -139,14 +170,15 @@ def train(
     takes no gradient and is left as it was.
 
     With a checkpoint path the state is saved every ``settings.checkpoint_every`` steps, and a run that finds
-    one goes on from it to the same bits as an unbroken run on the same machine.
+    one goes on from it to the same bits as an unbroken run on the same machine. With ``stop: settled`` each concept's factors
+    stay as they are once it has settled, and training ends when all have, or after ``settings.steps``.
     """
     unet.requires_grad_(False)
     parameters = dict(bank.named_parameters()) | (extra or {})
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     # Gradients pass the frozen model in its own precision; float16's range is too small for them as they are.
     scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
-    log, start = Log(), 0
+    log, start, note, rule = Log(), 0, {}, settling(unet, scheduler, lessons, bank, settings)
     if checkpoint is not None and checkpoint.exists():
         try:
             start, note = load_training(checkpoint, parameters, optimizer)
@@ -154,20 +186,37 @@ def train(
             scaler.load_state_dict(note["scaler"])
         except SafetensorError:
             logger.warning("%s is broken; starting from the first step", checkpoint)
+    rule.begin(note.get("settling"))
     for step in range(start, settings.steps):
-        losses = _losses(unet, scheduler, lessons, bank, settings, step)
+        learning = rule.learning
+        if not learning:
+            break
+        losses = _losses(unet, scheduler, [lessons[k] for k in learning], bank, settings, step, learning)
         scaler.scale(losses.sum()).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        row = {"step": step, "loss": losses.tolist()}
-        if (step + 1) % 10 == 0 or step + 1 == settings.steps:
-            row["norms"] = [bank.relative_norms(unet, k) for k in range(bank.concepts)]
-        log.rows.append(row)
+        rule.put_back()
+        log.rows.append(_row(unet, bank, settings, step, dict(zip(learning, losses.tolist(), strict=True)), rule))
         if on_step is not None:
             on_step(step, float(losses.detach().mean()))
         if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-            save_training(
-                checkpoint, parameters, optimizer, step + 1, note={"rows": log.rows, "scaler": scaler.state_dict()}
-            )
+            note = {"rows": log.rows, "scaler": scaler.state_dict(), "settling": rule.state()}
+            save_training(checkpoint, parameters, optimizer, step + 1, note=note)
     return log
+
+
+def _row(
+    unet: nn.Module,
+    bank: ResidualBank,
+    settings: ResidualSettings,
+    step: int,
+    losses: dict[int, float],
+    rule: Settling,
+) -> dict:
+    """A step's row of the log; the rule looks here, so that a checkpoint after it holds what it said."""
+    row = {"step": step, "loss": [losses.get(concept) for concept in range(bank.concepts)]}
+    row |= rule.check(step + 1)
+    if (step + 1) % 10 == 0 or step + 1 == settings.steps or "stopped" in row:
+        row["norms"] = [bank.relative_norms(unet, concept) for concept in range(bank.concepts)]
+    return row

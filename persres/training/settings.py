@@ -32,6 +32,13 @@ class ResidualSettings(WithClassImages):
     name_class: bool = True  # ablation: false names the concept by V* alone, here and in sampling
     prior_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
     train_token: bool = False  # ablation: V*'s embedding learns too
+    # past the paper (persres/training/settling.py): `settled` may stop a concept before its steps are up
+    stop: Literal["steps", "settled"] = "steps"
+    settle_every: int = Field(25, ge=1)  # steps between two checks
+    settle_draws: int = Field(16, ge=1)  # noises and timesteps of a check: one forward pass of as many samples
+    settle_below: float = Field(
+        0.1, gt=0, lt=1
+    )  # settled: less of the loss's whole fall has moved since the last check
 
     def lacks(self, drawing: Drawing) -> str | None:
         """Masks act on residuals of ``proj_out``."""

@@ -80,8 +80,8 @@ def words(summary: dict) -> str:
 
 PART = Part(
     "choosing",
-    PROFILE,
     measure,
     (*CHAIN_CODE, "persres.evidence.beyond.drawn", "persres.evidence.beyond.choosing_claims"),
     {"methods": methods, "groups": groups, "words": words},
+    PROFILE,
 )

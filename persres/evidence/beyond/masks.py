@@ -114,9 +114,9 @@ def places(summary: dict) -> str:
 
 PART = Part(
     "masks",
-    PROFILE,
     measure,
     (*CHAIN_CODE, "persres.evidence.localisation", "persres.evidence.scenes", "persres.evidence.beyond.places",
      "persres.evidence.beyond.drawn", "persres.evidence.beyond.mask_claims"),
     {"methods": methods, "by_place": by_place, "places": places},
+    PROFILE,
 )  # fmt: skip

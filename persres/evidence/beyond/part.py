@@ -10,10 +10,11 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+from persres.config import Profile
 from persres.errors import PersresError
 from persres.evidence import pages
 from persres.evidence.provenance import code_line, provenance
@@ -22,7 +23,7 @@ from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 
 log = logging.getLogger(__name__)
-NAMES = ("masks", "choosing")
+NAMES = ("masks", "choosing", "stopping")
 PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 
 
@@ -33,19 +34,21 @@ class Part:
     ``blocks``: what the pages quote, each a function of the summary. ``profile``: whose settings the figures belong to."""
 
     name: str
-    profile: str
     measure: Callable[[Run, Path], dict]
     modules: tuple[str, ...]
     blocks: pages.Blocks
+    profile: str = "mini"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a part works: the settings' file, the scratch folder, and torch's device (``auto``: a GPU where there is one)."""
+    """Where a part works: the settings' file, the scratch folder, torch's device (``auto``: a GPU where there is one), and the part's
+    profile, which :func:`run_part` reads."""
 
     params: Path
     work: Path
     device: str = "auto"
+    profile: Profile | None = None
 
 
 def part_named(name: str) -> Part:
@@ -58,9 +61,10 @@ def part_named(name: str) -> Part:
 def run_part(name: str, run: Run, out: Path) -> Path:
     """Measure one part and publish it whole; returns its folder. Raises PersresError; what was published before then stands."""
     part, started = part_named(name), time.monotonic()
+    run = replace(run, profile=load_profile(run.params, part.profile))
     with stage_lock(run.work, f"beyond-{name}"), publishing(out / "beyond" / name) as fresh:
         summary = part.measure(run, fresh)
-        summary["of"] = provenance(load_profile(run.params, part.profile), part.modules)
+        summary["of"] = provenance(run.profile, part.modules)
         (fresh / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     write_blocks(part, summary)
     log.info("%s: %.0f s", out / "beyond" / name, time.monotonic() - started)

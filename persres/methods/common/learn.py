@@ -39,11 +39,15 @@ def learn_unit(unit: Unit[TrainSpec], work: Path, device: str, offload: bool = F
             advance(note=f"loss {loss:.4f}")
 
         learned = method.train(diffusion, read_material(spec), spec.settings, checkpoint, on_step)
-    facts["parameters"] = learned.parameters
+    facts |= {
+        "parameters": learned.parameters,
+        "of_steps": len(learned.log),
+    }  # fewer than the settings' where it settled
     info = {
         "spec": spec.model_dump(mode="json"),
         "spec_hash": unit.hash,
         "parameters": learned.parameters,
+        "steps": len(learned.log),
         "versions": library_versions(),
     }
     learned.save(folder / LEARNED, info)
