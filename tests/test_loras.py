@@ -280,7 +280,7 @@ def test_what_is_no_lora_of_this_model_is_said(pipe, tmp_path, tensors, message)
 
 def test_prompts_and_calls_that_can_not_be_are_said(pipe, tmp_path):
     path = write(pipe, tmp_path / "l.safetensors", ends=("proj_out",))
-    with pytest.raises(PersresError, match="not a persres residual.*subject="):
+    with pytest.raises(PersresError, match=r"not a persres residual.*subject="):
         pipe.load_residual(write(pipe, tmp_path / "m.safetensors", ends=("proj_out",)))
     with pytest.raises(PersresError, match="subject is empty"):
         pipe.load_residual(path, subject=" ")

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from persres.config import Profile
 from persres.errors import PersresError
 from persres.evidence import pages
 from persres.evidence.provenance import code_line, provenance
+from persres.methods.common.registry import load_profile
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 
 log = logging.getLogger(__name__)
-NAMES = ()
+NAMES = ("loras",)
 PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 
 
@@ -40,7 +41,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a part works: the settings' file, the scratch folder, and torch's device (``auto``: a GPU where there is one)."""
+    """Where a part works: the settings' file, the scratch folder, torch's device (``auto``: a GPU where there is one), and the
+    profile, ``mini`` where none is said."""
 
     params: Path
     work: Path
@@ -58,6 +60,7 @@ def part_named(name: str) -> Part:
 def run_part(name: str, run: Run, out: Path) -> Path:
     """Measure one part and publish it whole; returns its folder. Raises PersresError; what was published before then stands."""
     part, started = part_named(name), time.monotonic()
+    run = replace(run, profile=run.profile or load_profile(run.params, "mini"))
     with stage_lock(run.work, f"beyond-{name}"), publishing(out / "beyond" / name) as fresh:
         summary = part.measure(run, fresh)
         summary["of"] = provenance(run.profile, part.modules)
