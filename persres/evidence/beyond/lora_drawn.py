@@ -55,6 +55,7 @@ WAYS: dict[str, Way] = {
     "lora": Way(),
     "auto": Way(AUTO),
     "paper": Way(PAPER),
+    "share": Way(Masking("quantile", 0.35, CONFIDENT)),
     "disk": Way(_ours("disk")),
     "random": Way(_ours("random")),
     "weaker": Way(strength=0.5),
@@ -102,9 +103,10 @@ class Drawn:
 
 
 @lru_cache(maxsize=1)
-def _pipeline(model: str, device: str) -> PersonalizedPipeline:
+def _pipeline(base: Base, device: str) -> PersonalizedPipeline:
     quiet_loading()
-    pipe = PersonalizedPipeline.from_pretrained(model, safety_checker=None).to(pick_device(device))
+    dtype = getattr(torch, base.dtype)
+    pipe = PersonalizedPipeline.from_pretrained(base.model, dtype=dtype, safety_checker=None).to(pick_device(device))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -113,7 +115,7 @@ def _pipeline(model: str, device: str) -> PersonalizedPipeline:
 def draw_unit(unit: Unit[DrawSpec], work: Path, device: str, batch: int = 10) -> None:
     """Every way's pictures and scores; those of the first noise are kept, to be looked at."""
     spec, folder = unit.spec, unit.folder(work)
-    pipe = _pipeline(spec.base.model, device)
+    pipe = _pipeline(spec.base, device)
     pipe.load_residual(spec.lora.path, "lora", subject=spec.subject)
     drawn = {name: _drawn(pipe, spec, WAYS[name], batch) for name in spec.ways}
     rows = scores(spec, drawn, device)

@@ -41,7 +41,7 @@ class Recipe(BaseModel):
     targets: tuple[str, ...] = ATTENTION
     text: tuple[str, ...] = ()
     rank: int = 4
-    lr: float = 3e-3
+    lr: float = 1e-3
     steps: int = 250
     batch: int = 4
     prompt: str = "a photo of {} {}"  # the rare word, the class
