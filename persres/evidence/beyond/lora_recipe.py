@@ -122,7 +122,8 @@ def save(unet: nn.Module, encoder: nn.Module | None, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     parts = {"unet": unet} | ({} if encoder is None else {"text_encoder": encoder})
-    states = {name: get_peft_model_state_dict(part) for name, part in parts.items()}
+    # Not the table of embeddings, which peft would add because V* has made it longer; the script adds no word.
+    states = {n: get_peft_model_state_dict(part, save_embedding_layers=False) for n, part in parts.items()}
     layers = {f"{name}_lora_layers": convert_state_dict_to_diffusers(dict(state)) for name, state in states.items()}
     said = {f"{name}_lora_adapter_metadata": part.peft_config["default"].to_dict() for name, part in parts.items()}
     StableDiffusionPipeline.save_lora_weights(folder, weight_name=PEFT_FILE, **layers, **said)

@@ -33,7 +33,7 @@ from persres.runs.specs import FileRef, Prompt
 from persres.runs.units import Unit
 
 PROMPTS, IMAGES, STEPS, CFG_SCALE = 20, 2, 25, 6.0  # prompts of each concept, pictures of each, sampling
-ON_A_GPU = 4  # processes that draw on one GPU; these models leave it waiting
+ON_A_GPU = 6  # processes that draw on one GPU; these models leave it waiting
 CODE = ("persres.evidence.beyond.lora_recipe", "persres.evidence.beyond.lora_drawn")
 COLUMNS = ("clip_text", "clip_image", "dino", "dino_object", "followed", "background_change", "area")
 SHARE = 2 / 3  # of the LoRA's gain that must be kept
