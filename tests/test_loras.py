@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from family_models import save_family
 from safetensors.torch import save_file
 
 from persres.cli import main
@@ -49,15 +50,19 @@ def factors(layer, seed: str, rank: int = 3, size: float = 0.4) -> tuple[torch.T
 
 def write(pipe, path, keys: str = "peft", ends: tuple[str, ...] = EVERYTHING, tower: tuple[str, ...] = (), alpha=3.0):
     """A LoRA of these layers; the same deltas in either spelling."""
-    tensors = {}
-    for part, model, names in (("unet", pipe.unet, ends), ("text_encoder", pipe.text_encoder, tower)):
+    tensors, second = {}, getattr(pipe, "text_encoder_2", None)
+    parts = {"unet": ("lora_unet_", pipe.unet, ends)}
+    parts["text_encoder"] = ("lora_te_" if second is None else "lora_te1_", pipe.text_encoder, tower)
+    if second is not None:
+        parts["text_encoder_2"] = ("lora_te2_", second, tower)
+    for part, (prefix, model, names) in parts.items():
         for layer, module in layers_of(model, names).items():
             down, up = factors(module, f"{part}.{layer}")
             if keys == "peft":
                 tensors[f"{part}.{layer}.lora_A.weight"] = down
                 tensors[f"{part}.{layer}.lora_B.weight"] = up * (alpha / len(down))
             else:
-                name = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part] + layer.replace(".", "_")
+                name = prefix + layer.replace(".", "_")
                 tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
                 tensors[f"{name}.alpha"] = torch.tensor(alpha)
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
@@ -117,6 +122,44 @@ def test_a_mask_of_ones_is_diffusers_own_lora_and_of_zeros_the_base_model(plain,
     pipe.load_residual(write(pipe, tmp_path / "u.safetensors", keys), "u", subject="sks mug")
     nowhere = drawn(pipe, lag=Nowhere(blocks="confident", mask="otsu"))
     torch.testing.assert_close(nowhere, drawn(plain), atol=1e-5, rtol=1e-4)
+
+
+def test_sdxl_with_both_its_text_towers(tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = save_family("sdxl", tmp_path)
+    theirs, ours = StableDiffusionXLPipeline.from_pretrained(folder), PersonalizedPipeline.from_pretrained(folder)
+    path = write(ours, tmp_path / "l.safetensors", "kohya", (*ATTENTION, "conv1"), TOWER, alpha=1.5)
+    look, call = "a watercolour painting of a sks mug", {"height": 128, "width": 128, "output_type": "latent"}
+    call |= {"num_inference_steps": 1, "latents": noise(16, 16)}
+    base = quiet(theirs)(look, **call).images
+    theirs.load_lora_weights(str(path.parent), weight_name=path.name)
+    whole = theirs(look, **call).images
+    quiet(ours).load_residual(path, subject="sks mug")
+    assert (whole - base).abs().max() > 1e-3
+    torch.testing.assert_close(ours(look, **call).images, whole, atol=1e-4, rtol=1e-3)
+    everywhere = Masking(mask="otsu", blocks="confident", when="scenes")
+    torch.testing.assert_close(ours(look, lag=everywhere, **call).images, whole, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_every_layer_is_found_by_its_name_in_kohyas_keys(tmp_path, linear):
+    """Layer by layer, each alone in its file: diffusers guesses spellings from what else is there."""
+    unet, scale = tiny_unet(linear), 1.5 / 3
+    for layer, module in layers_of(unet, EVERYTHING).items():
+        down, up = factors(module, layer)
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.5)}
+        save_file(tensors, tmp_path / "l.safetensors")
+        found = read_lora(tmp_path / "l.safetensors", "mug", unet, []).unet
+        assert list(found) == [layer]
+        torch.testing.assert_close(found[layer].matrix(), scale * up.flatten(1) @ down.flatten(1))
+
+
+def test_a_text_tower_without_its_output_is_not_dropped(pipe, tmp_path):
+    path = write(pipe, tmp_path / "l.safetensors", "kohya", ends=("proj_out",), tower=("q_proj", "fc1"))
+    found = read_lora(path, "mug", pipe.unet, [pipe.text_encoder]).towers[0]
+    assert set(found) == set(layers_of(pipe.text_encoder, ("q_proj", "fc1")))
 
 
 def test_everywhere_is_the_whole_lora_layer_by_layer(unet):
