@@ -153,22 +153,26 @@ def export(
 
 @app.command()
 def generate(
-    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
+    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file, or with --subject any LoRA's")],
     prompt: Annotated[list[str], typer.Option(help="with {} where the thing goes; may be given again")],
     out: Annotated[Path, typer.Option(help="the folder for the pictures")] = Path("pictures"),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
     lag: Annotated[bool, typer.Option("--lag/--no-lag", help="the residual only where the thing is")] = True,
+    masks: Annotated[Literal["paper", "auto"] | None, typer.Option(help="if left out: paper; of a LoRA auto")] = None,
+    subject: Annotated[str | None, typer.Option(help="of any LoRA: what {} stands for, e.g. dog")] = None,
     strength: Annotated[float, typer.Option(min=0, help="of the residual")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     cfg_scale: Annotated[float, typer.Option(min=1, help="guidance")] = 6.0,
-    model: Annotated[str | None, typer.Option(help="another base model of the same layers")] = None,
+    model: Annotated[str | None, typer.Option(help="another base model of the same layers; a LoRA's base")] = None,
     device: str = "auto",
 ) -> None:
     """More pictures from a residual, as PNG with their settings inside."""
     from persres.generate import generate as draw_more
 
-    for path in draw_more(residual, tuple(prompt), out, count, seed, lag, strength, steps, cfg_scale, model, device):
+    ours = masks == "auto" or (masks is None and subject is not None)
+    how = (count, seed, lag and ("auto" if ours else True), strength, steps, cfg_scale, model, device, subject)
+    for path in draw_more(residual, tuple(prompt), out, *how):
         print(path)
 
 

@@ -4,6 +4,11 @@
     pipe.load_residual("my_dog.safetensors")
     pipe("a photo of a <v*> dog on the moon", lag=True).images[0]
 
+Another tool's LoRA is loaded with the words that name its subject in prompts, and confined to it in the same way:
+
+    pipe.load_residual("any_lora.safetensors", subject="dog")
+    pipe("a photo of a sks dog on the moon", lag="auto").images[0]
+
 It is called like the pipeline inside and gives on to it whatever it does not know: scheduler, negative prompts, generators,
 callbacks, off-loading. Every pass through the U-Net is the pipeline's own; hooks add the residual, everywhere (paper 3.2) or inside
 LAG's masks (3.3), and leave with the call.
@@ -30,7 +35,9 @@ from persres.models.swap import token_as
 from persres.places import located
 from persres.residuals.bank import ResidualBank, Routing, attached
 from persres.residuals.file import load_bank, load_residual, load_token
+from persres.residuals.lora import Lora, read_lora
 from persres.sampling.lag import UNCOND_RULES, MaskRule, guidance_rule, localised
+from persres.sampling.masked_lora import confined, in_towers
 from persres.sampling.masking import Masking, masking_of, masks_prompt
 from persres.seeding import generator
 
@@ -67,7 +74,7 @@ class PersonalizedPipeline:
         if type(pipe).__name__ not in PIPELINES:
             raise PersresError(f"{type(pipe).__name__} is no text-to-image pipeline of {', '.join(PIPELINES)}")
         self.pipe, self.model = pipe, model
-        self.residuals: dict[str, Residual] = {}
+        self.residuals: dict[str, Residual | Lora] = {}
         self.active: str | None = None
 
     @classmethod
@@ -94,13 +101,21 @@ class PersonalizedPipeline:
         return self
 
     def load_residual(
-        self, path: str | Path, name: str | None = None, *, allow_other_base: bool = False
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        subject: str | None = None,
+        allow_other_base: bool = False,
     ) -> PersonalizedPipeline:
         """Read a residual and make it the active one, under ``name`` or its concept's own; returns self.
 
-        Raises PersresError where the file is broken or no residual, does not fit the model's layers, or was trained on another model
-        (which ``allow_other_base`` overrides: a fine-tuned model of the same layers often works).
+        ``subject`` reads any LoRA of Stable Diffusion (PEFT's or kohya's keys), under ``name`` or the file's: the words of the prompt that
+        name what it learned, such as "dog". Raises PersresError where the file is broken or no residual, does not fit the model's layers, or
+        was trained on another model (which ``allow_other_base`` overrides: a fine-tuned model of the same layers often works).
         """
+        if subject is not None:
+            return self._load_lora(Path(path), subject, name)
         _, info = load_residual(Path(path))
         spec = info["spec"]
         if not allow_other_base:
@@ -112,11 +127,20 @@ class PersonalizedPipeline:
         self.residuals[name] = Residual(bank, base["token"], base["rare_token"], phrase, load_token(Path(path)), info)
         return self.set_residual(name)
 
+    def _load_lora(self, path: Path, subject: str, name: str | None) -> PersonalizedPipeline:
+        if not subject.strip():
+            raise PersresError(
+                'subject is empty; say the words of the prompt that name what the LoRA learned, e.g. "dog"'
+            )
+        towers = [encoder for _, encoder in self._towers()]
+        self.residuals[name or path.stem] = read_lora(path, subject.strip(), self.pipe.unet, towers)
+        return self.set_residual(name or path.stem)
+
     def set_residual(self, name: str | None) -> PersonalizedPipeline:
         """Make a loaded residual the active one, or None: the base model. Returns self; raises PersresError for an unknown name."""
         if name is not None:
             residual = self._residual(name)
-            for tokenizer, encoder in self._towers():
+            for tokenizer, encoder in self._towers() if isinstance(residual, Residual) else []:
                 add_concept_token(tokenizer, encoder, residual.token, residual.rare_token)
         self.active = name
         return self
@@ -128,7 +152,7 @@ class PersonalizedPipeline:
         self.active = None if self.active == name else self.active
         return self
 
-    def _residual(self, name: str) -> Residual:
+    def _residual(self, name: str) -> Residual | Lora:
         if name not in self.residuals:
             raise PersresError(f"no residual {name!r} is loaded; there are {', '.join(self.residuals) or 'none'}")
         return self.residuals[name]
@@ -150,7 +174,8 @@ class PersonalizedPipeline:
         """Draw with the active residual, or with none as the pipeline does.
 
         ``lag``: only where the attention of V* and its class lies; the prompt must then name both (``residuals[name].phrase``).
-        True takes the paper's masks, ``"auto"`` ours, a :class:`persres.sampling.masking.Masking` its own.
+        True takes the paper's masks, ``"auto"`` ours, a :class:`persres.sampling.masking.Masking` its own. Under a LoRA the attention is
+        that of its subject's words, and all of its deltas are masked (persres.sampling.masked_lora).
         ``strength`` scales the residual, ``uncond_rule`` is that of ``sample.methods``.
         ``return_masks`` gives a :class:`PersonalizedOutput`; everything else goes to the pipeline.
 
@@ -161,26 +186,33 @@ class PersonalizedPipeline:
                 raise PersresError("lag needs a residual; call load_residual or set_residual first")
             return self.pipe(prompt, **arguments)
         residual, device = self._residual(self.active), self.pipe._execution_device
-        passes = _Passes(strength, uncond_rule, bool(lag))
+        passes = _Passes(1.0 if isinstance(residual, Lora) else strength, uncond_rule, bool(lag))
         if lag:
             each = arguments.get("num_images_per_prompt") or 1
             passes.rule = self._rule(residual, prompt, each, masking_of(lag), device)
             passes.rule.record = return_masks
         with ExitStack() as stack:
-            if residual.vector is not None:
-                tokenizer, encoder = self._towers()[0]
-                stack.enter_context(
-                    token_as(encoder, tokenizer.convert_tokens_to_ids(residual.token), residual.vector.to(device))
-                )
             stack.enter_context(passes.watching(self.pipe.unet))
-            stack.enter_context(localised(self.pipe.unet, passes.routing, passes.rule) if lag else nullcontext())
-            stack.enter_context(attached(self.pipe.unet, residual.bank.to(device), passes.routing))
+            if isinstance(residual, Lora):
+                stack.enter_context(in_towers([encoder for _, encoder in self._towers()], residual.towers, strength))
+                stack.enter_context(confined(self.pipe.unet, residual.unet, passes.routing, passes.rule, strength))
+            else:
+                self._attach(stack, residual, passes, device)
             found = self.pipe(prompt, **arguments)
         return _with_masks(found, passes) if return_masks else found
 
+    def _attach(self, stack: ExitStack, residual: Residual, passes: _Passes, device: torch.device) -> None:
+        if residual.vector is not None:
+            tokenizer, encoder = self._towers()[0]
+            token_id = tokenizer.convert_tokens_to_ids(residual.token)
+            stack.enter_context(token_as(encoder, token_id, residual.vector.to(device)))
+        masked = nullcontext() if passes.rule is None else localised(self.pipe.unet, passes.routing, passes.rule)
+        stack.enter_context(masked)
+        stack.enter_context(attached(self.pipe.unet, residual.bank.to(device), passes.routing))
+
     def _rule(
         self,
-        residual: Residual,
+        residual: Residual | Lora,
         prompt: str | list[str] | None,
         each: int,
         masking: Masking,
@@ -190,6 +222,7 @@ class PersonalizedPipeline:
         if prompt is None:
             raise PersresError("lag finds the concept in the prompt's words; give prompt, not prompt_embeds")
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_subject(residual, texts)
         tokenizer = self._towers()[0][0]
         tokens = torch.stack([concept_positions(tokenizer, text, residual.phrase) for text in texts])
         tokens = tokens.repeat_interleave(each, 0).to(device)
@@ -199,6 +232,16 @@ class PersonalizedPipeline:
             return [generator("mask", i % len(tokens), pixels) for i in range(2 * len(tokens))]
 
         return guidance_rule(tokens, "mask", masking, draws, unmasked=unmasked.repeat_interleave(each, 0))[1]
+
+
+def check_subject(residual: Residual | Lora, prompts: list[str]) -> None:
+    """Raises PersresError for the first prompt that does not name a LoRA's subject."""
+    for prompt in prompts if isinstance(residual, Lora) else []:
+        if residual.phrase.lower() not in prompt.lower():
+            raise PersresError(
+                f"subject {residual.phrase!r} is not in the prompt {prompt!r}; name it there, or load the file with the subject"
+                " that the prompt names"
+            )
 
 
 def check_base(path: Path, trained_on: str, model: str | None) -> None:

@@ -37,7 +37,10 @@ def base_of(path: Path) -> Base:
     """The base model that a residual was trained on, as its header says."""
     _, info = read_learned(path)
     if info is None or "spec" not in info:
-        raise PersresError(f"{path} does not say which model it was trained on; it is no persres residual")
+        raise PersresError(
+            f"{path} does not say which model it was trained on; it is no persres residual (generate draws with any LoRA if you say"
+            " --subject and --model)"
+        )
     return Base(**info["spec"]["base"])
 
 

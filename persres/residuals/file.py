@@ -67,7 +67,10 @@ def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     tensors, info = read_learned(path)
     if info is None or info.get("format") != FORMAT:
-        raise PersresError(f"{path} is a safetensors file but not a persres residual: its header does not say {FORMAT}")
+        raise PersresError(
+            f"{path} is a safetensors file but not a persres residual: its header does not say {FORMAT}; to load any"
+            " LoRA say subject=, the words of the prompt that name what it learned"
+        )
     parts = {"lora_A": "down", "lora_B": "up"}
     state = {TOKEN: tensors.pop(TOKEN).float()} if TOKEN in tensors else {}
     for key, value in tensors.items():
