@@ -304,9 +304,8 @@ def beyond(
 
 
 @app.command()
-def real_classes(
-    photos: Annotated[Path, typer.Argument(help="holds a folder a subject, and prompts_and_classes.txt")], out: Out = DATA
-    """The macro class found on real photos by a classifier from PyPI (docs/beyond.md says which to install)."""
+def real_classes(photos: Path, out: Out = DATA) -> None:
+    """The macro class found on real photos, a folder a subject, by a classifier from PyPI (docs/beyond.md)."""
     from persres.evidence.beyond.real_nouns import measure_photos
 
     print(measure_photos(photos, photos / "prompts_and_classes.txt", out))

@@ -234,11 +234,14 @@ class Drawing(Section):
 
     variant: str | None = None
     strength: float = Field(1.0, ge=0)  # times ΔW; 0 leaves V* alone in the prompt
-    lag: bool = False
-    mask: Literal["median", "inverted", "random", "disk"] = "median"  # all but the first, the paper's, are controls
-    mask_blocks: tuple[str, ...] = Field(
-        (), strict=False
-    )  # whose attention masks all blocks; none: each its own (paper)
+    lag: bool | Literal["auto"] = False  # true: the paper's masks, but for what the next six say; auto: ours
+    mask: Literal["median", "otsu", "soft", "quantile"] = "median"  # how a map of attention is cut (paper: median)
+    mask_area: float = Field(0.5, gt=0, lt=1)  # quantile: share of the picture that is marked
+    # whose attention masks all blocks: none, each its own (paper); confident, all blocks, weighted by how sure their maps are
+    mask_blocks: Annotated[tuple[str, ...], Field(strict=False)] | Literal["confident"] = ()
+    mask_smooth: float = Field(0.0, ge=0, lt=1)  # share of the map of the steps before that is kept
+    mask_control: Literal["disk", "random", "inverted"] | None = None  # the same area, without looking
+    mask_when: Literal["always", "scenes", "sure"] = "always"  # scenes: not where the prompt asks for another look
     other_concept: bool = False  # a control: the next concept's residual in place of its own
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
@@ -254,8 +257,17 @@ class Drawing(Section):
     def _lag(self) -> Drawing:
         if self.lag and self.variant is None:
             raise ValueError("lag: true needs a residual to localise; say variant: <a training variant>")
-        if (self.mask != "median" or self.mask_blocks) and not self.lag:
-            raise ValueError("mask and mask_blocks have no effect without lag: true")
+        said = [
+            name
+            for name, field in Drawing.model_fields.items()
+            if name.startswith("mask") and getattr(self, name) != field.default
+        ]
+        if said and self.lag is not True:
+            raise ValueError(f"{', '.join(said)}: no effect without lag: true (lag: auto has masks of its own)")
+        if self.mask_area != 0.5 and self.mask != "quantile":
+            raise ValueError("mask_area has no effect without mask: quantile")
+        if self.mask_when == "sure" and self.mask_blocks != "confident":
+            raise ValueError("mask_when: sure asks the blocks' confidence; say mask_blocks: confident")
         if self.variant is None and (self.other_concept or self.strength != 1.0):
             raise ValueError("other_concept and strength need something learned; say variant: <a training variant>")
         return self

@@ -31,7 +31,7 @@ from persres.places import located
 from persres.residuals.bank import ResidualBank, Routing, attached
 from persres.residuals.file import load_bank, load_residual, load_token
 from persres.sampling.lag import UNCOND_RULES, MaskRule, guidance_rule, localised
-from persres.sampling.masks import mask_named
+from persres.sampling.masking import Masking, masking_of, masks_prompt
 from persres.seeding import generator
 
 
@@ -141,10 +141,8 @@ class PersonalizedPipeline:
         self,
         prompt: str | list[str] | None = None,
         *,
-        lag: bool = False,
+        lag: bool | str | Masking = False,
         strength: float = 1.0,
-        mask: str = "median",
-        mask_blocks: tuple[str, ...] = (),
         uncond_rule: str = "mask",
         return_masks: bool = False,
         **arguments: Any,
@@ -152,7 +150,8 @@ class PersonalizedPipeline:
         """Draw with the active residual, or with none as the pipeline does.
 
         ``lag``: only where the attention of V* and its class lies; the prompt must then name both (``residuals[name].phrase``).
-        ``strength`` scales the residual. ``mask``, ``mask_blocks`` and ``uncond_rule`` are those of ``sample.methods``.
+        True takes the paper's masks, ``"auto"`` ours, a :class:`persres.sampling.masking.Masking` its own.
+        ``strength`` scales the residual, ``uncond_rule`` is that of ``sample.methods``.
         ``return_masks`` gives a :class:`PersonalizedOutput`; everything else goes to the pipeline.
 
         Raises PersresError where LAG has no prompt text to find the concept in, or nothing is loaded.
@@ -162,11 +161,10 @@ class PersonalizedPipeline:
                 raise PersresError("lag needs a residual; call load_residual or set_residual first")
             return self.pipe(prompt, **arguments)
         residual, device = self._residual(self.active), self.pipe._execution_device
-        passes = _Passes(strength, uncond_rule, lag)
+        passes = _Passes(strength, uncond_rule, bool(lag))
         if lag:
-            passes.rule = self._rule(
-                residual, prompt, arguments.get("num_images_per_prompt") or 1, mask, mask_blocks, device
-            )
+            each = arguments.get("num_images_per_prompt") or 1
+            passes.rule = self._rule(residual, prompt, each, masking_of(lag), device)
             passes.rule.record = return_masks
         with ExitStack() as stack:
             if residual.vector is not None:
@@ -185,8 +183,7 @@ class PersonalizedPipeline:
         residual: Residual,
         prompt: str | list[str] | None,
         each: int,
-        mask: str,
-        sources: tuple[str, ...],
+        masking: Masking,
         device: torch.device,
     ) -> MaskRule:
         """Where V* and class stand in every prompt, as the batch orders them: a prompt's pictures side by side."""
@@ -196,11 +193,12 @@ class PersonalizedPipeline:
         tokenizer = self._towers()[0][0]
         tokens = torch.stack([concept_positions(tokenizer, text, residual.phrase) for text in texts])
         tokens = tokens.repeat_interleave(each, 0).to(device)
+        unmasked = torch.tensor([not masks_prompt(masking, text, residual.phrase) for text in texts], device=device)
 
         def draws(pixels: int) -> list[torch.Generator]:
             return [generator("mask", i % len(tokens), pixels) for i in range(2 * len(tokens))]
 
-        return guidance_rule(tokens, "mask", mask_named(mask), tuple(sources), draws)[1]
+        return guidance_rule(tokens, "mask", masking, draws, unmasked=unmasked.repeat_interleave(each, 0))[1]
 
 
 def check_base(path: Path, trained_on: str, model: str | None) -> None:
@@ -225,6 +223,7 @@ class _Passes:
         self.strength, self.uncond_rule, self.lag = strength, uncond_rule, lag
         self.routing, self.rule = Routing.everywhere(1), None
         self.conditional: torch.Tensor | None = None  # the tokens of one sample each
+        self.unmasked: torch.Tensor | None = None  # those that are not masked at all
         self.size, self.guided = (0, 0), False
 
     @contextmanager
@@ -249,11 +248,12 @@ class _Passes:
     def _masked(self, n: int) -> Routing:
         rule = self.rule
         if self.conditional is None:
-            self.conditional = rule.tokens[: len(rule.tokens) // 2]
+            half = len(rule.tokens) // 2
+            self.conditional, self.unmasked = rule.tokens[:half], rule.everywhere[half:]
         count = len(self.conditional)
         self.guided = n == 2 * count
         if self.guided:
-            routing, fitted = guidance_rule(self.conditional, self.uncond_rule)
+            routing, fitted = guidance_rule(self.conditional, self.uncond_rule, unmasked=self.unmasked)
             rule.tokens, rule.mask_from, rule.everywhere = fitted.tokens, fitted.mask_from, fitted.everywhere
             return routing
         if n != count:
@@ -262,7 +262,7 @@ class _Passes:
             )
         device = self.conditional.device
         rule.tokens, rule.mask_from = self.conditional, torch.arange(n, device=device)
-        rule.everywhere = torch.zeros(n, dtype=torch.bool, device=device)
+        rule.everywhere = self.unmasked
         return Routing.everywhere(n, device)
 
 

@@ -160,7 +160,7 @@ def _sample(profile: Profile, concepts: int, prompts: int, rates: Rates | None) 
         drawn = concepts if drawing.variant is None else _learned(profile.train.variant(drawing.variant), concepts)
         every = prompts if drawing.prompts is None else min(prompts, drawing.prompts * concepts)
         count = every * drawn // concepts * drawing.images_per_prompt
-        units, images, masks = units + drawn, images + count, masks + count * drawing.lag
+        units, images, masks = units + drawn, images + count, masks + count * bool(drawing.lag)
         if rates is not None:
             seconds += count * (rates.image_lag_s if drawing.lag else rates.image_s) * drawing.steps / IMAGE_STEPS
     pixels = prod((profile.base.resolution, profile.base.resolution, 3))  # a PNG is at most about its raw pixels

@@ -14,9 +14,19 @@ from persres.models.prompts import concept_positions
 from persres.residuals.bank import ResidualBank, Routing, attached, merged
 from persres.runs.specs import Item
 from persres.sampling.lag import MaskRule, guidance_rule, localised, mean_mask
-from persres.sampling.masks import mask_named
+from persres.sampling.masking import AUTO, Masking, masks_prompt
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
+
+
+def masking_from(drawing: Drawing) -> Masking:
+    """The masking that a drawing asks for: ``lag: auto`` is ours, else what it says, the paper's if nothing."""
+    if drawing.lag == "auto":
+        return AUTO
+    blocks = drawing.mask_blocks
+    return Masking(
+        drawing.mask, drawing.mask_area, blocks, drawing.mask_smooth, drawing.mask_control, drawing.mask_when
+    )
 
 
 def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple[Routing, MaskRule]:
@@ -27,8 +37,9 @@ def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple
 
     positions = [concept_positions(diffusion.tokenizer, i.prompt, i.phrase) for i in items]
     tokens = torch.stack(positions).to(diffusion.unet.device)
-    mask = mask_named(drawing.mask)
-    routing, rule = guidance_rule(tokens, drawing.uncond_rule, mask, drawing.mask_blocks, draws, record=True)
+    masking = masking_from(drawing)
+    unmasked = torch.tensor([not masks_prompt(masking, i.prompt, i.phrase) for i in items], device=tokens.device)
+    routing, rule = guidance_rule(tokens, drawing.uncond_rule, masking, draws, record=True, unmasked=unmasked)
     rule.steps = drawing.steps
     return routing, rule
 

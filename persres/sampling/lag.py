@@ -21,7 +21,8 @@ from torch import nn
 
 from persres.errors import PersresError
 from persres.residuals.bank import Routing
-from persres.sampling.masks import Draws, Mask, median
+from persres.sampling.masking import CONFIDENT, PAPER, Masking, blended, confidence
+from persres.sampling.masks import Draws
 
 UNCOND_RULES = ("mask", "base", "full")
 
@@ -39,45 +40,66 @@ class MaskRule:
     mask_from: torch.Tensor
     everywhere: torch.Tensor
     record: bool = False
-    mask: Mask = median
+    masking: Masking = PAPER
     draws: Draws | None = None  # for masks that draw at random
-    sources: tuple[str, ...] = ()  # blocks whose attention decides for all; none: each block by its own (the paper)
-    latest: dict[str, torch.Tensor] = field(default_factory=dict)  # by source, in the newest pass that reached it
+    newest: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its newest map [n, h, w]
+    trust: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [n]
     seen: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [n, pixels]
+    before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [n, h, w]
     steps: int = 0
 
-    def finish(self, path: str, attention: torch.Tensor) -> torch.Tensor:
-        """The mask [n, pixels] of a layer from the concept's attention [n, pixels]."""
-        if self.sources:
-            attention = self._shared(path.removesuffix(".proj_out"), attention)
-        mask = self.mask(attention, self.draws)[self.mask_from]
+    def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """The mask [n, pixels] of a layer from the concept's attention [n, pixels] of this height and width."""
+        block = path.removesuffix(".proj_out")
+        own = self._smoothed(block, attention.float().unflatten(1, shape))
+        if self.masking.listens_to(block):
+            self.newest[block] = own
+            if self.masking.blocks == CONFIDENT:
+                self.trust[block] = confidence(own)
+        mask = self.mask_at(shape, own)
         if self.record:
             self.seen[path] = self.seen.get(path, 0) + mask
+        return mask
+
+    def mask_at(self, shape: tuple[int, int], own: torch.Tensor | None = None) -> torch.Tensor:
+        """The mask [n, pixels] at a height and width: by the shared map, or by a block's ``own`` [n, h, w] where each has its own
+        or nothing is shared yet. Blocks before the first source take the maps of the sampling step before; in the very first step,
+        their own. Without either, everything."""
+        n = len(self.mask_from)
+        if not (self.masking.shared and self.newest):
+            if own is None:
+                return torch.ones(n, shape[0] * shape[1], device=self.mask_from.device)
+            found = own.flatten(1)
+        else:
+            found = blended(list(self.newest.values()), list(self.trust.values()) or None, shape)
+        mask, unsure = self.masking.cut(found, shape, self.draws), self.masking.unsure(list(self.trust.values()))
+        if unsure is not None:
+            mask = torch.where(unsure[:, None], torch.ones_like(mask), mask)
+        mask = mask[self.mask_from]
         return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
 
-    def _shared(self, block: str, attention: torch.Tensor) -> torch.Tensor:
-        """The sources' newest maps, brought to this block's size and averaged. Blocks before the first source
-        take the maps of the sampling step before; in the very first step, their own."""
-        if block in self.sources:
-            self.latest[block] = attention
-        if not self.latest:
-            return attention
-        side = round(attention.shape[1] ** 0.5)
-        return torch.stack([_resized(m / m.mean(1, keepdim=True), side) for m in self.latest.values()]).mean(0)
+    def _smoothed(self, block: str, own: torch.Tensor) -> torch.Tensor:
+        """The block's map with its share of the steps before."""
+        if not self.masking.smooth:
+            return own
+        before = self.before.get(block)
+        self.before[block] = own if before is None else torch.lerp(own, before, self.masking.smooth)
+        return self.before[block]
 
 
 def guidance_rule(
     tokens: torch.Tensor,
     uncond_rule: str,
-    mask: Mask = median,
-    sources: tuple[str, ...] = (),
+    masking: Masking = PAPER,
     draws: Draws | None = None,
     record: bool = False,
+    unmasked: torch.Tensor | None = None,
 ) -> tuple[Routing, MaskRule]:
     """How a guided batch [unconditional; conditional] takes the residual, in one place.
 
     ``tokens`` [n, length] are the conditional half's. The conditional branch is masked by its own attention. The unconditional
     one, of which the paper doesn't speak, takes under ``mask`` its partner's mask, under ``base`` no residual, under ``full`` the whole.
+    ``unmasked`` bool [n]: pictures that take the residual everywhere.
     Raises PersresError for another rule.
     """
     if uncond_rule not in UNCOND_RULES:
@@ -86,17 +108,12 @@ def guidance_rule(
     routing = Routing.everywhere(2 * n, device)
     routing.weight[:n] = 0.0 if uncond_rule == "base" else 1.0
     everywhere = torch.zeros(2 * n, dtype=torch.bool, device=device)
-    everywhere[:n] = uncond_rule == "full"
+    if unmasked is not None:
+        everywhere[:] = torch.cat([unmasked, unmasked])
+    everywhere[:n] |= uncond_rule == "full"
     partner = torch.arange(n, 2 * n, device=device)
     both, mask_from = torch.cat([tokens, tokens]), torch.cat([partner, partner])
-    return routing, MaskRule(both, mask_from, everywhere, record, mask, draws, sources)
-
-
-def _resized(maps: torch.Tensor, side: int) -> torch.Tensor:
-    own = round(maps.shape[1] ** 0.5)
-    square = maps.float().view(len(maps), 1, own, own)
-    mode = "bilinear" if side > own else "area"  # no ties inside a coarse cell, so that a finer mask has its half
-    return nn.functional.interpolate(square, size=(side, side), mode=mode).flatten(1).to(maps.dtype)
+    return routing, MaskRule(both, mask_from, everywhere, record, masking, draws)
 
 
 class ConceptAttention:
@@ -127,14 +144,14 @@ def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[Non
     """Within the context each forward pass fills ``routing.masks`` just before the block's output
     projection needs it. The attention processors of before return on exit."""
     before: list[tuple[Attention, object]] = []
-    handles = []
+    handles: list = []
     _check_sources(unet, rule)
     try:
         for path, module in unet.named_modules():
             if isinstance(module, Transformer2DModel):
                 layers = [block.attn2 for block in module.transformer_blocks]
                 before += [(layer, layer.processor) for layer in layers]
-                handles.append(_watch(f"{path}.proj_out", module, layers, routing, rule))
+                handles += _watch(f"{path}.proj_out", module, layers, routing, rule)
         yield
     finally:
         for layer, processor in before:
@@ -146,19 +163,24 @@ def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[Non
 
 def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
     known = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
-    unknown = [block for block in rule.sources if block not in known]
+    named = () if rule.masking.blocks == CONFIDENT else rule.masking.blocks
+    unknown = [block for block in named if block not in known]
     if unknown:
         raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(known)}")
 
 
-def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule):
+def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule) -> list:
     maps: list[torch.Tensor] = []
+    shape: list[int] = []
 
     def report(weights: torch.Tensor) -> None:
         maps.append(torch.einsum("npt,nt->np", weights, rule.tokens.to(weights.dtype)))
 
+    def before_block(_module: nn.Module, args: tuple, named: dict) -> None:
+        shape[:] = (args[0] if args else named["hidden_states"]).shape[-2:]
+
     def before_proj_out(_module: nn.Module, _args: tuple) -> None:
-        routing.masks[path] = rule.finish(path, torch.stack(maps).mean(0))
+        routing.masks[path] = rule.finish(path, torch.stack(maps).mean(0), (shape[0], shape[1]))
         maps.clear()
 
     for layer in layers:
@@ -167,7 +189,8 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
                 f"{path}: this cross-attention normalises its inputs; LAG knows Stable Diffusion's plain one only"
             )
         layer.set_processor(ConceptAttention(report))
-    return module.proj_out.register_forward_pre_hook(before_proj_out)
+    entry = module.register_forward_pre_hook(before_block, with_kwargs=True)
+    return [entry, module.proj_out.register_forward_pre_hook(before_proj_out)]
 
 
 def mean_mask(rule: MaskRule, samples: slice, size: int) -> torch.Tensor:
