@@ -12,7 +12,7 @@ from test_residuals import inputs, random_bank
 from persres.config import Drawing
 from persres.errors import PersresError
 from persres.sampling.lag import guidance_rule
-from persres.sampling.masking import AUTO, PAPER, Masking, confidence, masking_of
+from persres.sampling.masking import AUTO, PAPER, SHARPNESS, Masking, confidence, masking_of
 from persres.sampling.masks import CONTROLS, MASKS, central_disk, largest, median, otsu, quantile, soft, upper_half
 
 SQUARE = (8, 8)
@@ -173,7 +173,7 @@ def test_the_confident_blend_is_the_weighted_mean_by_hand():
     shape, sample = (8, 8), 3
     total, weights = torch.zeros(64), 0.0
     for maps in rule.newest.values():
-        weight = float(confidence(maps)[sample]) ** 2
+        weight = float(confidence(maps)[sample]) ** SHARPNESS
         size = torch.nn.functional.interpolate(maps[sample][None, None], size=shape, mode="bilinear")[0, 0]
         total, weights = total + weight * (size / maps[sample].mean()).flatten(), weights + weight
     last = [path for path, mask in masks.items() if mask.shape[1] == 64][-1]
