@@ -111,7 +111,7 @@ def plan(params: Params = None, profile: Profile = None, data: Data = DATA) -> N
 def personalize(
     photos: Annotated[Path, typer.Argument(help="a folder with 3 to 15 photos of one thing")],
     macro_class: Annotated[
-        str | None, typer.Option("--class", help="what the thing is, e.g. dog; if left out, the nearest WordNet noun")
+        str | None, typer.Option("--class", help="what the thing is, e.g. dog; if left out, it is found by itself")
     ] = None,
     name: Annotated[str | None, typer.Option(help="the concept's name; if left out, the folder's")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="with {} where the thing goes; may be given again")] = None,
@@ -305,6 +305,14 @@ def beyond(
 
     for name in part or NAMES:
         print(run_part(name, Run(_params(params), work, device), out))
+
+
+@app.command()
+def real_classes(photos: Path, out: Out = DATA) -> None:
+    """The macro class found on real photos, a folder a subject, by a classifier from PyPI (docs/beyond.md)."""
+    from persres.evidence.beyond.real_nouns import measure_photos
+
+    print(measure_photos(photos, photos / "prompts_and_classes.txt", out))
 
 
 @app.command()

@@ -22,7 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
 
-ClassSource = Literal["chosen", "dataset", "wordnet"]  # what macro_class decided, the dataset's word, the nearest noun
+# what macro_class decided, the dataset's word, the nearest noun (paper), the class found by itself
+ClassSource = Literal["chosen", "dataset", "wordnet", "found"]
 
 
 class Section(BaseModel):
@@ -89,14 +90,39 @@ class Fetch(Section):
         return self
 
 
+class Finder(Section):
+    """How the class is found by itself (persres/metrics/found_class.py)."""
+
+    templates: tuple[str, ...] = Field(
+        ("{}", "a photo of a {}"), min_length=1, strict=False
+    )  # put to CLIP's text tower
+    judge: bool = True  # the base model judges the likeliest names; else photos, prompts and WordNet alone
+    prompt: str = "a photo of a {}"  # what it judges them in
+    keep: int = Field(8, ge=1)  # names that it judges
+    draws: int = Field(4, ge=1)  # noise levels of each photo
+    batch_size: int = Field(8, ge=1)
+
+
 class MacroClass(Section):
     """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun a line."""
 
-    source: Literal["dataset", "wordnet"] = "dataset"
+    source: Literal["dataset", "wordnet", "found"] = "dataset"
     candidates: str = "wordnet"
     nearest: bool = False  # look for the nearest noun even where the dataset's class is used, and report it
     template: str = "{}"  # how a candidate is put to the CLIP text tower
     batch_size: int = Field(512, ge=1)
+    found: bool = False  # find the class too where another is used, and report it
+    finder: Finder = Finder()
+
+    @property
+    def looks_for(self) -> bool:
+        """Whether CLIP is asked for nouns at all."""
+        return self.nearest or self.finds or self.source == "wordnet"
+
+    @property
+    def finds(self) -> bool:
+        """Whether the class is found by itself, to use or to report."""
+        return self.found or self.source == "found"
 
 
 class ClassImageSettings(Section):

@@ -43,7 +43,7 @@ def personalize(
 ) -> Path:
     """Train, draw and leave ``<name>.safetensors``, ``<name>.png`` and ``README.md``; returns their folder.
 
-    Without ``macro_class`` the nearest WordNet noun is taken, without ``name`` the folder's, without ``prompts`` neutral ones,
+    Without ``macro_class`` it is found by itself (persres/metrics/found_class.py) and logged with its confidence, without ``name`` the folder's, without ``prompts`` neutral ones,
     without ``out`` ``personal/<name>``, without ``params`` ./params.yaml or else the package's.
 
     Raises PersresError naming the photo, prompt, profile or model that is wrong, before anything is written.
@@ -127,7 +127,7 @@ def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> P
     """The chosen profile's models and training, on this one concept, with few pictures."""
     from persres.methods.common.registry import make_profile
 
-    macro = {"source": "wordnet" if look_for_class else "dataset", "nearest": look_for_class}
+    macro = {"source": "found" if look_for_class else "dataset", "nearest": False, "found": False}
     settings = profile.model_dump(include={"base", "encoders", "runtime"}) | {
         "fetch": {"dataset": "folder", "folder": str(photos), "concepts": (name,)},
         "macro_class": profile.macro_class.model_dump() | macro,

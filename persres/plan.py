@@ -82,7 +82,7 @@ def make_plan(profile: Profile, rates: Rates) -> list[Line]:
     concepts, prompts = dataset_named(profile.fetch.dataset).size(profile.fetch)
     covered = rates if profile.base.resolution == RESOLUTION else None
     sample = _sample(profile, concepts, prompts, covered)
-    nouns = profile.macro_class.nearest or profile.macro_class.source == "wordnet"
+    nouns = profile.macro_class.looks_for
     return [
         Line("fetch", concepts, unknown="size of the photos"),
         Line("macro_class", concepts, hours=None if nouns else 0.0, unknown="time" if nouns else ""),

@@ -69,12 +69,13 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     assert Image.open(out / "beach.png").size == (32, 32)
 
 
-def test_without_a_class_the_nearest_noun_is_taken(tiny_params, photos, tmp_path, capsys):
+def test_without_a_class_it_is_found_and_told_with_its_confidence(tiny_params, photos, tmp_path, capsys):
     out = tmp_path / "out"
     (photos / "c.jpg").unlink()
     assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
     said = capsys.readouterr().out
     assert "only 2 photo(s)" in said
+    assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", said), "with what comes next"
     _, info = load_residual(out / "cup-1.safetensors")
     assert info["spec"]["macro_class"] in ("mug", "robot", "cat"), "from nouns.txt"
     assert f"sks {info['spec']['macro_class']}" in (out / "README.md").read_text()
@@ -135,5 +136,5 @@ def test_the_profile_keeps_its_models_and_training_and_no_benchmark(repo, tmp_pa
     assert (own.base, own.encoders) == (mini.base, mini.encoders)
     assert own.train.variant("ours") == mini.train.variant("ours")
     assert own.score.judge is None and own.fetch.dataset == "folder" and own.macro_class.source == "dataset"
-    assert derive(mini, "dog", tmp_path, look_for_class=True).macro_class.source == "wordnet"
+    assert derive(mini, "dog", tmp_path, look_for_class=True).macro_class.source == "found"
     assert list(derive(load_profile(repo / "params.yaml", "tables"), "dog", tmp_path, False).train.variants) == ["ours"]

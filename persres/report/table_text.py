@@ -38,8 +38,16 @@ def notes_of(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
         lines.append(
             f"Nearest-noun candidates: {found['candidate_count']} from {found['candidates']}; the nearest is the dataset's class for {agree} of {len(found['concepts'])}."
         )
+    if all("found" in entry for entry in found["concepts"].values()):
+        lines.append(_found_line(found["concepts"]))
     lines += [f"{column}: {text}" for column, text in COLUMNS.items() if column in columns]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _found_line(concepts: dict) -> str:
+    agree = sum(e["found"] == e["dataset"] for e in concepts.values())
+    sure = ", ".join(f"{name} {e['found']} ({e['confidence']:.0%})" for name, e in concepts.items())
+    return f"The class found by itself is the dataset's for {agree} of {len(concepts)}; with its confidence: {sure}."
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -32,6 +32,7 @@ ORCHESTRATION = (
     "persres.methods.common.registry",
     "persres.methods.common.base",
     "persres.datasets.registry",
+    "persres.evidence.beyond.part",
 )
 
 # The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.

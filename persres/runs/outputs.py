@@ -73,16 +73,16 @@ def scores_path(data: Path) -> Path:
 
 
 def read_macro_classes(context: Context, source: str = "chosen") -> dict[str, str]:
-    """The class by concept: the chosen one, the ``dataset``'s, or the nearest ``wordnet`` noun.
+    """The class by concept: the chosen one, the ``dataset``'s, the nearest ``wordnet`` noun, or the one ``found`` by itself.
 
-    Raises PersresError where nearest nouns are asked for and were not looked for.
+    Raises PersresError where nouns are asked for that were not looked for.
     """
     path = context.data / "macro_class" / CLASSES
     if not path.exists():
         raise PersresError(f"no {path}; run the macro_class stage first")
     found = json.loads(path.read_text())
     key = {"wordnet": "nearest"}.get(source, source)
-    classes = {name: entry[key] for name, entry in found["concepts"].items()}
+    classes = {name: entry.get(key) for name, entry in found["concepts"].items()}
     if None in classes.values():
-        raise PersresError("class_source: wordnet needs the nearest nouns; say macro_class.nearest: true")
+        raise PersresError(f"class_source: {source} needs nouns that were not looked for; say macro_class.{key}: true")
     return classes

@@ -1,26 +1,34 @@
-"""macro_class: what each concept is called -> ``data/macro_class/macro_class.json`` (paper 3.2, appendix B)."""
+"""macro_class: what each concept is called -> ``data/macro_class/macro_class.json`` (paper 3.2, appendix B).
+
+The dataset's word, the nearest noun (the paper's way), or the class found by itself (persres/metrics/found_class.py).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 from persres.config import MacroClass
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.datasets.wordnet import load_candidates
+from persres.errors import PersresError
 from persres.images import load_photo
 from persres.metrics.clip_scores import load_clip
+from persres.metrics.found_class import Found, finder_of
 from persres.metrics.nouns import nearest_nouns, noun_features
+from persres.models.diffusion import load_diffusion
 from persres.runs.context import Context
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 from persres.runs.outputs import CLASSES
 
 log = logging.getLogger(__name__)
+UNSURE = 0.5  # below this confidence a found class is probably not what a person would say
 
 
 def macro_class(context: Context) -> None:
-    """Publish the chosen class of every concept, and the nearest nouns where they were looked for."""
+    """Publish the chosen class of every concept, and the nearest nouns and found classes where they were looked for."""
     settings = context.profile.macro_class
     with stage_lock(context.work, "macro_class"), publishing(context.data / "macro_class") as folder:
         found = _classes(context, settings)
@@ -28,33 +36,67 @@ def macro_class(context: Context) -> None:
     for name, entry in found["concepts"].items():
         said = name, entry["chosen"], entry["dataset"], entry["nearest"]
         log.info("macro_class: %s: %s (dataset %s, nearest %s)", *said)
+        if settings.finds:
+            _tell(name, entry, used=settings.source == "found")
+
+
+def _tell(name: str, entry: dict, used: bool) -> None:
+    others = ", ".join(f"{noun} {share:.0%}" for noun, share in entry["found_top"][1:4])
+    sure = entry["confidence"], entry["agreement"], others or "nothing else"
+    log.info("macro_class: %s: found %s, confidence %.0f%%, by %.0f%% of the photos alone; then %s", name, entry["found"],
+             100 * sure[0], 100 * sure[1], sure[2])  # fmt: skip
+    if used and entry["confidence"] < UNSURE:
+        log.warning("macro_class: %s: not sure that this is %r; say --class, or macro_class in concept.json, if it is not",
+                    name, entry["found"])  # fmt: skip
 
 
 def _classes(context: Context, settings: MacroClass) -> dict:
-    looked_for = settings.source == "wordnet" or settings.nearest
-    nouns: list[str] = []
-    if looked_for:
-        encoder = load_clip(context.profile.encoders.clip, context.profile.runtime.device)
-        nouns = load_candidates(settings.candidates)
-        features = noun_features(
-            context.profile.encoders.clip,
-            settings.template,
-            settings.candidates,
-            context.work,
-            context.profile.runtime.device,
-            settings.batch_size,
-        )
+    nouns = load_candidates(settings.candidates) if settings.looks_for else []
+    looks = _looks(context, settings, nouns) if nouns else []
     concepts = {}
     for concept, folder in read_concepts(context.data / "concepts"):
-        entry = {"dataset": concept.macro_class, "nearest": None, "chosen": concept.macro_class}
-        if looked_for:
-            photos = [load_photo(path) for path in reference_photos(folder)]
-            entry |= nearest_nouns(encoder, photos, nouns, features)
-        entry["chosen"] = entry["nearest"] if settings.source == "wordnet" else concept.macro_class
-        concepts[concept.name] = entry
+        entry = {"dataset": concept.macro_class, "nearest": None}
+        photos = [load_photo(path) for path in reference_photos(folder)] if looks else []
+        for look in looks:
+            entry |= look(photos)
+        key = {"wordnet": "nearest"}.get(settings.source, settings.source)
+        concepts[concept.name] = entry | {"chosen": entry[key]}
     return {
         "source": settings.source,
         "candidates": settings.candidates,
         "candidate_count": len(nouns),
         "concepts": concepts,
     }
+
+
+def _looks(context: Context, settings: MacroClass, nouns: list[str]) -> list:
+    """What is asked of each concept's photos: functions of them that give a part of its entry."""
+    device, clip = context.profile.runtime.device, context.profile.encoders.clip
+    encoder = load_clip(clip, device)
+
+    def features(template: str):
+        return noun_features(clip, template, settings.candidates, context.work, device, settings.batch_size)
+
+    near = features(settings.template)
+    looks = [lambda photos: nearest_nouns(encoder, photos, nouns, near)]
+    if settings.finds:
+        base = context.profile.base
+        diffusion = load_diffusion(base, device, context.profile.runtime.offload) if settings.finder.judge else None
+        found = finder_of(
+            settings.finder,
+            encoder,
+            nouns,
+            [features(t) for t in settings.finder.templates],
+            diffusion,
+            base.resolution,
+        )
+        looks.append(lambda photos: _named(found(photos), settings.candidates).entry())
+    return looks
+
+
+def _named(found: Found | None, candidates: str | Path) -> Found:
+    if found is None:
+        raise PersresError(
+            f"macro_class.candidates: nothing in {candidates} is a thing that a photo can show; add nouns such as dog"
+        )
+    return found

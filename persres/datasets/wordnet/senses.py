@@ -1,0 +1,120 @@
+"""What WordNet 3.0 knows of its nouns beside their spelling: senses, how often each was met, and what each is a kind of.
+
+``senses.txt.xz`` is made from Debian's ``wordnet-base`` 1:3.0-37 (licence: LICENSE beside this) by :func:`write_senses`. A line a
+noun, in the order of ``nouns.txt.xz``: its synsets by number, the commonest first, each with its count in the tagged texts where it
+has one (``cntlist.rev``), as ``number:count``. Then a blank line, and a line a synset: the lexicographer's file, then its hypernyms.
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from persres.datasets.wordnet import load_nouns
+
+SYNSETS = 82_115
+# Lexicographer files (lexnames(5WN)) of what a photo can be of: animal, artifact, body, food, natural object, person, plant.
+SHOWN = frozenset({5, 6, 8, 13, 17, 18, 20})
+
+
+@dataclass(frozen=True)
+class Sense:
+    """One meaning of a noun: its synset's number, its place among the noun's meanings (0 the commonest), how often it was met."""
+
+    synset: int
+    place: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Senses:
+    """All nouns' senses, and for each synset its lexicographer file and hypernyms (instances' classes too)."""
+
+    senses: dict[str, tuple[Sense, ...]]
+    file: tuple[int, ...]
+    hypernyms: tuple[tuple[int, ...], ...]
+    _above: dict[int, frozenset[int]] = field(default_factory=dict)
+    _sizes: list[int] = field(default_factory=list)
+
+    def shown(self, noun: str) -> dict[int, float]:
+        """The noun's senses that a photo can show, each with its share of the noun's use; empty for a word that has none.
+        A sense that was never met counts as met once, divided by its place."""
+        weights = {
+            s.synset: (s.count + 1) / (s.place + 1) for s in self.senses.get(noun, ()) if self.can_show(s.synset)
+        }
+        return {synset: weight / sum(weights.values()) for synset, weight in weights.items()}
+
+    def can_show(self, synset: int) -> bool:
+        """Whether a photo can be of it."""
+        return self.file[synset] in SHOWN
+
+    def above(self, synset: int) -> frozenset[int]:
+        """The synset and everything that it is a kind of."""
+        if synset not in self._above:
+            found = frozenset({synset}).union(*(self.above(h) for h in self.hypernyms[synset]))
+            self._above[synset] = found
+        return self._above[synset]
+
+    def sizes(self) -> list[int]:
+        """How many synsets each holds, itself among them. Counted once."""
+        if not self._sizes:
+            self._sizes.extend([0] * len(self.file))
+            for synset in range(len(self.file)):
+                for above in self.above(synset):
+                    self._sizes[above] += 1
+        return self._sizes
+
+
+@lru_cache(maxsize=1)
+def load_senses() -> Senses:
+    """Read the table, once a process (about a second)."""
+    packed = files("persres.datasets.wordnet").joinpath("senses.txt.xz").read_bytes()
+    nouns, synsets = lzma.decompress(packed).decode().split("\n\n")
+    rows = [tuple(map(int, line.split())) for line in synsets.splitlines()]
+    senses = {noun: _senses(line) for noun, line in zip(load_nouns(), nouns.splitlines(), strict=True)}
+    return Senses(senses, tuple(row[0] for row in rows), tuple(row[1:] for row in rows))
+
+
+def _senses(line: str) -> tuple[Sense, ...]:
+    parts = (entry.partition(":") for entry in line.split())
+    return tuple(Sense(int(synset), place, int(count or 0)) for place, (synset, _, count) in enumerate(parts))
+
+
+def write_senses(wordnet: Path, out: Path) -> None:
+    """Make the table from a folder with WordNet 3.0's ``data.noun``, ``index.noun`` and ``cntlist.rev`` (Debian: /usr/share/wordnet)."""
+    numbers, rows = _synsets(wordnet / "data.noun")
+    counts: dict[str, dict[int, int]] = defaultdict(dict)
+    for line in (wordnet / "cntlist.rev").read_text().splitlines():
+        key, place, count = line.split()
+        lemma, _, kind = key.partition("%")
+        if kind.startswith("1:"):
+            counts[lemma][int(place) - 1] = int(count)
+    nouns = {}
+    for line in _entries(wordnet / "index.noun"):
+        lemma, synsets = line.split()[0], line.split()[-int(line.split()[2]) :]
+        known = counts.get(lemma, {})
+        entries = [f"{numbers[s]}:{known[i]}" if i in known else str(numbers[s]) for i, s in enumerate(synsets)]
+        nouns[lemma.replace("_", " ").lower()] = " ".join(entries)
+    text = "\n".join(nouns[noun] for noun in load_nouns()) + "\n\n" + "\n".join(rows) + "\n"
+    out.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def _entries(path: Path) -> list[str]:
+    """The lines of a WordNet file after its licence."""
+    return [line for line in path.read_text(encoding="latin-1").splitlines() if not line.startswith("  ")]
+
+
+def _synsets(path: Path) -> tuple[dict[str, int], list[str]]:
+    """Each synset's number by its offset in data.noun (wndb(5WN)), and its line of the table."""
+    entries = [line.split(" | ")[0].split() for line in _entries(path)]
+    numbers = {entry[0]: number for number, entry in enumerate(entries)}
+    rows = []
+    for entry in entries:
+        pointers = entry[5 + 2 * int(entry[3], 16) :]
+        above = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")]
+        rows.append(" ".join(map(str, [int(entry[1]), *(numbers[a] for a in above)])))
+    return numbers, rows
