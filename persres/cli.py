@@ -155,6 +155,12 @@ def export(
 def generate(
     residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
     prompt: Annotated[list[str], typer.Option(help="with {} where the thing goes; may be given again")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", help="a further residual of the same pictures; prompts then hold {1}, {2} or files' names"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="the folder for the pictures")] = Path("pictures"),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
@@ -168,7 +174,8 @@ def generate(
     """More pictures from a residual, as PNG with their settings inside."""
     from persres.generate import generate as draw_more
 
-    for path in draw_more(residual, tuple(prompt), out, count, seed, lag, strength, steps, cfg_scale, model, device):
+    settings = (count, seed, lag, strength, steps, cfg_scale, model, device, tuple(others or ()))
+    for path in draw_more(residual, tuple(prompt), out, *settings):
         print(path)
 
 

@@ -98,11 +98,9 @@ def test_no_mask_is_the_base_model_and_full_masks_are_the_sum_of_the_residuals(f
     none, _ = together(fresh(), stacked(parts), TOKENS[:2], change=torch.zeros_like)
     full, _ = together(fresh(), stacked(parts), TOKENS[:2], change=torch.ones_like)
     added = fresh()
-    for target, ups, downs in zip(
-        parts[0].targets, zip(*(b.up for b in parts)), zip(*(b.down for b in parts)), strict=True
-    ):
+    for i, target in enumerate(parts[0].targets):
         weight = added.get_submodule(target.path).weight
-        weight += sum(up[0] @ down[0] for up, down in zip(ups, downs, strict=True)).view_as(weight)
+        weight += sum(part.up[i][0] @ part.down[i][0] for part in parts).view_as(weight)
     torch.testing.assert_close(none, base, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(full, run(added, x, t, text), atol=1e-4, rtol=1e-3)
     assert (full - base).abs().max() > 1e-2
