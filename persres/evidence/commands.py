@@ -13,25 +13,15 @@ from pathlib import Path
 from persres.errors import PersresError
 from persres.evidence import pages, report, rivals
 from persres.evidence.beyond import part as beyond
+from persres.evidence.chain import run_profile
 from persres.evidence.provenance import EVIDENCE_CODE, WEIGHTS, provenance
 from persres.evidence.sweep import sweep_table
 from persres.evidence.timing import lag_time
-from persres.pipeline import load_context, run_stage
-from persres.runs.context import Context
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
-from persres.stages import STAGES
 
 log = logging.getLogger(__name__)
 PAGES = (Path("README.md"), Path("docs/results.md"), WEIGHTS / "MODEL_CARD.md")
-
-
-def _chain(profile: str, params: Path, work: Path) -> Context:
-    """All stages of a profile, published below the work folder."""
-    context = load_context(params, profile, work / profile / "data", work)
-    for stage in STAGES:
-        run_stage(stage, context)
-    return context
 
 
 def run_evidence(params: Path, work: Path, out: Path, prompts: int = 240, scenes: int = 300, views: int = 27) -> str:
@@ -40,7 +30,7 @@ def run_evidence(params: Path, work: Path, out: Path, prompts: int = 240, scenes
     ``prompts`` for the base model, ``scenes`` nameable ones and ``views`` of each concept. Raises PersresError; what was
     published before then stands.
     """
-    context = _chain("evidence", params, work)
+    context = run_profile("evidence", params, work)
     started = time.monotonic()
     with stage_lock(context.work, "evidence"), publishing(out / "evidence") as fresh:
         summary = report.quality(context, prompts)
@@ -62,7 +52,7 @@ def run_tables(params: Path, work: Path, out: Path) -> None:
 
 def run_sweep(params: Path, work: Path, out: Path) -> None:
     """The profile ``sweep`` -> ``<out>/sweep``."""
-    context = _chain("sweep", params, work)
+    context = run_profile("sweep", params, work)
     with publishing(out / "sweep") as fresh:
         sweep_table(context, fresh)
 

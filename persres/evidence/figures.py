@@ -58,7 +58,8 @@ def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t
     """Scenes (at most ``count``), their true masks and every block's map of V* and class, side by side."""
     count = min(count, len(case.prompts))
     shown = Case(case.latents[:count], case.truth[:count], case.prompts[:count], case.classes[:count])
-    maps, side = attention_maps(diffusion, shown, token, None, t), case.truth.shape[1]
+    side = case.truth.shape[1]
+    maps = {block: seen.cpu() for block, seen in attention_maps(diffusion, shown, token, None, t).items()}
     pictures = to_images(decode(diffusion.vae, shown.latents))
     figure, axes = plt.subplots(count, 2 + len(maps), figsize=(1.35 * (2 + len(maps)), 1.4 * count), squeeze=False)
     for i in range(count):

@@ -49,8 +49,8 @@ class _Listener(MaskRule):
 
 
 def _listener(tokens: torch.Tensor) -> _Listener:
-    n = len(tokens)
-    return _Listener(tokens, torch.arange(n), torch.zeros(n, dtype=torch.bool))
+    n, device = len(tokens), tokens.device
+    return _Listener(tokens, torch.arange(n, device=device), torch.zeros(n, dtype=torch.bool, device=device))
 
 
 def _positions(diffusion: Diffusion, case: Case, token: str, which: str) -> torch.Tensor:
@@ -63,7 +63,7 @@ def _positions(diffusion: Diffusion, case: Case, token: str, which: str) -> torc
         v = len(diffusion.tokenizer(token, add_special_tokens=False).input_ids)
         keep = {"both": words, "class": words[v:], "v": words[:v]}[which]
         rows.append(torch.zeros_like(found).index_fill_(0, keep, 1.0))
-    return torch.stack(rows)
+    return torch.stack(rows).to(diffusion.unet.device)
 
 
 @torch.no_grad()
@@ -76,18 +76,20 @@ def attention_maps(
     which: str = "both",
     batch: int = 50,
 ) -> dict[str, torch.Tensor]:
-    """Summed attention of each block by layer path, [n, pixels], of the case's latents noised to ``t``."""
+    """Summed attention of each block by layer path, [n, pixels], of the case's latents noised to ``t``, on the model's
+    device."""
     parts: list[dict[str, torch.Tensor]] = []
+    device = diffusion.unet.device
     for rows in torch.arange(len(case.prompts)).split(batch):
         piece = Case(
             case.latents[rows], case.truth[rows], [case.prompts[i] for i in rows], [case.classes[i] for i in rows]
         )
         noise = torch.stack(
             [torch.randn(case.latents.shape[1:], generator=generator("localise", int(i), t)) for i in rows]
-        )
-        times = torch.full((len(rows),), t)
+        ).to(device)
+        times = torch.full((len(rows),), t, device=device)
         text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, piece.prompts)
-        rule, routing = _listener(_positions(diffusion, piece, token, which)), Routing.everywhere(len(rows))
+        rule, routing = _listener(_positions(diffusion, piece, token, which)), Routing.everywhere(len(rows), device)
         with ExitStack() as stack:
             stack.enter_context(localised(diffusion.unet, routing, rule))
             if bank is not None:
@@ -148,7 +150,7 @@ def measure(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]],
         for t in STEPS:
             scores: dict[str, list[torch.Tensor]] = {}
             for case, bank in cases:
-                truth, side = case.truth.flatten(1), case.truth.shape[1]
+                truth, side = case.truth.flatten(1).to(diffusion.unet.device), case.truth.shape[1]
                 for block, maps in attention_maps(diffusion, case, token, bank, t, which).items():
                     large, marked = enlarged(maps, side), enlarged(median(maps), side)
                     scores.setdefault(block, []).append(torch.stack([auc(large, truth), iou(marked, truth)]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from persres.miniworld.captions import noun_phrase
 from persres.miniworld.concepts import CONCEPTS, Concept
 from persres.miniworld.recipe import RECIPE
 from persres.miniworld.render import Rendered, Scene, render
-from persres.miniworld.scenes import scene_at
+from persres.miniworld.scenes import random_look, scene_at
 from persres.miniworld.vocabulary import BACKGROUNDS, STYLES
 from persres.models.diffusion import Diffusion, posterior
 from persres.seeding import seed_from
@@ -47,6 +49,24 @@ def concept_case(diffusion: Diffusion, concept: Concept, count: int, token: str)
         rng = np.random.default_rng(seed_from("localise", concept.name, index))
         drawn.append(render(Scene(concept.look, background), rng))
         prompts.append(f"a photo of a {token} {concept.look.kind} {BACKGROUNDS[background]}")
+    return _case(diffusion, drawn, prompts, [concept.look.kind] * count)
+
+
+def beside_case(diffusion: Diffusion, concept: Concept, count: int, token: str) -> Case:
+    """One concept beside a second object of another class, in places that its references do not show."""
+    elsewhere = [name for name in BACKGROUNDS if name not in concept.backgrounds]
+    others = [kind for kind in RECIPE.kinds if kind != concept.look.kind]
+    drawn, prompts = [], []
+    for index in range(count):
+        background, rng = (
+            elsewhere[index % len(elsewhere)],
+            np.random.default_rng(seed_from("beside", concept.name, index)),
+        )
+        second = replace(random_look(RECIPE, rng), kind=others[index % len(others)])
+        drawn.append(render(Scene(concept.look, background, second=second), rng))
+        prompts.append(
+            f"a photo of a {token} {concept.look.kind} next to {noun_phrase(second)} {BACKGROUNDS[background]}"
+        )
     return _case(diffusion, drawn, prompts, [concept.look.kind] * count)
 
 

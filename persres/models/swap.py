@@ -50,7 +50,7 @@ def token_as(text_encoder: nn.Module, token_id: int, vector: torch.Tensor) -> It
     """V*'s embedding is ``vector`` wherever the token stands."""
 
     def hook(_module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        return torch.where((args[0] == token_id)[..., None], vector.to(output.dtype), output)
+        return torch.where((args[0] == token_id)[..., None], vector.to(output), output)
 
     handle = text_encoder.get_input_embeddings().register_forward_hook(hook)
     try:

@@ -50,6 +50,7 @@ def _peak_mib() -> float:
 def measured(device: torch.device) -> Iterator[dict[str, object]]:
     """A mapping that on exit holds seconds, peak memory in MiB (of the GPU, else of the process) and the device."""
     if device.type == "cuda":
+        torch.cuda.init()  # a unit's first use of the GPU may be this: without it a device with a number is refused
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _forget_peak()

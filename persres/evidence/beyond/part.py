@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from persres.config import Profile
 from persres.errors import PersresError
 from persres.evidence import pages
 from persres.evidence.provenance import code_line, provenance
+from persres.methods.common.registry import load_profile
 from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 
 log = logging.getLogger(__name__)
-NAMES = ()
+NAMES = ("masks", "choosing")
 PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 
 
@@ -30,9 +30,10 @@ PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 class Part:
     """``measure(run, out)`` writes tables and figures below ``out`` and returns the summary, JSON's own types, with a list
     ``claims`` (:func:`persres.evidence.beyond.judging.claim`) and a mapping ``broken``. ``modules``: the code behind the figures.
-    ``blocks``: what the pages quote, each a function of the summary."""
+    ``blocks``: what the pages quote, each a function of the summary. ``profile``: whose settings the figures belong to."""
 
     name: str
+    profile: str
     measure: Callable[[Run, Path], dict]
     modules: tuple[str, ...]
     blocks: pages.Blocks
@@ -45,7 +46,6 @@ class Run:
     params: Path
     work: Path
     device: str = "auto"
-    profile: Profile | None = None
 
 
 def part_named(name: str) -> Part:
@@ -60,7 +60,7 @@ def run_part(name: str, run: Run, out: Path) -> Path:
     part, started = part_named(name), time.monotonic()
     with stage_lock(run.work, f"beyond-{name}"), publishing(out / "beyond" / name) as fresh:
         summary = part.measure(run, fresh)
-        summary["of"] = provenance(run.profile, part.modules)
+        summary["of"] = provenance(load_profile(run.params, part.profile), part.modules)
         (fresh / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     write_blocks(part, summary)
     log.info("%s: %.0f s", out / "beyond" / name, time.monotonic() - started)
