@@ -22,7 +22,7 @@ from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 
 log = logging.getLogger(__name__)
-NAMES = ("masks", "choosing")
+NAMES = ("masks", "choosing", "several")
 PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 
 

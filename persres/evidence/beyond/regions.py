@@ -87,8 +87,9 @@ def placed(image: np.ndarray, mask: np.ndarray, ground: Image.Image, side: int =
 
 
 def on_grey(image: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """The part alone on grey, as identities are compared."""
-    return placed(image, mask, Image.new("RGB", (SIZE, SIZE), (GREY,) * 3))
+    """The part alone on grey at the size of a single object, as identities are compared; square pictures of any size."""
+    side = len(image)
+    return placed(image, mask, Image.new("RGB", (side, side), (GREY,) * 3), round(side * SIDE / SIZE))
 
 
 @torch.no_grad()
