@@ -25,6 +25,7 @@ from persres.runs.context import Context
 PROFILE = "several"
 STAGES = ("fetch", "macro_class", "train")
 ROUNDS = 10_000
+KEPT = "beyond-several"  # below the work folder: pictures by what they depend on
 
 
 def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
@@ -35,7 +36,7 @@ def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
         context = Context(context.profile.model_copy(update={"sample": sample}), context.data, context.work)
     cases = cases_of(context, count)
     pairs, triples = ([c for c in cases if len(c.names) == k] for k in (2, 3))
-    studio = Studio(context, load_diffusion(context.profile.base, run.device), run.work / "beyond-several")
+    studio = Studio(context, load_diffusion(context.profile.base, run.device), run.work / KEPT)
     encoders = context.profile.encoders
     reader = Reader(
         context, run.device, load_clip(encoders.clip, run.device), load_dino(encoders.dino, run.device), studio.names
@@ -44,7 +45,8 @@ def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
     rows = with_best_halves(scored(reader, drawn, pairs))
     summary = {"pairs": len({c.group for c in pairs}), "pictures": len(pairs), "judged": reader.judge is not None,
                "methods": figures(rows), "masks": mask_facts(drawn["ours"].masks)}  # fmt: skip
-    summary |= {"claims": list(examine(rows).values()), "broken": broken(rows)}
+    found = examine(rows)
+    summary |= {"claims": list(found.values()), "broken": broken(rows, found)}
     summary["triples"] = _triples(studio, reader, triples)
     rows.round(5).to_csv(out / "rows.csv", index=False)
     several_figures.sheet(context, pairs, drawn, out / "sheet.png")

@@ -45,6 +45,7 @@ class Reader:
         self.judge: Judge | None = None if judge is None else load_judge(Path(located(judge)))
         self.whole: dict[str, torch.Tensor] = {}
         self.alone: dict[str, torch.Tensor] = {}
+        self._read: dict[int, tuple[np.ndarray, list[Regions]]] = {}  # the base model's are asked for again and again
         for name in names:
             photos = [
                 square(load_photo(p), self.resolution) for p in reference_photos(context.data / "concepts" / name)
@@ -60,7 +61,11 @@ class Reader:
     def regions(self, drawn: Drawn, cases: list[Case], masks: np.ndarray) -> list[Regions]:
         """Where each concept is: by the judge, or where it has none by ``masks`` [n, K, s, s] (LAG's of the same noise, above one half)."""
         if self.judge is not None:
-            return read_regions(self.judge, drawn.images, [case.classes for case in cases])
+            key = id(drawn.images)
+            if key not in self._read:
+                found = read_regions(self.judge, drawn.images, [case.classes for case in cases])
+                self._read[key] = (drawn.images, found)  # held, so that no other array gets its id
+            return self._read[key][1]
         wide = torch.nn.functional.interpolate(torch.from_numpy(masks).float(), size=drawn.images.shape[1:3]) > 0.5
         return [Regions(m, np.full(len(m), np.nan), m.any(0)) for m in wide.numpy()]
 
@@ -119,7 +124,7 @@ def with_best_halves(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_pair(rows: pd.DataFrame, column: str, more: str, less: str) -> np.ndarray:
     """Means over a pair's pictures of ``more`` minus those of ``less``, [pairs]."""
-    means = rows.pivot_table(index="group", columns="method", values=column, aggfunc="mean")
+    means = rows.pivot_table(index="group", columns="method", values=column, aggfunc="mean", dropna=False)
     return (means[more] - means[less]).to_numpy()
 
 
@@ -144,22 +149,23 @@ BROKEN = {
 }
 
 
-def examine(rows: pd.DataFrame, ours: str = "ours") -> dict[str, dict]:
-    """Every claim by name, with another method in ours' place where one is named."""
+def examine(rows: pd.DataFrame, ours: str = "ours", names: tuple[str, ...] = ()) -> dict[str, dict]:
+    """The claims by name, all or the named ones, with another method in ours' place where one is said."""
     put = partial(by_pair, rows)
     found = {
         name: claim(name, says, column, put(column, *(ours if m == "ours" else m for m in (more, less))), margin)
         for name, says, column, more, less, margin in CLAIMS
+        if not names or name in names
     }
-    missing = by_pair(rows, "missing", ours, "base")
-    says = f"no more objects are missing than in the base model's pictures (less than {BOUND:.0%} more)"
-    return found | {"missing_base": at_most("missing_base", says, "missing", missing, BOUND)}
+    if not names:
+        says = f"no more objects are missing than in the base model's pictures (less than {BOUND:.0%} more)"
+        found["missing_base"] = at_most("missing_base", says, "missing", put("missing", ours, "base"), BOUND)
+    return found
 
 
-def broken(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """What falls with what."""
-    whole = examine(rows)
+def broken(rows: pd.DataFrame, whole: dict[str, dict]) -> dict[str, dict[str, str]]:
+    """What falls with what; ``whole``: the claims unbroken."""
     return {
-        what: {name: verdict(whole[name], examine(rows, stand_in)[name]) for name in names}
+        what: {name: verdict(whole[name], found) for name, found in examine(rows, stand_in, names).items()}
         for what, (stand_in, names) in BROKEN.items()
     }
