@@ -80,14 +80,15 @@ def cases_of(context: Context, count: int | None = None) -> list[Case]:
         told = [(order, text) for names, text in told for order in (names, names[::-1])]
         told += [(names, THREE) for names in TRIPLES[:count]]
     else:
-        told = _listed(profile, set(classes), count)
+        told = _listed(profile, count)
+    told = [(names, text) for names, text in told if set(names) <= set(classes)]  # a profile may have fetched fewer
     return [Case(names, tuple(classes[n] for n in names), text, i) for names, text in told for i in images]
 
 
-def _listed(profile: Profile, known: set[str], count: int | None) -> list[tuple[tuple[str, ...], str]]:
-    """CustomConcept101's pairs of concepts that were fetched, with their prompts."""
-    pairs = [p for p in read_pairs(Path(profile.fetch.folder or FOLDER)) if set(p.names) <= known]
-    return [(pair.names, text) for pair in pairs[:count] for text in pair.prompts]
+def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], str]]:
+    """CustomConcept101's pairs with their prompts."""
+    pairs = read_pairs(Path(profile.fetch.folder or FOLDER))[:count]
+    return [(pair.names, text) for pair in pairs for text in pair.prompts]
 
 
 def rendered(cases: list[Case]) -> np.ndarray:
