@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from persres.training.merge import constrained_merge
+from persres.config import Base
+from persres.errors import PersresError
+from persres.methods.custom_diffusion import trained_names
+from persres.models.diffusion import load_diffusion
+from persres.models.prompts import concept_positions
+from persres.models.swap import TOKEN, start_values
+from persres.sampling.together import number_tokens
+from persres.training.merge import constrained_merge, merged_weights, token_vectors
 
 DRAW = torch.Generator().manual_seed(3)
 WIDTH, OUT = 12, 7
@@ -54,3 +62,25 @@ def test_features_that_do_not_span_the_width_are_no_obstacle():
     merged = constrained_merge(base, wanted, regular[:3])
     for own, words in wanted:
         torch.testing.assert_close(words @ merged.T, words @ own.T, atol=1e-4, rtol=1e-4)
+
+
+def test_two_concepts_of_a_model_keep_what_each_learned_of_its_words(tiny_pipeline):
+    """Keys and values that two trainings left, random here, with vectors of their own for V1* and V2*."""
+    diffusion = load_diffusion(Base(model=str(tiny_pipeline), resolution=32), "cpu")
+    tokens, phrases = ["<v1*>", "<v2*>"], ["<v1*> mug", "<v2*> robot"]
+    number_tokens(diffusion, tuple(tokens), "sks")
+    start = start_values(diffusion, trained_names(diffusion), diffusion.tokenizer.convert_tokens_to_ids("<v*>"))
+    states = [
+        {name: v.detach() + 0.1 * torch.randn(v.shape, generator=DRAW) for name, v in start.items()} for _ in tokens
+    ]
+    merged = merged_weights(diffusion, states, phrases, tokens, ["a photo of a cat", "a photo of a tree in the snow"])
+    assert set(merged) == set(start) - {TOKEN}
+    for state, phrase in zip(states, phrases, strict=True):
+        prompt = f"a photo of a {phrase}"
+        with token_vectors(diffusion, states, tokens):
+            words = diffusion.encode([prompt]).states[0][concept_positions(diffusion.tokenizer, prompt, phrase).bool()]
+        for name, weight in merged.items():
+            torch.testing.assert_close(words @ weight.T, words @ state[name].T, atol=1e-3, rtol=1e-3)
+            assert not torch.allclose(words @ start[name].T, words @ state[name].T, atol=1e-2)
+    with pytest.raises(PersresError, match="different weights"):
+        merged_weights(diffusion, [states[0], {TOKEN: states[1][TOKEN]}], phrases, tokens, ["a cat"])
