@@ -14,10 +14,11 @@ from persres.datasets.customconcept101 import read_pairs
 from persres.errors import PersresError
 from persres.evidence.beyond import several
 from persres.evidence.beyond.part import Run
-from persres.evidence.beyond.regions import MOST, matched, parts_of, read_regions
+from persres.evidence.beyond.regions import MOST, Regions, matched, parts_of, read_regions
 from persres.evidence.beyond.several_cases import PAIRS, TRIPLES
 from persres.evidence.beyond.several_draw import METHODS
 from persres.evidence.beyond.several_figures import coloured
+from persres.evidence.beyond.several_scores import masks_right
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.judge import load_judge
 from persres.miniworld.render import Scene, render
@@ -133,6 +134,18 @@ def test_the_part_runs_on_a_list_of_photos_and_draws_nothing_twice(photos_params
     again = {method: studio.draw(method, cases) for method in METHODS}
     assert not np.array_equal(again["ours"].images, again["added"].images)
     assert not np.array_equal(again["merged"].images, again["base"].images)
+
+
+def test_how_much_of_the_masks_lies_on_the_right_objects():
+    left, right = np.zeros((2, 8, 8), dtype=bool)
+    left[:, :4], right[:, 4:] = True, True
+    regions = Regions(np.stack([left, right]), np.array([True, True]), left | right)
+    masks = np.zeros((4, 2, 4, 4))
+    masks[0, 0, :, :2] = masks[0, 1, :, 2:] = 1  # each on its own
+    masks[1] = masks[0, ::-1]  # on the other's
+    masks[2] = 1  # everywhere; the last nowhere
+    found = masks_right(masks, [regions] * 4)
+    assert found[:3].tolist() == [1, 0, 0.5] and np.isnan(found[3]) and np.isnan(masks_right(None, [regions])[0])
 
 
 def test_masks_are_shown_a_colour_each():

@@ -116,7 +116,7 @@ def _table(found: dict, columns: tuple[str, ...]) -> str:
 
 def methods(summary: dict) -> str:
     """Every method on pairs."""
-    return _table(summary["methods"], tuple(COLUMNS)[:8])
+    return _table(summary["methods"], tuple(COLUMNS)[:9])
 
 
 def threes(summary: dict) -> str:
