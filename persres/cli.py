@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import typer
 from typer.exceptions import TyperException
 
+from persres import cli_evidence
+from persres.cli_options import DATA, WORK, Data, Endpoint, Json, Out, Params, Profile, Remote, Repo, Work, params_file
 from persres.errors import PersresError
 from persres.progress import show_logs
 from persres.stages import POOLED, STAGES
@@ -22,25 +24,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+cli_evidence.add_to(app)
 
-Params = Annotated[Path | None, typer.Option(help="settings; if left out, ./params.yaml or the package's own")]
-Profile = Annotated[str | None, typer.Option(help="a profile other than the one that params.yaml names")]
-Data = Annotated[Path, typer.Option(help="where the stages publish")]
-Work = Annotated[Path, typer.Option(help="the scratch folder, where finished units are kept")]
-Out = Annotated[Path, typer.Option(help="where to publish")]
-Repo = Annotated[str, typer.Option(help="a folder or a git URL")]
-Remote = Annotated[str | None, typer.Option(help="a DVC remote other than the repository's own")]
-Endpoint = Annotated[str | None, typer.Option(help="the S3 server's address as seen from here")]
-Json = Annotated[bool, typer.Option("--json", help="for scripts")]
 Stage = Literal[STAGES]
-DATA, WORK = Path("data"), Path(".work")
 STOPPED = 130  # as shells say it
-
-
-def _params(params: Path | None) -> Path:
-    from persres.params import default_params
-
-    return params or default_params()
 
 
 def _repository(where: str, remote: str | None, endpoint: str | None):
@@ -55,11 +42,11 @@ def run(stage: Stage, params: Params = None, profile: Profile = None, data: Data
     from persres.params import peek
     from persres.runs.pool import warm_up
 
-    if stage in POOLED and peek(_params(params), profile, "runtime", "workers") != 1:
+    if stage in POOLED and peek(params_file(params), profile, "runtime", "workers") != 1:
         warm_up(f"persres.stages.{stage}")  # beside this process, which has seconds of the same imports before it now
     from persres.pipeline import load_context, run_stage
 
-    run_stage(stage, load_context(_params(params), profile, data, work))
+    run_stage(stage, load_context(params_file(params), profile, data, work))
 
 
 @app.command()
@@ -67,7 +54,7 @@ def chain(params: Params = None, profile: Profile = None, data: Data = DATA, wor
     """Run all stages; a variant that fails leaves the others' rows standing, and the command fails at the end, naming it."""
     from persres.pipeline import load_context, run_chain
 
-    failure = run_chain(load_context(_params(params), profile, data, work))
+    failure = run_chain(load_context(params_file(params), profile, data, work))
     if failure is not None:
         raise failure
 
@@ -104,7 +91,7 @@ def plan(params: Params = None, profile: Profile = None, data: Data = DATA) -> N
     """Print units, pictures, GPU-hours and disk of a run before it starts."""
     from persres.plan import plan_text
 
-    print(plan_text(_params(params), profile, data))
+    print(plan_text(params_file(params), profile, data))
 
 
 @app.command()
@@ -155,6 +142,12 @@ def export(
 def generate(
     residual: Annotated[Path, typer.Argument(help="a residual's safetensors file, or with --subject any LoRA's")],
     prompt: Annotated[list[str], typer.Option(help="with {} where the thing goes; may be given again")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", help="a further residual of the same pictures; prompts then hold {1}, {2} or files' names"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="the folder for the pictures")] = Path("pictures"),
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
@@ -171,7 +164,18 @@ def generate(
     from persres.generate import generate as draw_more
 
     ours = masks == "auto" or (masks is None and subject is not None)
-    how = (count, seed, lag and ("auto" if ours else True), strength, steps, cfg_scale, model, device, subject)
+    how = (
+        count,
+        seed,
+        lag and ("auto" if ours else True),
+        strength,
+        steps,
+        cfg_scale,
+        model,
+        device,
+        subject,
+        tuple(others or ()),
+    )
     for path in draw_more(residual, tuple(prompt), out, *how):
         print(path)
 
@@ -259,68 +263,6 @@ def doctor(as_json: Json = False) -> int:
     findings = examination.examine()
     print(examination.as_json(findings) if as_json else examination.as_text(findings))
     return int(any(finding.state == "fails" for finding in findings))
-
-
-@app.command()
-def evidence(
-    params: Params = None,
-    work: Work = WORK,
-    out: Out = DATA,
-    prompts: Annotated[int, typer.Option(help="held-out prompts to measure the base model on")] = 240,
-    scenes: Annotated[int, typer.Option(help="nameable scenes for localisation")] = 300,
-    views: Annotated[int, typer.Option(help="scenes of each concept for localisation")] = 27,
-) -> None:
-    """Measure every claim on the mini world: effects with controls, localisation, methods broken on purpose."""
-    from persres.evidence.commands import run_evidence
-
-    print(run_evidence(_params(params), work, out, prompts, scenes, views))
-
-
-@app.command()
-def tables(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
-    """The paper's tables 1, 3, 4 and 5 with every rival and ablation."""
-    from persres.evidence.commands import run_tables
-
-    run_tables(_params(params), work, out)
-
-
-@app.command()
-def sweep(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
-    """The settings that the paper leaves open."""
-    from persres.evidence.commands import run_sweep
-
-    run_sweep(_params(params), work, out)
-
-
-@app.command()
-def beyond(
-    part: Annotated[list[str] | None, typer.Argument(help="which; if left out, all")] = None,
-    params: Params = None,
-    work: Work = WORK,
-    out: Out = DATA,
-    device: str = "auto",
-) -> None:
-    """Measure what goes past the paper, part by part (docs/beyond.md)."""
-    from persres.evidence.beyond.part import NAMES, Run, run_part
-
-    for name in part or NAMES:
-        print(run_part(name, Run(_params(params), work, device), out))
-
-
-@app.command()
-def real_classes(photos: Path, out: Out = DATA) -> None:
-    """The macro class found on real photos, a folder a subject, by a classifier from PyPI (docs/beyond.md)."""
-    from persres.evidence.beyond.real_nouns import measure_photos
-
-    print(measure_photos(photos, photos / "prompts_and_classes.txt", out))
-
-
-@app.command()
-def pages(out: Out = DATA) -> None:
-    """Write the measured blocks of the pages again, from the committed figures."""
-    from persres.evidence.commands import write_pages
-
-    write_pages(out)
 
 
 @app.command()

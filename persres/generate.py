@@ -18,7 +18,7 @@ from persres.exports.quiet import quiet_loading
 from persres.models.loading import pick_device
 from persres.personalized import PersonalizedPipeline
 from persres.progress import progress
-from persres.prompt_text import fill
+from persres.prompt_text import fill, fill_each
 from persres.runs.files import digest_file, write_atomic
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
@@ -37,30 +37,38 @@ def generate(
     model: str | None = None,
     device: str = "auto",
     subject: str | None = None,
+    others: tuple[Path, ...] = (),
 ) -> Iterator[Path]:
-    """Draw ``count`` pictures of each prompt, which holds ``{}`` where the thing goes; yields each file as it is written.
+    """Draw ``count`` pictures of each prompt, which holds ``{}`` where the thing goes; yields each file as it is written. With ``others``,
+    further residuals of the same picture, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces, and LAG is ours (``auto``).
 
     A picture's noise belongs to (seed, prompt, number): another count or order changes none. ``lag``: True the paper's masks, ``auto`` ours.
     With ``subject`` the file is any LoRA, ``model`` its base, and the subject takes the place of ``{}``. Raises PersresError for a
     broken residual or prompt and for a model that can't be had, before anything is drawn.
     """
-    for prompt in prompts:
-        fill(prompt, "thing")
     if not prompts:
         raise PersresError('no prompt; say --prompt "a photo of a {} on the beach"')
+    files = (residual, *others)
+    _check_prompts(prompts, files)
+    if subject is not None and others:
+        raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
+    lag = "auto" if lag and others else lag
     base = base_of(residual) if subject is None else _base_for_lora(residual, model)
     quiet_loading()
     pipe = PersonalizedPipeline.from_pretrained(model or base.model, dtype=getattr(torch, base.dtype))
-    pipe.to(pick_device(device)).load_residual(residual, subject=subject, allow_other_base=model is not None)
+    pipe.to(pick_device(device))
+    for file in files:
+        pipe.load_residual(file, file.stem, subject=subject, allow_other_base=model is not None)
     resolution = base.resolution if subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    phrase, whose = pipe.residuals[pipe.active].phrase, digest_file(residual)
+    if others:
+        pipe.set_residuals([file.stem for file in files])
     settings = {"lag": lag, "strength": strength, "steps": steps, "cfg_scale": cfg_scale, "seed": seed}
-    settings |= {"model": model or base.model, "residual": residual.name, "residual_sha256": whose}
+    settings |= {"model": model or base.model} | _whose(files)
     with progress(residual.stem, len(prompts) * count, "picture") as advance:
         for prompt in prompts:
-            text = fill(prompt, phrase)
+            text = _filled(pipe, prompt)
             for number in range(count):
                 picture = _picture(pipe, text, resolution, (seed, text, number), lag, strength, steps, cfg_scale)
                 path = out / f"{_name(residual, prompt)}_{seed}_{number:03d}.png"
@@ -76,6 +84,32 @@ def _base_for_lora(path: Path, model: str | None) -> Base:
             f"{path}: a LoRA does not say which model it was trained on; say --model, a hub name or a folder"
         )
     return Base(model=model)
+
+
+def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    names = [file.stem for file in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PersresError(f"residual {twice[0]} is named twice; each acts once, and files need names of their own")
+    for prompt in prompts:
+        if len(files) == 1:
+            fill(prompt, "thing")
+        else:
+            fill_each(prompt, dict.fromkeys(names, "thing"))
+
+
+def _filled(pipe: PersonalizedPipeline, prompt: str) -> str:
+    if pipe.together:
+        return fill_each(prompt, {name: one.phrase for name, one in pipe.together.items()})
+    return fill(prompt, pipe.residuals[pipe.active].phrase)
+
+
+def _whose(files: tuple[Path, ...]) -> dict:
+    """Which residuals, by name and digest."""
+    digests = [digest_file(file) for file in files]
+    if len(files) == 1:
+        return {"residual": files[0].name, "residual_sha256": digests[0]}
+    return {"residuals": [file.name for file in files], "residuals_sha256": digests}
 
 
 def _picture(

@@ -10,15 +10,14 @@ Another tool's LoRA is loaded with the words that name its subject in prompts, a
     pipe("a photo of a sks dog on the moon", lag="auto").images[0]
 
 It is called like the pipeline inside and gives on to it whatever it does not know: scheduler, negative prompts, generators,
-callbacks, off-loading. Every pass through the U-Net is the pipeline's own; hooks add the residual, everywhere (paper 3.2) or inside
-LAG's masks (3.3), and leave with the call.
+callbacks, off-loading. Several residuals act in one picture after ``set_residuals``, each where its own concept is. Every pass through the
+U-Net is the pipeline's own; hooks add the residual, everywhere (paper 3.2) or inside LAG's masks (3.3), and leave with the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,22 @@ from persres.models.loading import model_identity, unavailable
 from persres.models.prompts import add_concept_token, concept_positions
 from persres.models.swap import token_as
 from persres.places import located
-from persres.residuals.bank import ResidualBank, Routing, attached
+from persres.prompt_text import fill_each, numbered
+from persres.residuals.bank import ResidualBank, attached
 from persres.residuals.file import load_bank, load_residual, load_token
 from persres.residuals.lora import Lora, read_lora
-from persres.sampling.lag import UNCOND_RULES, MaskRule, guidance_rule, localised
+from persres.sampling.lag import MaskRule, guidance_rule, localised
 from persres.sampling.masked_lora import confined, in_towers
 from persres.sampling.masking import Masking, masking_of, masks_prompt
+from persres.sampling.passes import Passes, PassesTogether, averaged
+from persres.sampling.several import attached_together, check_count, stacked
 from persres.seeding import generator
 
 
 @dataclass
 class PersonalizedOutput(BaseOutput):
     """The pipeline's pictures; with ``return_masks`` LAG's masks averaged over blocks and steps, float [n, h, w] at the latents'
-    size."""
+    size; of K concepts [n, K, h, w]."""
 
     images: Any
     nsfw_content_detected: list[bool] | None = None
@@ -76,6 +78,7 @@ class PersonalizedPipeline:
         self.pipe, self.model = pipe, model
         self.residuals: dict[str, Residual | Lora] = {}
         self.active: str | None = None
+        self.together: dict[str, Residual] = {}  # several that act at once, each with a token of its own
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> PersonalizedPipeline:
@@ -92,7 +95,7 @@ class PersonalizedPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """``pipe.scheduler = …`` is meant for the pipeline inside."""
-        own = name in ("pipe", "model", "residuals", "active")
+        own = name in ("pipe", "model", "residuals", "active", "together")
         (object.__setattr__ if own else setattr)(self if own else self.pipe, name, value)
 
     def to(self, *arguments: Any, **named: Any) -> PersonalizedPipeline:
@@ -142,7 +145,29 @@ class PersonalizedPipeline:
             residual = self._residual(name)
             for tokenizer, encoder in self._towers() if isinstance(residual, Residual) else []:
                 add_concept_token(tokenizer, encoder, residual.token, residual.rare_token)
-        self.active = name
+        self.active, self.together = name, {}
+        return self
+
+    def set_residuals(self, names: list[str]) -> PersonalizedPipeline:
+        """Let two to four loaded residuals act in one picture. Each has a V* of its own, ``<v1*>``, ``<v2*>`` … in this order: a prompt
+        names them by ``together[name].phrase`` or in braces, ``{1}`` or ``{my_dog}``. Returns self.
+
+        Raises PersresError for an unknown name, one named twice, more than four, and residuals of other layers.
+        """
+        if len(set(names)) != len(names):
+            raise PersresError(f"a residual is named twice in {', '.join(names)}; each acts once")
+        check_count(len(names))
+        found = [self._residual(name) for name in names]
+        loras = [name for name, one in zip(names, found, strict=True) if isinstance(one, Lora)]
+        if loras:
+            raise PersresError(
+                f"{loras[0]} is another tool's LoRA; only residuals act together, so switch to it by set_residual"
+            )
+        stacked([one.bank for one in found])
+        for number, one in enumerate(found, 1):
+            for tokenizer, encoder in self._towers():
+                add_concept_token(tokenizer, encoder, numbered(one.token, number), one.rare_token)
+        self.active, self.together = None, {name: _numbered(one, i) for i, (name, one) in enumerate(zip(names, found, strict=True), 1)}  # fmt: skip
         return self
 
     def unload_residual(self, name: str) -> PersonalizedPipeline:
@@ -150,6 +175,7 @@ class PersonalizedPipeline:
         self._residual(name)
         del self.residuals[name]
         self.active = None if self.active == name else self.active
+        self.together = {} if name in self.together else self.together
         return self
 
     def _residual(self, name: str) -> Residual | Lora:
@@ -171,7 +197,7 @@ class PersonalizedPipeline:
         return_masks: bool = False,
         **arguments: Any,
     ) -> Any:
-        """Draw with the active residual, or with none as the pipeline does.
+        """Draw with the active residual or residuals, or with none as the pipeline does.
 
         ``lag``: only where the attention of V* and its class lies; the prompt must then name both (``residuals[name].phrase``).
         True takes the paper's masks, ``"auto"`` ours, a :class:`persres.sampling.masking.Masking` its own. Under a LoRA the attention is
@@ -181,12 +207,14 @@ class PersonalizedPipeline:
 
         Raises PersresError where LAG has no prompt text to find the concept in, or nothing is loaded.
         """
+        if self.together:
+            return self._draw_together(prompt, lag, strength, uncond_rule, return_masks, arguments)
         if self.active is None:
             if lag or return_masks:
                 raise PersresError("lag needs a residual; call load_residual or set_residual first")
             return self.pipe(prompt, **arguments)
         residual, device = self._residual(self.active), self.pipe._execution_device
-        passes = _Passes(1.0 if isinstance(residual, Lora) else strength, uncond_rule, bool(lag))
+        passes = Passes(1.0 if isinstance(residual, Lora) else strength, uncond_rule, bool(lag))
         if lag:
             each = arguments.get("num_images_per_prompt") or 1
             passes.rule = self._rule(residual, prompt, each, masking_of(lag), device)
@@ -201,7 +229,7 @@ class PersonalizedPipeline:
             found = self.pipe(prompt, **arguments)
         return _with_masks(found, passes) if return_masks else found
 
-    def _attach(self, stack: ExitStack, residual: Residual, passes: _Passes, device: torch.device) -> None:
+    def _attach(self, stack: ExitStack, residual: Residual, passes: Passes, device: torch.device) -> None:
         if residual.vector is not None:
             tokenizer, encoder = self._towers()[0]
             token_id = tokenizer.convert_tokens_to_ids(residual.token)
@@ -209,6 +237,31 @@ class PersonalizedPipeline:
         masked = nullcontext() if passes.rule is None else localised(self.pipe.unet, passes.routing, passes.rule)
         stack.enter_context(masked)
         stack.enter_context(attached(self.pipe.unet, residual.bank.to(device), passes.routing))
+
+    def _draw_together(self, prompt: Any, lag: Any, strength: float, uncond_rule: str, return_masks: bool, arguments: dict):  # fmt: skip
+        """As ``__call__``: without ``lag`` all residuals act everywhere."""
+        if prompt is None:
+            raise PersresError(
+                "several residuals find their concepts in the prompt's words; give prompt, not prompt_embeds"
+            )
+        phrases, device = {name: one.phrase for name, one in self.together.items()}, self.pipe._execution_device
+        texts = [fill_each(t, phrases) if "{" in t else t for t in ([prompt] if isinstance(prompt, str) else prompt)]
+        each = arguments.get("num_images_per_prompt") or 1
+        tokenizer, encoder = self._towers()[0]
+        places = [[concept_positions(tokenizer, text, phrase) for text in texts] for phrase in phrases.values()]
+        tokens = torch.stack([torch.stack(row) for row in places]).repeat_interleave(each, 1).to(device)
+        passes = PassesTogether(strength, uncond_rule, tokens, masking_of(lag) if lag else None, return_masks)
+        with ExitStack() as stack:
+            for one in self.together.values():
+                if one.vector is not None:
+                    number = tokenizer.convert_tokens_to_ids(one.token)
+                    stack.enter_context(token_as(encoder, number, one.vector.to(device)))
+            stack.enter_context(passes.watching(self.pipe.unet))
+            stack.enter_context(localised(self.pipe.unet, passes.routing, passes.rule) if lag else nullcontext())
+            bank = stacked([one.bank for one in self.together.values()]).to(device)
+            stack.enter_context(attached_together(self.pipe.unet, bank, passes.routing))
+            found = self.pipe(texts[0] if isinstance(prompt, str) else texts, **arguments)
+        return _with_masks(found, passes) if return_masks else found
 
     def _rule(
         self,
@@ -244,6 +297,12 @@ def check_subject(residual: Residual | Lora, prompts: list[str]) -> None:
             )
 
 
+def _numbered(residual: Residual, number: int) -> Residual:
+    """The same under a token of its own."""
+    token = numbered(residual.token, number)
+    return replace(residual, token=token, phrase=residual.phrase.replace(residual.token, token))
+
+
 def check_base(path: Path, trained_on: str, model: str | None) -> None:
     """Raises PersresError where a residual says that it was trained on another model. A hub name and a folder can't be compared."""
     if model is None:
@@ -257,72 +316,8 @@ def check_base(path: Path, trained_on: str, model: str | None) -> None:
         )
 
 
-class _Passes:
-    """Fits routing and masks to each pass through the U-Net: guided, [unconditional; conditional], or not."""
-
-    def __init__(self, strength: float, uncond_rule: str, lag: bool) -> None:
-        if uncond_rule not in UNCOND_RULES:
-            raise PersresError(f"unknown uncond_rule {uncond_rule!r}; one of {', '.join(UNCOND_RULES)}")
-        self.strength, self.uncond_rule, self.lag = strength, uncond_rule, lag
-        self.routing, self.rule = Routing.everywhere(1), None
-        self.conditional: torch.Tensor | None = None  # the tokens of one sample each
-        self.unmasked: torch.Tensor | None = None  # those that are not masked at all
-        self.size, self.guided = (0, 0), False
-
-    @contextmanager
-    def watching(self, unet: nn.Module) -> Iterator[None]:
-        """Before every pass within the context."""
-        handle = unet.register_forward_pre_hook(self._before, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _before(self, _unet: nn.Module, args: tuple, named: dict[str, Any]) -> None:
-        sample = args[0] if args else named["sample"]
-        self.size = tuple(sample.shape[-2:])
-        if not self.lag:
-            routing = Routing.everywhere(len(sample), sample.device)
-        else:
-            routing = self._masked(len(sample))
-            self.rule.steps += 1
-        self.routing.rows, self.routing.weight = routing.rows, routing.weight * self.strength
-
-    def _masked(self, n: int) -> Routing:
-        rule = self.rule
-        if self.conditional is None:
-            half = len(rule.tokens) // 2
-            self.conditional, self.unmasked = rule.tokens[:half], rule.everywhere[half:]
-        count = len(self.conditional)
-        self.guided = n == 2 * count
-        if self.guided:
-            routing, fitted = guidance_rule(self.conditional, self.uncond_rule, unmasked=self.unmasked)
-            rule.tokens, rule.mask_from, rule.everywhere = fitted.tokens, fitted.mask_from, fitted.everywhere
-            return routing
-        if n != count:
-            raise PersresError(
-                f"lag: {n} samples in a pass for {count} prompts; this way of guidance is not known here"
-            )
-        device = self.conditional.device
-        rule.tokens, rule.mask_from = self.conditional, torch.arange(n, device=device)
-        rule.everywhere = self.unmasked
-        return Routing.everywhere(n, device)
-
-
-def _with_masks(found: Any, passes: _Passes) -> Any:
+def _with_masks(found: Any, passes: Passes) -> Any:
     masks = None if passes.rule is None else averaged(passes)
     if isinstance(found, tuple):
         return (*found, masks)
     return PersonalizedOutput(found.images, getattr(found, "nsfw_content_detected", None), masks)
-
-
-def averaged(passes: _Passes) -> torch.Tensor:
-    """The conditional samples' masks over blocks and steps, float [n, h, w] in [0, 1], for pictures of any shape."""
-    height, width = passes.size
-    total = []
-    for seen in passes.rule.seen.values():
-        picked = seen[len(seen) // 2 :] if passes.guided else seen
-        coarse = round((height * width / picked.shape[1]) ** 0.5)  # pixels of the latents to one of this block's
-        picked = picked.float().view(len(picked), 1, -(-height // coarse), -(-width // coarse))
-        total.append(nn.functional.interpolate(picked, size=(height, width), mode="nearest")[:, 0])
-    return torch.stack(total).mean(0) / max(1, passes.rule.steps)

@@ -52,6 +52,8 @@ LAYERS = [
     "bench",
     "miniworld.build",
     "evidence",
+    "cli_options",
+    "cli_evidence",
     "cli",
 ]
 

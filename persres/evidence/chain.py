@@ -9,12 +9,14 @@ from persres.runs.context import Context
 from persres.stages import STAGES
 
 
-def run_profile(profile: str, params: Path, work: Path, device: str | None = None) -> Context:
-    """All stages of a profile, published in ``<work>/<profile>/data``. ``device`` None: the profile's own."""
+def run_profile(
+    profile: str, params: Path, work: Path, device: str | None = None, stages: tuple[str, ...] = STAGES
+) -> Context:
+    """All stages of a profile, or some in their order, published in ``<work>/<profile>/data``. ``device`` None: the profile's own."""
     context = load_context(params, profile, work / profile / "data", work)
     if device is not None:
         runtime = context.profile.runtime.model_copy(update={"device": device})
         context = Context(context.profile.model_copy(update={"runtime": runtime}), context.data, context.work)
-    for stage in STAGES:
+    for stage in stages:
         run_stage(stage, context)
     return context

@@ -48,6 +48,10 @@ class MaskRule:
     before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [n, h, w]
     steps: int = 0
 
+    def heard(self, weights: torch.Tensor) -> torch.Tensor:
+        """The concept's attention [n, pixels] in a layer's attention [n, pixels, length]."""
+        return torch.einsum("npt,nt->np", weights, self.tokens.to(weights.dtype))
+
     def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """The mask [n, pixels] of a layer from the concept's attention [n, pixels] of this height and width."""
         block = path.removesuffix(".proj_out")
@@ -72,11 +76,15 @@ class MaskRule:
             found = own.flatten(1)
         else:
             found = blended(list(self.newest.values()), list(self.trust.values()) or None, shape)
-        mask, unsure = self.masking.cut(found, shape, self.draws), self.masking.unsure(list(self.trust.values()))
+        mask, unsure = self.cut(found, shape), self.masking.unsure(list(self.trust.values()))
         if unsure is not None:
             mask = torch.where(unsure[:, None], torch.ones_like(mask), mask)
         mask = mask[self.mask_from]
         return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
+
+    def cut(self, found: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """The mask [n, pixels] of maps [n, pixels], before branches and samples that go unmasked are seen to."""
+        return self.masking.cut(found, shape, self.draws)
 
     def _smoothed(self, block: str, own: torch.Tensor) -> torch.Tensor:
         """The block's map with its share of the steps before."""
@@ -174,7 +182,7 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
     shape: list[int] = []
 
     def report(weights: torch.Tensor) -> None:
-        maps.append(torch.einsum("npt,nt->np", weights, rule.tokens.to(weights.dtype)))
+        maps.append(rule.heard(weights))
 
     def before_block(_module: nn.Module, args: tuple, named: dict) -> None:
         shape[:] = (args[0] if args else named["hidden_states"]).shape[-2:]

@@ -23,7 +23,7 @@ from persres.runs.files import publishing
 from persres.runs.locks import stage_lock
 
 log = logging.getLogger(__name__)
-NAMES = ("masks", "choosing", "stopping", "loras", "nouns")
+NAMES = ("masks", "choosing", "stopping", "loras", "nouns", "several")
 PAGES = (Path("README.md"), Path("docs/beyond.md"), Path("docs/results.md"))
 
 
