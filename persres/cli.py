@@ -24,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-cli_evidence.add_to(app)
 
 Stage = Literal[STAGES]
 STOPPED = 130  # as shells say it
@@ -316,6 +315,9 @@ def deps(write: Annotated[bool, typer.Option("--write", help="write them into dv
         return
     for stage in STAGES:
         print(f"{stage}: {' '.join(stage_code(stage))}")
+
+
+cli_evidence.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
