@@ -19,6 +19,7 @@ from persres.evidence.beyond.several_cases import PAIRS, TRIPLES
 from persres.evidence.beyond.several_draw import METHODS
 from persres.evidence.beyond.several_figures import coloured
 from persres.evidence.beyond.several_scores import masks_right
+from persres.evidence.provenance import code_of
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.judge import load_judge
 from persres.miniworld.render import Scene, render
@@ -155,3 +156,9 @@ def test_masks_are_shown_a_colour_each():
     assert (
         picture[0, 0].tolist() == [230, 60, 60] and picture[1, 1].tolist() == [60, 150, 240] and picture[3].sum() == 0
     )
+
+
+def test_the_part_is_one_that_can_be_run(repo):
+    part = several.PART
+    assert part.measure is several.measure and len(code_of(part.modules)) == 16
+    assert load_context(repo / "params.yaml", part.profile).profile.sample.images_per_prompt == 4

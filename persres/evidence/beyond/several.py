@@ -135,8 +135,8 @@ def size(summary: dict) -> str:
 
 PART = Part(
     "several",
-    PROFILE,
     measure,
     (*CHAIN_CODE, *CODE, "persres.evidence.beyond.regions", "persres.evidence.beyond.several_draw", "persres.evidence.beyond.several_scores"),
     {"methods": methods, "threes": threes, "size": size},
+    PROFILE,
 )  # fmt: skip
