@@ -62,6 +62,7 @@ def frontier(ways: dict[str, dict], path: Path) -> None:
             axis.errorbar(x["mean"], y["mean"], xerr=spread[0], yerr=spread[1], fmt="o", capsize=2, color=f"C{place}")
             axis.annotate(way, (x["mean"], y["mean"]), xytext=(5, 5), textcoords="offset points", fontsize=9)
         axis.set(title=variant, xlabel="background change")
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("DINO of the object over the base model's")
     figure.tight_layout()
