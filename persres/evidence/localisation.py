@@ -41,10 +41,10 @@ class Case:
 class _Listener(MaskRule):
     """A mask rule that also keeps the attention it was given."""
 
-    heard: dict[str, torch.Tensor] = field(default_factory=dict)
+    listened: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        self.heard[path] = attention
+        self.listened[path] = attention
         return super().finish(path, attention, shape)
 
 
@@ -97,7 +97,7 @@ def attention_maps(
             diffusion.unet(
                 diffusion.scheduler.add_noise(piece.latents, noise, times), times, encoder_hidden_states=text
             )
-        parts.append({path.removesuffix(".proj_out"): seen for path, seen in rule.heard.items()})
+        parts.append({path.removesuffix(".proj_out"): seen for path, seen in rule.listened.items()})
     return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
 
 
