@@ -12,7 +12,7 @@ from persres.cli_options import DATA, WORK, Out, Params, Work, params_file
 
 def add_to(app: typer.Typer) -> None:
     """Give these commands to the command line."""
-    for command in (evidence, tables, sweep, beyond, real_classes, pages):
+    for command in (evidence, tables, sweep, beyond, real_classes, same_bits, pages):
         app.command()(command)
 
 
@@ -70,3 +70,15 @@ def pages(out: Out = DATA) -> None:
     from persres.evidence.commands import write_pages
 
     write_pages(out)
+
+
+def same_bits(
+    older: Annotated[Path, typer.Argument(help="a checkout of the code that made the committed figures")],
+    profile: Annotated[str, typer.Option(help="evidence or tables")] = "evidence",
+    work: Work = WORK,
+    out: Out = DATA,
+) -> None:
+    """Show that today's code computes what an older checkout's does, so that figures made by that one stand for today's."""
+    from persres.evidence.same import run_same
+
+    print(run_same(older, profile, work, out))

@@ -44,10 +44,21 @@ def provenance(profile: Profile, modules: tuple[str, ...]) -> dict:
     return {"code": code_of(modules), "weights": weight_digests(), "settings": settings, "versions": versions()}
 
 
+def stands_for(recorded: dict, modules: tuple[str, ...]) -> bool:
+    """Whether figures are today's code's: made by it, or by code that was shown to compute the same bits (persres.evidence.same)."""
+    return code_of(modules) in (recorded.get("code"), recorded.get("same", {}).get("code"))
+
+
 def code_line(recorded: dict, modules: tuple[str, ...], command: str) -> str:
     """One line for a page: by which code, and whether that is today's."""
     made, today = recorded.get("code"), code_of(modules)
     if made == today:
         return f"These figures were made by the present code (digest `{made}`).\n"
+    if stands_for(recorded, modules):
+        compared = ", ".join(f"{count:,} {what}" for what, count in recorded["same"]["compared"].items())
+        return (
+            f"These figures were made by older code (digest `{made}`). The present code (`{today}`) computes the same bits"
+            f" in a cut-down run of both: {compared} (`persres same-bits`).\n"
+        )
     whose = f"older code (digest `{made}`)" if made else "older code (of no recorded digest)"
     return f"**These figures were made by {whose}**; the present code is `{today}`: run `{command}` again.\n"
