@@ -99,13 +99,12 @@ def ways_block(summary: dict) -> str:
 
 
 def stops_block(summary: dict) -> str:
-    """Where each concept stopped, and the seconds."""
+    """Where each concept stopped. Seconds stay in the summary: they vary with what else the machine does."""
     said = ", ".join(f"{name} {steps}" for name, steps in summary["stops"].items())
-    took = summary["seconds"]
+    found = summary["seconds"]
     return (
-        f"Stops: {said}. The ten trainings took {took['rule']:.0f} s by the rule, checks included, and {took['fixed']:.0f} s with fixed steps:"
-        f" {took['saved']:.0%} of the seconds saved. {took['as_on_the_curve']} of {len(summary['stops'])} stopped where the long training's own checks"
-        f" say; the largest difference of a factor from the long training's at the same step is {took['apart']:.1g}.\n"
+        f"Stops: {said}. {found['as_on_the_curve']} of {len(summary['stops'])} stopped where the long training's own checks say; the largest"
+        f" difference of a factor from the long training's at the same step is {found['apart']:.1g}.\n"
     )
 
 
