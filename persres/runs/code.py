@@ -33,6 +33,7 @@ ORCHESTRATION = (
     "persres.methods.common.base",
     "persres.datasets.registry",
     "persres.evidence.beyond.part",
+    "persres.evidence.provenance",
 )
 
 # The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
