@@ -151,7 +151,9 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
     lag: Annotated[bool, typer.Option("--lag/--no-lag", help="the residual only where the thing is")] = True,
-    masks: Annotated[Literal["paper", "auto"] | None, typer.Option(help="if left out: paper; of a LoRA auto")] = None,
+    masks: Annotated[
+        Literal["auto", "paper"], typer.Option(help="auto: the thing's own size; paper: half of every block")
+    ] = "auto",
     subject: Annotated[str | None, typer.Option(help="of any LoRA: what {} stands for, e.g. dog")] = None,
     strength: Annotated[float, typer.Option(min=0, help="of the residual")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
@@ -162,19 +164,8 @@ def generate(
     """More pictures from a residual, as PNG with their settings inside."""
     from persres.generate import generate as draw_more
 
-    ours = masks == "auto" or (masks is None and subject is not None)
-    how = (
-        count,
-        seed,
-        lag and ("auto" if ours else True),
-        strength,
-        steps,
-        cfg_scale,
-        model,
-        device,
-        subject,
-        tuple(others or ()),
-    )
+    where = masks == "paper" or "auto" if lag else False
+    how = (count, seed, where, strength, steps, cfg_scale, model, device, subject, tuple(others or ()))
     for path in draw_more(residual, tuple(prompt), out, *how):
         print(path)
 

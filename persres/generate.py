@@ -40,7 +40,7 @@ def generate(
     others: tuple[Path, ...] = (),
 ) -> Iterator[Path]:
     """Draw ``count`` pictures of each prompt, which holds ``{}`` where the thing goes; yields each file as it is written. With ``others``,
-    further residuals of the same picture, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces, and LAG is ours (``auto``).
+    further residuals of the same picture, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces.
 
     A picture's noise belongs to (seed, prompt, number): another count or order changes none. ``lag``: True the paper's masks, ``auto`` ours.
     With ``subject`` the file is any LoRA, ``model`` its base, and the subject takes the place of ``{}``. Raises PersresError for a
@@ -52,7 +52,6 @@ def generate(
     _check_prompts(prompts, files)
     if subject is not None and others:
         raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
-    lag = "auto" if lag and others else lag
     base = base_of(residual) if subject is None else _base_for_lora(residual, model)
     quiet_loading()
     pipe = PersonalizedPipeline.from_pretrained(model or base.model, dtype=getattr(torch, base.dtype))
