@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence beyond sweep tables bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
@@ -22,6 +22,7 @@ help:
 	@echo "make show       print the score table again"
 	@echo "make evidence   every figure of docs/results.md and the model card again -> data/evidence (about an hour on 2 cores)"
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
+	@echo "make beyond     what goes past the paper (docs/beyond.md) -> data/beyond (eight minutes on an H100 with 16 cores, hours on 2 cores)"
 	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
 	@echo "make bench-gpu  seconds and memory of SD v1.4's size on this GPU, random weights -> data/bench"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
@@ -90,6 +91,9 @@ faults: setup-dev
 
 evidence: setup
 	persres evidence
+
+beyond: setup
+	persres beyond
 
 sweep: setup
 	persres sweep

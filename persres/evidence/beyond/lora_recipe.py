@@ -2,8 +2,8 @@
 
 Its recipe: rank 4 = alpha, Gaussian start, queries, keys, values and outputs of every attention; the instance prompt "a photo of sks
 <class>"; AdamW (0.9, 0.999), weight decay 0.01, ε 1e-8, gradients clipped at 1, constant rate, no prior preservation. Two variants of it:
-convolutions too (as LoCon trains them), and the text tower too (its ``--train_text_encoder``). Rate, steps and batch are the mini world's, tuned on two
-concepts as the rivals' were.
+convolutions too (as LoCon trains them), and the text tower too (its ``--train_text_encoder``). Rate, steps and batch are the mini world's: the rate
+was chosen on one concept.
 """
 
 from __future__ import annotations
