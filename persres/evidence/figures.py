@@ -17,7 +17,8 @@ from persres.images import to_images
 from persres.models.diffusion import Diffusion, decode
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as a PNG whose bytes depend on what it shows, and close it."""
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
     plt.close(figure)
 
@@ -45,7 +46,7 @@ def localisation_figure(found: dict[str, pd.DataFrame], plain: dict[str, dict], 
             )
     axes[0, 0].legend(fontsize=8, title="block", loc="lower left", ncol=2)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _lines(score: str) -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t
             if i == 0:
                 axis.set_title(title, fontsize=8)
     figure.suptitle(f"attention of V* and class at t = {t}", fontsize=10, y=0.92)
-    _save(figure, path)
+    save(figure, path)
 
 
 def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -> None:
@@ -94,7 +95,7 @@ def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -
         xlim=(0, None),
     )
     axis.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def claims_figure(claims: list[dict], path: Path) -> None:
@@ -108,7 +109,7 @@ def claims_figure(claims: list[dict], path: Path) -> None:
     axis.axvline(0, linestyle=":", color="black")
     axis.set_yticks(range(len(claims)), [c["says"] for c in reversed(claims)], fontsize=8)
     axis.set_xlabel("effect with its 95% interval, each scaled to its own largest end")
-    _save(figure, path)
+    save(figure, path)
 
 
 def group_figure(groups: dict[str, dict], path: Path) -> None:
@@ -119,7 +120,7 @@ def group_figure(groups: dict[str, dict], path: Path) -> None:
         _bars(axis, {group: found[column] for group, found in groups.items()})
         axis.set_title(column, fontsize=9)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(axis: Axes, values: dict[str, dict]) -> None:

@@ -29,7 +29,7 @@ def _marked(kind: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {kind}:(\w+) -->\n)(.*?)(<!-- /{kind} -->)", re.DOTALL)
 
 
-def _interval(found: dict, digits: int, sign: str = "") -> str:
+def interval(found: dict, digits: int, sign: str = "") -> str:
     """The mean with its interval, where there is one: below five concepts there is none."""
     if found["mean"] is None:
         return "–"
@@ -43,7 +43,8 @@ def _known(value: float | None) -> bool:
     return value is not None and value == value  # NaN is not
 
 
-def _digits(column: str) -> int:
+def digits_of(column: str) -> int:
+    """Decimals that a score is told with."""
     return 4 if column == "background_change" else 3
 
 
@@ -56,7 +57,7 @@ def base(summary: dict) -> str:
 def methods(summary: dict) -> str:
     """Every method and control, overall."""
     rows = [
-        [f"`{name}`", *(_interval(found["overall"][c], _digits(c)) for c in COLUMNS)]
+        [f"`{name}`", *(interval(found["overall"][c], digits_of(c)) for c in COLUMNS)]
         for name, found in summary["methods"].items()
     ]
     return markdown(["method", *COLUMNS.values()], rows)
@@ -74,7 +75,7 @@ def headline(summary: dict) -> str:
     """The front page's few rows and columns."""
     columns = ("clip_text", "clip_image", "dino", "background_change")
     rows = [
-        [label, *(_interval(summary["methods"][name]["overall"][c], _digits(c)) for c in columns)]
+        [label, *(interval(summary["methods"][name]["overall"][c], digits_of(c)) for c in columns)]
         for name, label in HEADLINE.items()
     ]
     return markdown(["", *(COLUMNS[c] for c in columns)], rows)
@@ -90,15 +91,22 @@ def claims(summary: dict) -> str:
 def _claim_row(claim: dict) -> list[str]:
     column = claim["column"]
     score = COLUMNS.get(column, column.replace("_", " "))
-    difference = _interval(claim | {"mean": claim["effect"]}, _digits(column), "+")
+    difference = interval(claim | {"mean": claim["effect"]}, digits_of(column), "+")
     return [claim["says"], score, difference, f"{claim['margin']:g}", "yes" if claim["holds"] else "**no**"]
+
+
+def broken(summary: dict) -> str:
+    """What was broken on purpose, and which claims fell."""
+    said = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
+    rows = [[what, name, said[verdict]] for what, names in summary["broken"].items() for name, verdict in names.items()]
+    return markdown(["broken", "claim that must fall", "falls"], rows)
 
 
 def groups(summary: dict) -> str:
     """LAG minus no mask by prompt group."""
     found = summary["lag_minus_ours"]
     columns = [c for c in COLUMNS if c in next(iter(found.values()))]
-    rows = [[group, *(_interval(scores[c], _digits(c), "+") for c in columns)] for group, scores in found.items()]
+    rows = [[group, *(interval(scores[c], digits_of(c), "+") for c in columns)] for group, scores in found.items()]
     return markdown(["prompts", *(COLUMNS[c] for c in columns)], rows)
 
 

@@ -15,6 +15,7 @@ from persres.evidence.beyond.drawn import COLUMNS, PROFILE, scored
 from persres.evidence.beyond.part import Part, Run
 from persres.evidence.chain import run_profile
 from persres.evidence.pages import COLUMNS as TITLES
+from persres.evidence.pages import digits_of, interval
 from persres.evidence.provenance import CHAIN_CODE
 from persres.evidence.report import method_figures
 from persres.report.table_text import markdown
@@ -45,19 +46,11 @@ def _by_words(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {group: {kind: int(n) for kind, n in row.items()} for group, row in table.to_dict("index").items()}
 
 
-def _cell(found: dict, column: str) -> str:
-    digits = 4 if column == "background_change" else 3
-    return (
-        "–"
-        if found["mean"] is None
-        else f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    )
-
-
 def methods(summary: dict) -> str:
     """Every chooser, overall."""
     rows = [
-        [METHODS[name], *(_cell(found["overall"][c], c) for c in COLUMNS)] for name, found in summary["methods"].items()
+        [METHODS[name], *(interval(found["overall"][c], digits_of(c)) for c in COLUMNS)]
+        for name, found in summary["methods"].items()
     ]
     return markdown(["", *(TITLES[c] for c in COLUMNS)], rows)
 

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
 
 from persres.evidence.beyond.lora_drawn import DrawSpec
+from persres.evidence.figures import save
 from persres.images import load_photo, unzip_images
 from persres.prompt_text import fill
 from persres.runs.units import Unit
@@ -66,5 +67,4 @@ def frontier(ways: dict[str, dict], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("DINO of the object over the base model's")
     figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
-    plt.close(figure)
+    save(figure, path)

@@ -21,6 +21,7 @@ from persres.evidence.beyond.lora_drawn import ROWS, SHOWN, WAYS, DrawSpec, draw
 from persres.evidence.beyond.lora_recipe import KOHYA_FILE, PEFT_FILE, VARIANTS, LoraSpec, train_unit
 from persres.evidence.beyond.part import Part, Run
 from persres.evidence.pages import COLUMNS as TITLES
+from persres.evidence.pages import digits_of, interval
 from persres.evidence.provenance import CHAIN_CODE, code_of
 from persres.metrics.summary import bootstrap_interval
 from persres.models.loading import model_identity, pick_device
@@ -220,17 +221,13 @@ LABELS = {
 }
 
 
-def _cell(found: dict, digits: int = 3) -> str:
-    return "–" if found["mean"] is None else f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"  # fmt: skip
-
-
 def ways(summary: dict) -> str:
     """Every variant drawn in every way."""
     titles = TITLES | {"area": "area of the mask"}
     rows = []
     for variant, by_way in summary["ways"].items():
         for way, found in by_way.items():
-            cells = [_cell(found[c], 4 if c == "background_change" else 3) for c in COLUMNS]
+            cells = [interval(found[c], digits_of(c)) for c in COLUMNS]
             rows.append([variant, LABELS[way], *cells])
     return markdown(["LoRA", "drawn", *(titles[c] for c in COLUMNS)], rows)
 

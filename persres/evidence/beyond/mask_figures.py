@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("Agg")  # no screen on an agent
 import matplotlib.pyplot as plt
 
+from persres.evidence.figures import save
+
 FAMILIES = {
     "a share by attention": ([f"share_{s}" for s in (10, 20, 30, 40, 50)], "tab:blue"),
     "a disk of that share": ([f"disk_{s}" for s in (10, 20, 30, 40, 50)], "tab:orange"),
@@ -40,8 +42,7 @@ def frontier(methods: dict[str, dict], path: Path) -> None:
     )
     axis.legend(loc="lower right")
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
-    plt.close(figure)
+    save(figure, path)
 
 
 def places(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
@@ -56,5 +57,4 @@ def places(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         axis.set_xticks(range(len(maskings)), list(maskings), rotation=40, ha="right", fontsize=8)
         axis.set(title=name, ylabel="IoU with the true mask")
     axes[0][0].legend(fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
-    plt.close(figure)
+    save(figure, path)

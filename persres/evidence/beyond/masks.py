@@ -16,6 +16,7 @@ from persres.evidence.beyond.part import Part, Run
 from persres.evidence.beyond.places import GROUPS, by_group, rows_of
 from persres.evidence.chain import run_profile
 from persres.evidence.pages import COLUMNS as TITLES
+from persres.evidence.pages import digits_of, interval
 from persres.evidence.provenance import CHAIN_CODE
 from persres.evidence.report import method_figures
 from persres.evidence.scenes import beside_case, concept_case, concept_named, nameable_case
@@ -68,18 +69,10 @@ def _places(context: Context, run: Run) -> Iterator[dict]:
             yield from rows_of(diffusion, case, base.token, bank, labels, [second] * len(case.prompts))
 
 
-def _interval(found: dict, digits: int) -> str:
-    return (
-        "–"
-        if found["mean"] is None
-        else f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    )
-
-
 def methods(summary: dict) -> str:
     """Every masking and control, overall."""
     rows = [
-        [f"`{name}`", *(_interval(found[c], 4 if c == "background_change" else 3) for c in COLUMNS)]
+        [f"`{name}`", *(interval(found[c], digits_of(c)) for c in COLUMNS)]
         for name, found in summary["methods"].items()
     ]
     return markdown(["", *(TITLES[c] for c in COLUMNS)], rows)
@@ -94,8 +87,8 @@ def by_place(summary: dict) -> str:
         rows.append(
             [
                 f"`{name}`",
-                *(_interval(c["dino"], 3) for c in cells),
-                *(_interval(c["background_change"], 4) for c in cells),
+                *(interval(c["dino"], 3) for c in cells),
+                *(interval(c["background_change"], 4) for c in cells),
             ]
         )
     heads = [f"{score}, {g}" for score in ("DINO", "background change") for g in groups]

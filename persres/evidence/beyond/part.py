@@ -79,11 +79,4 @@ def write_blocks(part: Part, summary: dict) -> None:
 def blocks_of(part: Part) -> pages.Blocks:
     """Its own, and those that every part has: ``code``, ``claims``, ``broken``."""
     shared = {"code": lambda found: code_line(found["of"], part.modules, f"persres beyond {part.name}")}
-    return shared | {"claims": pages.claims, "broken": broken} | part.blocks
-
-
-def broken(summary: dict) -> str:
-    """What was broken on purpose, and which claims fell."""
-    said = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
-    rows = [[what, name, said[verdict]] for what, names in summary["broken"].items() for name, verdict in names.items()]
-    return pages.markdown(["broken", "claim that must fall", "falls"], rows)
+    return shared | {"claims": pages.claims, "broken": pages.broken} | part.blocks

@@ -14,6 +14,7 @@ from persres.evidence.beyond.several_cases import Case, cases_of, rendered
 from persres.evidence.beyond.several_draw import CODE, FEW, METHODS, Drawn, Studio
 from persres.evidence.beyond.several_scores import COLUMNS, Reader, broken, examine, score, with_best_halves
 from persres.evidence.chain import run_profile
+from persres.evidence.pages import interval
 from persres.evidence.provenance import CHAIN_CODE
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
@@ -102,15 +103,8 @@ TITLES = {
 }  # fmt: skip
 
 
-def _cell(found: dict, digits: int = 3) -> str:
-    if found["mean"] is None:
-        return "–"
-    spread = "" if found["low"] is None else f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    return f"{found['mean']:.{digits}f}{spread}"
-
-
 def _table(found: dict, columns: tuple[str, ...]) -> str:
-    rows = [[TITLES[m], *(_cell(found[m][c]) for c in columns)] for m in TITLES if m in found]
+    rows = [[TITLES[m], *(interval(found[m][c], 3) for c in columns)] for m in TITLES if m in found]
     return markdown(["", *(COLUMNS[c] for c in columns)], rows)
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from persres.datasets.layout import reference_photos
 from persres.evidence.beyond.several_cases import Case
 from persres.evidence.beyond.several_draw import Drawn
+from persres.evidence.figures import save
 from persres.images import load_photo, square
 from persres.runs.context import Context
 
@@ -70,8 +71,7 @@ def scores(methods: dict[str, dict], path: Path) -> None:
         axis.set(xlabel=x.replace("_", " "), ylabel=y)
         axis.grid(alpha=0.3)
     figure.suptitle("up and left is better")
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
-    plt.close(figure)
+    save(figure, path)
 
 
 def _spread(found: dict) -> list | None:

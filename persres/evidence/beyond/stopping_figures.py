@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from persres.evidence.figures import save
 from persres.methods.ours import Ours
 from persres.training.settling import share_moved
 
@@ -23,8 +24,7 @@ WINDOW = 10  # steps that the training loss is averaged over
 
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
-    plt.close(figure)
+    save(figure, path)
 
 
 def _checks(losses: list[float], settings: Ours) -> np.ndarray:
