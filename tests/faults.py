@@ -54,7 +54,7 @@ class Campaign:
         self.store_url = f"s3://{BUCKET}/{store or name}"
         self.units = noops(units, SECONDS, self.store_url)
         self.work, self.process = stand.root / f"work-{name}", None
-        self.asked_before = len(stand.s3.asked)
+        self.before = len(stand.s3.let_through)
 
     def start(self) -> None:
         """Or start again: the same command."""
@@ -94,9 +94,10 @@ class Campaign:
         raise AssertionError(self.stand.log(f"parent-{self.name}")[-3000:])
 
     def counted(self) -> tuple[int, int, int]:
-        """(finished units begun again, files lost, wrong files), by what the S3 server was asked and what lies in the work folder."""
+        """(finished units begun again, files lost, wrong files), by what the S3 server took and what lies in the work folder. A manifest
+        that it refused finished nothing: whichever agent takes that unit next may begin it again."""
         done, redone = set(), 0
-        for method, path in self.stand.s3.asked[self.asked_before :]:
+        for method, path in self.stand.s3.let_through[self.before :]:
             if method != "PUT" or f"/{self.store_url.rpartition('/')[2]}/" not in path:
                 continue
             if "/units/noop/" in path:

@@ -17,12 +17,16 @@ DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access 
 
 
 class Server:
-    """``refuse(method, path)`` may answer "deny" (403), "drop" (the connection ends with no word) or seconds to wait first."""
+    """``refuse(method, path)`` may answer "deny" (403), "drop" (the connection ends with no word) or seconds to wait first.
+
+    ``asked``: every request; ``let_through``: those that reached the store.
+    """
 
     def __init__(self, app=None) -> None:
         self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
         self.asked: list[tuple[str, str]] = []
+        self.let_through: list[tuple[str, str]] = []
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, a traceback a drop
         self.http = make_server("127.0.0.1", 0, self, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self.http.server_port}"
@@ -42,6 +46,7 @@ class Server:
             return []
         if answer is not None:
             time.sleep(answer)
+        self.let_through.append((method, path))
         return self.app(environ, start_response)
 
     def client(self):
