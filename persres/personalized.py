@@ -282,7 +282,7 @@ class PersonalizedPipeline:
         unmasked = torch.tensor([not masks_prompt(masking, text, residual.phrase) for text in texts], device=device)
 
         def draws(pixels: int) -> list[torch.Generator]:
-            return [generator("mask", i % len(tokens), pixels) for i in range(2 * len(tokens))]
+            return [generator("mask", i, pixels) for i in range(len(tokens))]
 
         return guidance_rule(tokens, "mask", masking, draws, unmasked=unmasked.repeat_interleave(each, 0))[1]
 

@@ -170,12 +170,12 @@ def test_the_confident_blend_is_the_weighted_mean_by_hand():
     for _ in range(2):
         _, masks = lag_run(unet, bank, x, t, text, (routing, rule))
     assert set(rule.newest) == set(blocks_of(unet)) == set(rule.trust)
-    shape, sample = (8, 8), 3
+    shape, sample, heard = (8, 8), 3, 1  # of the four samples the last two are listened to
     total, weights = torch.zeros(64), 0.0
     for maps in rule.newest.values():
-        weight = float(confidence(maps)[sample]) ** SHARPNESS
-        size = torch.nn.functional.interpolate(maps[sample][None, None], size=shape, mode="bilinear")[0, 0]
-        total, weights = total + weight * (size / maps[sample].mean()).flatten(), weights + weight
+        weight = float(confidence(maps)[heard]) ** SHARPNESS
+        size = torch.nn.functional.interpolate(maps[heard][None, None], size=shape, mode="bilinear")[0, 0]
+        total, weights = total + weight * (size / maps[heard].mean()).flatten(), weights + weight
     last = [path for path, mask in masks.items() if mask.shape[1] == 64][-1]
     assert torch.equal(masks[last][sample], otsu((total / weights)[None])[0])
     assert torch.equal(rule.mask_at(shape), masks[last]), "any other layer can ask for the mask at its size"

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from persres.cli import main
 from persres.errors import PersresError
 from persres.exports.export import export
+from persres.models.attention import attended, split_heads
 from persres.personalized import PersonalizedPipeline
 from persres.residuals.bank import ResidualBank, Routing, attached, find_targets
 from persres.residuals.file import save_residual
 from persres.residuals.lora import Delta, Lora, read_lora
 from persres.sampling.lag import MaskRule, guidance_rule, localised
-from persres.sampling.masked_lora import Places, attended, confined
+from persres.sampling.masked_lora import Places, confined
 from persres.sampling.masking import AUTO, PAPER, Masking
 from persres.seeding import generator
 
@@ -197,7 +198,8 @@ def test_keys_and_values_are_blended_by_query(unet):
     found = weights.unflatten(0, (-1, attn.heads)).mean(1)[..., 2]  # the map of the pass's first attention: its own
     mask = AUTO.cut(found, (8, 8))[..., None]
     more_key, more_value = (base + text @ deltas[f"{path}.{n}"].matrix().T for n, base in (("to_k", key), ("to_v", value)))  # fmt: skip
-    base, theirs = attended(attn, query, key, value), attended(attn, query, more_key, more_value)
+    q, k, v, more_k, more_v = (split_heads(attn, part) for part in (query, key, value, more_key, more_value))
+    base, theirs = attended(attn, q, k, v), attended(attn, q, more_k, more_v)
     assert 0 < float(mask.mean()) < 1 and (base - theirs).abs().max() > 1e-3
     torch.testing.assert_close(seen["out"], torch.where(mask.bool(), theirs, base), atol=1e-5, rtol=1e-4)
 

@@ -28,11 +28,11 @@ from persres.methods.common.base import Loaded, Source
 from persres.methods.common.rival import Rival
 from persres.methods.common.state_file import load_state
 from persres.methods.common.words import WordSettings, captions_of, start_vector, word_alone
+from persres.models.attention import HeardAttention
 from persres.models.diffusion import Diffusion
 from persres.models.prompts import concept_positions, prompt_ids, prompt_states
 from persres.models.swap import TOKEN
 from persres.runs.specs import Item
-from persres.sampling.lag import ConceptAttention
 from persres.seeding import generator
 from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch, rows_of
 from persres.training.residuals import diffusion_target
@@ -168,7 +168,7 @@ class WithReference:
             return torch.cat([torch.where(asked[:, None, None], looked, output[:n]), output[n:]])
 
         before = block.attn2.processor
-        block.attn2.set_processor(ConceptAttention(seen.append))
+        block.attn2.set_processor(HeardAttention(seen.append))
         return before, block.register_forward_hook(after), block
 
 

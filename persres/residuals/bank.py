@@ -184,18 +184,32 @@ class Routing:
     """For each sample of a batch: which concept, how much, and where.
 
     ``rows`` long [n]: index into the bank. ``weight`` float [n]: 1 applies the residual, 0 leaves
-    the base model. ``masks``: filled during LAG sampling, one [n, pixels] mask per layer path;
+    the base model; None is 1 for all. ``masks``: filled during LAG sampling, one [n, pixels] mask per layer path;
     where a path is missing the residual applies everywhere.
     """
 
     rows: torch.Tensor
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def everywhere(cls, n: int, device: torch.device | str = "cpu") -> Routing:
         """All samples take concept 0, all over the picture."""
         return cls(torch.zeros(n, dtype=torch.long, device=device), torch.ones(n, device=device))
+
+
+def gated(
+    output: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, mask: torch.Tensor | None, conv: bool
+) -> torch.Tensor:
+    """f + w·M ⊗ ΔW x of one layer. ``weight`` float [n] and ``mask`` [n, pixels]; none of them is 1."""
+    if weight is None and mask is None:
+        return output + delta
+    if mask is None:
+        gate = weight.view(-1, *[1] * (delta.ndim - 1))
+    else:
+        mask = mask if weight is None else mask * weight[:, None]
+        gate = mask.view(len(mask), 1, *delta.shape[2:]) if conv else mask[..., None]
+    return torch.addcmul(output, gate.to(delta.dtype), delta)
 
 
 @contextmanager
@@ -207,13 +221,7 @@ def attached(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[
     def hook_for(index: int, target: Target):
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             delta = bank.product(index, args[0], routing.rows)
-            gate = routing.weight.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
-            mask = routing.masks.get(target.path)
-            if mask is not None:
-                gate = gate * (mask.view(len(mask), 1, *delta.shape[2:]) if target.conv else mask[..., None]).to(
-                    delta.dtype
-                )
-            return output + gate * delta
+            return gated(output, delta, routing.weight, routing.masks.get(target.path), target.conv)
 
         return hook
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from persres.config import Drawing
+from persres.models.attention import text_kept
+from persres.models.conditioning import Conditioning, joined
 from persres.models.diffusion import Diffusion
 from persres.models.prompts import concept_positions
 from persres.residuals.bank import ResidualBank, Routing, attached, merged
@@ -33,7 +35,7 @@ def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple
     """How a batch [unconditional; conditional] of these pictures is masked."""
 
     def draws(pixels: int) -> list[torch.Generator]:
-        return [generator("mask", drawing.seed, i.plain, i.image, pixels) for i in items + items]
+        return [generator("mask", drawing.seed, i.plain, i.image, pixels) for i in items]
 
     positions = [concept_positions(diffusion.tokenizer, i.prompt, i.phrase) for i in items]
     tokens = torch.stack(positions).to(diffusion.unet.device)
@@ -44,6 +46,22 @@ def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple
     return routing, rule
 
 
+class Texts:
+    """Embedded prompts, each read once. Good for as long as nothing changes in the text towers."""
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self.diffusion, self.known = diffusion, {}
+        self.unconditional = diffusion.unconditional()
+
+    def __call__(self, prompts: list[str]) -> Conditioning:
+        """What the denoiser reads of n prompts, with or without repetitions."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            found = self.diffusion.encode(new)
+            self.known |= {prompt: found.rows(i, i + 1) for i, prompt in enumerate(new)}
+        return joined([self.known[prompt] for prompt in prompts])
+
+
 def draw(
     diffusion: Diffusion,
     items: list[Item],
@@ -51,10 +69,12 @@ def draw(
     bank: ResidualBank | None,
     resolution: int,
     predictor: Callable[[list[Item]], Any] | None = None,
+    texts: Texts | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pictures [n, 3, h, w] in about [-1, 1] of one batch, and for LAG the averaged masks [n, size, size].
 
-    ``predictor`` gives what predicts in the U-Net's place, where a method needs one.
+    ``predictor`` gives what predicts in the U-Net's place, where a method needs one; ``texts`` the prompts that batches before have
+    read.
     """
     n = len(items)
     channels, factor = diffusion.latent_shape
@@ -62,17 +82,20 @@ def draw(
         [generator("noise", drawing.seed, i.plain, i.image) for i in items],
         (channels, *[resolution // factor] * 2),
     )
-    cond, uncond = diffusion.encode([i.prompt for i in items]), diffusion.unconditional()
+    texts = Texts(diffusion) if texts is None else texts
     unet = diffusion.unet if predictor is None else predictor(items)
-    denoise = guided(unet, cond, uncond, drawing.cfg_scale)
+    denoise = guided(unet, texts([i.prompt for i in items]), texts.unconditional, drawing.cfg_scale)
     rule = None
     with ExitStack() as stack:
         if bank is not None and drawing.lag:
             routing, rule = lag_rule(diffusion, items, drawing)
             stack.enter_context(localised(diffusion.unet, routing, rule))
+            routing.weight = routing.weight if drawing.uncond_rule == "base" else None
             stack.enter_context(attached(diffusion.unet, bank, routing))
         elif bank is not None:
             stack.enter_context(merged(diffusion.unet, bank))
+        if predictor is None:
+            stack.enter_context(text_kept(diffusion.unet))
         latents = sample_ddim(denoise, noise.to(diffusion.unet.device), diffusion.scheduler, drawing.steps)
     masks = None if rule is None else mean_mask(rule, slice(n, 2 * n), resolution // factor)
     return diffusion.decode(latents), masks

@@ -10,7 +10,7 @@ on what all of them made together, and no layer of the block is known to localis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
+from persres.models.attention import KeptText, attended, is_plain, projected, split_heads, token_shares
 from persres.residuals.bank import Routing
 from persres.sampling.masking import CONFIDENT, PAPER, Masking, blended, confidence
 from persres.sampling.masks import Draws
@@ -31,9 +32,9 @@ UNCOND_RULES = ("mask", "base", "full")
 class MaskRule:
     """How one batch is masked.
 
-    ``tokens`` float [n, text length]: 1 at the V* and macro-class tokens of each sample's prompt.
-    ``mask_from`` long [n]: whose mask a sample takes (the unconditional branch takes its partner's).
-    ``everywhere`` bool [n]: samples that take the whole residual.
+    ``rows`` of the batch are listened to, s of its n samples: those whose masks are taken. ``tokens`` float [s, text length]: 1 at
+    the V* and macro-class tokens of each one's prompt. ``mask_from`` long [n]: whose mask a sample takes, of the s (the unconditional
+    branch takes its partner's). ``everywhere`` bool [n]: samples that take the whole residual.
     """
 
     tokens: torch.Tensor
@@ -41,19 +42,23 @@ class MaskRule:
     everywhere: torch.Tensor
     record: bool = False
     masking: Masking = PAPER
-    draws: Draws | None = None  # for masks that draw at random
-    newest: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its newest map [n, h, w]
-    trust: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [n]
+    draws: Draws | None = None  # s generators, for masks that draw at random
+    rows: slice = field(default_factory=lambda: slice(None))
+    newest: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its newest map [s, h, w]
+    trust: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [s]
     seen: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [n, pixels]
-    before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [n, h, w]
+    before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [s, h, w]
     steps: int = 0
 
-    def heard(self, weights: torch.Tensor) -> torch.Tensor:
-        """The concept's attention [n, pixels] in a layer's attention [n, pixels, length]."""
-        return torch.einsum("npt,nt->np", weights, self.tokens.to(weights.dtype))
+    def heard(
+        self, query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The concept's attention, [s, pixels], in a layer's heads; see :func:`persres.models.attention.token_shares`."""
+        bias = None if bias is None else bias[self.rows]
+        return token_shares(query[self.rows], key[self.rows], self.tokens[:, None], scale, bias)[:, 0]
 
     def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The mask [n, pixels] of a layer from the concept's attention [n, pixels] of this height and width."""
+        """The mask [n, pixels] of a layer from the concept's attention [s, pixels] of this height and width."""
         block = path.removesuffix(".proj_out")
         own = self._smoothed(block, attention.float().unflatten(1, shape))
         if self.masking.listens_to(block):
@@ -66,7 +71,7 @@ class MaskRule:
         return mask
 
     def mask_at(self, shape: tuple[int, int], own: torch.Tensor | None = None) -> torch.Tensor:
-        """The mask [n, pixels] at a height and width: by the shared map, or by a block's ``own`` [n, h, w] where each has its own
+        """The mask [n, pixels] at a height and width: by the shared map, or by a block's ``own`` [s, h, w] where each has its own
         or nothing is shared yet. Blocks before the first source take the maps of the sampling step before; in the very first step,
         their own. Without either, everything."""
         n = len(self.mask_from)
@@ -83,7 +88,7 @@ class MaskRule:
         return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
 
     def cut(self, found: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The mask [n, pixels] of maps [n, pixels], before branches and samples that go unmasked are seen to."""
+        """The mask [s, pixels] of maps [s, pixels], before branches and samples that go unmasked are seen to."""
         return self.masking.cut(found, shape, self.draws)
 
     def _smoothed(self, block: str, own: torch.Tensor) -> torch.Tensor:
@@ -119,16 +124,15 @@ def guidance_rule(
     if unmasked is not None:
         everywhere[:] = torch.cat([unmasked, unmasked])
     everywhere[:n] |= uncond_rule == "full"
-    partner = torch.arange(n, 2 * n, device=device)
-    both, mask_from = torch.cat([tokens, tokens]), torch.cat([partner, partner])
-    return routing, MaskRule(both, mask_from, everywhere, record, masking, draws)
+    partner = torch.arange(n, device=device).repeat(2)
+    return routing, MaskRule(tokens, partner, everywhere, record, masking, draws, slice(n, 2 * n))
 
 
-class ConceptAttention:
-    """Cross-attention with plain softmax (paper equation 2) that also reports the concept's map."""
+class ListeningAttention:
+    """Cross-attention that also reports where the concept is. Its text's keys and values are kept: the text is the same at every step."""
 
-    def __init__(self, report) -> None:
-        self.report = report
+    def __init__(self, rule: MaskRule, report: Callable[[torch.Tensor], None]) -> None:
+        self.rule, self.report, self.kept = rule, report, KeptText()
 
     def __call__(
         self,
@@ -138,13 +142,11 @@ class ConceptAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        # In float32 whatever the model's precision: a median needs more different values than half precision has.
-        weights = attn.get_attention_scores(query.float(), key.float(), attention_mask)  # [n·heads, pixels, length]
-        self.report(weights.unflatten(0, (-1, attn.heads)).mean(1))
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(weights.to(value.dtype) @ value)))
+        """As diffusers calls a processor."""
+        key, value = self.kept.of(attn, encoder_hidden_states)
+        query = split_heads(attn, attn.to_q(hidden_states))
+        self.report(self.rule.heard(query, key, attn.scale, attention_mask))
+        return projected(attn, attended(attn, query, key, value, attention_mask))
 
 
 @contextmanager
@@ -169,6 +171,14 @@ def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[Non
         routing.masks.clear()
 
 
+def check_plain(path: str, attn: Attention) -> None:
+    """Raises PersresError for an attention that is not Stable Diffusion's."""
+    if not is_plain(attn):
+        raise PersresError(
+            f"{path}: this attention normalises its inputs or reads more than one; LAG knows Stable Diffusion's plain one only"
+        )
+
+
 def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
     known = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
     named = () if rule.masking.blocks == CONFIDENT else rule.masking.blocks
@@ -181,22 +191,17 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
     maps: list[torch.Tensor] = []
     shape: list[int] = []
 
-    def report(weights: torch.Tensor) -> None:
-        maps.append(rule.heard(weights))
-
     def before_block(_module: nn.Module, args: tuple, named: dict) -> None:
         shape[:] = (args[0] if args else named["hidden_states"]).shape[-2:]
 
     def before_proj_out(_module: nn.Module, _args: tuple) -> None:
-        routing.masks[path] = rule.finish(path, torch.stack(maps).mean(0), (shape[0], shape[1]))
+        found = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
+        routing.masks[path] = rule.finish(path, found, (shape[0], shape[1]))
         maps.clear()
 
     for layer in layers:
-        if layer.group_norm is not None or layer.spatial_norm is not None or layer.norm_cross:
-            raise PersresError(
-                f"{path}: this cross-attention normalises its inputs; LAG knows Stable Diffusion's plain one only"
-            )
-        layer.set_processor(ConceptAttention(report))
+        check_plain(path, layer)
+        layer.set_processor(ListeningAttention(rule, maps.append))
     entry = module.register_forward_pre_hook(before_block, with_kwargs=True)
     return [entry, module.proj_out.register_forward_pre_hook(before_proj_out)]
 

@@ -28,10 +28,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from persres.errors import PersresError
+from persres.models.attention import attended, projected, split_heads
 from persres.residuals.bank import Routing
 from persres.residuals.lora import Delta
-from persres.sampling.lag import MaskRule
+from persres.sampling.lag import MaskRule, check_plain
 from persres.sampling.masking import blended, resized
 
 Shape = tuple[int, int]
@@ -63,7 +63,7 @@ class Places:
     def __init__(self, routing: Routing, rule: MaskRule | None) -> None:
         self.routing, self.rule = routing, rule
         self.shape: dict[str, Shape] = {}
-        self.latest: dict[str, torch.Tensor] = {}  # block -> its newest map [n, h, w]
+        self.latest: dict[str, torch.Tensor] = {}  # block -> its newest map [s, h, w]
         self.heard: dict[str, list[torch.Tensor]] = {}  # block -> its layers' maps in this pass
         self.known: dict[tuple[str | None, Shape], torch.Tensor] = {}  # masks that no map has changed since
 
@@ -94,9 +94,9 @@ class Places:
         """A pass comes to a block of this height and width."""
         self.shape[block], self.heard[block] = shape, []
 
-    def hear(self, block: str, weights: torch.Tensor) -> None:
-        """One layer's attention, [n, pixels, text length]; the block's map is the mean of its layers so far."""
-        self.heard[block].append(torch.einsum("npt,nt->np", weights, self.rule.tokens.to(weights.dtype)))
+    def hear(self, block: str, found: torch.Tensor) -> None:
+        """One layer's map, [s, pixels]; the block's is the mean of its layers so far."""
+        self.heard[block].append(found)
         self.latest[block] = torch.stack(self.heard[block]).mean(0).unflatten(1, self.shape[block])
         self.known.clear()
 
@@ -123,27 +123,17 @@ class BlendedAttention:
     ) -> torch.Tensor:
         """As diffusers calls a processor."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        out = (self._heard if self.cross else attended)(attn, query, key, value, attention_mask)
+        query = split_heads(attn, attn.to_q(hidden_states))
+        key, value = split_heads(attn, attn.to_k(context)), split_heads(attn, attn.to_v(context))
+        if self.cross:
+            self.places.hear(self.block, self.places.rule.heard(query, key, attn.scale, attention_mask))
+        out = attended(attn, query, key, value, attention_mask)
         if self.key is not None or self.value is not None:
-            key = key if self.key is None else key + self.key(context)
-            value = value if self.value is None else value + self.value(context)
+            key = key if self.key is None else key + split_heads(attn, self.key(context))
+            value = value if self.value is None else value + split_heads(attn, self.value(context))
             gate = self.places.gate(self.block, self.places.shape[self.block])[..., None].to(out.dtype)
             out = out + gate * (attended(attn, query, key, value, attention_mask) - out)
-        return attn.to_out[1](attn.to_out[0](out))
-
-    def _heard(self, attn: Attention, query, key, value, mask) -> torch.Tensor:
-        """As persres.sampling.lag.ConceptAttention: float32 maps."""
-        q, k, v = (attn.head_to_batch_dim(x) for x in (query, key, value))
-        weights = attn.get_attention_scores(q.float(), k.float(), mask)
-        self.places.hear(self.block, weights.unflatten(0, (-1, attn.heads)).mean(1))
-        return attn.batch_to_head_dim(weights.to(v.dtype) @ v)
-
-
-def attended(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask=None) -> torch.Tensor:
-    """Plain attention (paper equation 2) of all heads, [n, pixels, width], before the output projection."""
-    q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=attn.scale).transpose(1, 2).flatten(2)
+        return projected(attn, out)
 
 
 @contextmanager
@@ -182,8 +172,7 @@ def _listen(path: str, module: Transformer2DModel, places: Places, products: dic
         for name, layer in (("attn1", block.attn1), ("attn2", block.attn2)):
             pair = [products.get(f"{path}.transformer_blocks.{number}.{name}.{part}") for part in ("to_k", "to_v")]
             if name == "attn2" or any(pair):
-                if layer.group_norm is not None or layer.spatial_norm is not None or layer.norm_cross:
-                    raise PersresError(f"{path}: this attention normalises its inputs; LAG knows Stable Diffusion's plain one only")  # fmt: skip
+                check_plain(path, layer)
                 layer.set_processor(BlendedAttention(places, path, name == "attn2", *pair))
     last = module.proj_out.register_forward_pre_hook(lambda *_: places.finish(path))
     return [module.register_forward_pre_hook(entered, with_kwargs=True), last]

@@ -55,21 +55,19 @@ class Passes:
     def _masked(self, n: int) -> Routing:
         rule = self.rule
         if self.conditional is None:
-            half = len(rule.tokens) // 2
-            self.conditional, self.unmasked = rule.tokens[:half], rule.everywhere[half:]
+            self.conditional, self.unmasked = rule.tokens, rule.everywhere[len(rule.tokens) :]
         count = len(self.conditional)
         self.guided = n == 2 * count
         if self.guided:
             routing, fitted = guidance_rule(self.conditional, self.uncond_rule, unmasked=self.unmasked)
-            rule.tokens, rule.mask_from, rule.everywhere = fitted.tokens, fitted.mask_from, fitted.everywhere
+            rule.rows, rule.mask_from, rule.everywhere = fitted.rows, fitted.mask_from, fitted.everywhere
             return routing
         if n != count:
             raise PersresError(
                 f"lag: {n} samples in a pass for {count} prompts; this way of guidance is not known here"
             )
         device = self.conditional.device
-        rule.tokens, rule.mask_from = self.conditional, torch.arange(n, device=device)
-        rule.everywhere = self.unmasked
+        rule.rows, rule.mask_from, rule.everywhere = slice(None), torch.arange(n, device=device), self.unmasked
         return Routing.everywhere(n, device)
 
 
@@ -98,9 +96,8 @@ class PassesTogether(Passes):
         if self.rule is not None:
             rule, rows = self.rule, slice(None) if self.guided else slice(n, None)
             rule.steps += 1
-            rule.tokens, rule.everywhere = (
-                x.unflatten(0, (k, -1))[:, rows].flatten(0, 1) for x in (fitted.tokens, fitted.everywhere)
-            )
+            rule.tokens, rule.rows = fitted.tokens, fitted.rows if self.guided else slice(None)
+            rule.everywhere = fitted.everywhere.unflatten(0, (k, -1))[:, rows].flatten(0, 1)
             rule.mask_from = fitted.mask_from if self.guided else torch.arange(k * n, device=sample.device)
         self.routing.rows = routing.rows[:, : len(sample)]
         weight = routing.weight[-len(sample) :] if self.lag else torch.ones(len(sample), device=sample.device)

@@ -39,10 +39,11 @@ def guided(
 def sample_ddim(denoise: Denoise, x: torch.Tensor, scheduler: DDIMScheduler, steps: int = 50) -> torch.Tensor:
     """DDIM with η = 0 (Song et al. 2020, equation 12; the paper's 4.3). x: unit noise [n, c, h, w]."""
     scheduler = DDIMScheduler.from_config(scheduler.config)  # set_timesteps would change the caller's
-    scheduler.set_timesteps(steps, device=x.device)
+    scheduler.set_timesteps(steps)
     x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        x = scheduler.step(denoise(scheduler.scale_model_input(x, t), t), t, x, eta=0.0).prev_sample
+    # The schedule stays on the CPU, where reading a timestep makes nobody wait for the GPU.
+    for t, there in zip(scheduler.timesteps, scheduler.timesteps.to(x.device), strict=True):
+        x = scheduler.step(denoise(scheduler.scale_model_input(x, t), there), t, x, eta=0.0).prev_sample
     return x
 
 

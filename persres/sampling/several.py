@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from persres.errors import PersresError
-from persres.residuals.bank import ResidualBank, Target
+from persres.models.attention import token_shares
+from persres.residuals.bank import ResidualBank, Target, gated
 from persres.sampling.lag import UNCOND_RULES, MaskRule
 from persres.sampling.masking import AUTO, Masking
 from persres.sampling.masks import otsu_means
@@ -69,18 +70,23 @@ SPLITS: dict[str, Split] = {f.__name__: f for f in (exclusive, swapped, shared, 
 
 @dataclass
 class SeveralRule(MaskRule):
-    """A :class:`MaskRule` of K·n rows; ``tokens`` [K·n, length], concept by concept, as ``mask_from`` and ``everywhere`` [K·n]."""
+    """A :class:`MaskRule` of K·n rows; ``tokens`` [K·s, length], concept by concept, as ``mask_from`` and ``everywhere`` [K·n]."""
 
     concepts: int = 1
     split: Split = exclusive
 
-    def heard(self, weights: torch.Tensor) -> torch.Tensor:
-        """Every concept's attention [K·n, pixels] in a layer's attention [n, pixels, length]."""
-        tokens = self.tokens.unflatten(0, (self.concepts, -1)).to(weights.dtype)
-        return torch.einsum("npt,knt->knp", weights, tokens).flatten(0, 1)
+    def heard(
+        self, query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Every concept's attention, [K·s, pixels], in a layer's heads, all in one softmax."""
+        marks, bias = (
+            self.tokens.unflatten(0, (self.concepts, -1)).transpose(0, 1),
+            bias if bias is None else bias[self.rows],
+        )
+        return token_shares(query[self.rows], key[self.rows], marks, scale, bias).transpose(0, 1).flatten(0, 1)
 
     def cut(self, found: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """Each map's mask, and no pixel two concepts'. [K·n, pixels] -> same."""
+        """Each map's mask, and no pixel two concepts'. [K·s, pixels] -> same."""
         masks = super().cut(found, shape)
         parts = (x.unflatten(0, (self.concepts, -1)) for x in (found, masks))
         return self.split(*parts, shape).flatten(0, 1)
@@ -117,11 +123,16 @@ def several_rule(
     routing.weight[:n] = 0.0 if uncond_rule == "base" else 1.0
     everywhere = torch.zeros(k, 2 * n, dtype=torch.bool, device=device)
     everywhere[:, :n] = uncond_rule == "full"
-    partner = torch.arange(n, 2 * n, device=device).repeat(2)
-    mask_from = partner + 2 * n * torch.arange(k, device=device)[:, None]
-    both = torch.cat([tokens, tokens], 1).flatten(0, 1)
+    mask_from = torch.arange(n, device=device).repeat(2) + n * torch.arange(k, device=device)[:, None]
     rule = SeveralRule(
-        both, mask_from.flatten(), everywhere.flatten(), record, masking, concepts=k, split=split
+        tokens.flatten(0, 1),
+        mask_from.flatten(),
+        everywhere.flatten(),
+        record,
+        masking,
+        rows=slice(n, 2 * n),
+        concepts=k,
+        split=split,
     )  # mask_at reads no draws
     return routing, rule
 
@@ -167,12 +178,8 @@ def attached_together(unet: nn.Module, bank: ResidualBank, routing: SeveralRouti
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             masks = routing.masks.get(target.path)
             for k, rows in enumerate(routing.rows):
-                delta = bank.product(index, args[0], rows)
-                gate = routing.weight.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
-                if masks is not None:
-                    own = masks.unflatten(0, (len(routing.rows), -1))[k].to(delta.dtype)
-                    gate = gate * (own.view(len(own), 1, *delta.shape[2:]) if target.conv else own[..., None])
-                output = output + gate * delta
+                own = None if masks is None else masks.unflatten(0, (len(routing.rows), -1))[k]
+                output = gated(output, bank.product(index, args[0], rows), routing.weight, own, target.conv)
             return output
 
         return hook

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler
 from safetensors import SafetensorError
 from torch import nn
 
+from persres.models.attention import text_kept
 from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, attached
 from persres.runs.checkpoints import load_training, save_training
@@ -45,6 +46,24 @@ class Lesson:
     def states(self) -> Conditioning:
         """The embedded prompt as it stands now."""
         return Conditioning.of(self.text() if callable(self.text) else self.text)
+
+
+class Texts:
+    """The prompts of a batch, each for all of its samples. They are the very same tensor at every step, unless a text learns, so that
+    whoever has read it need not read it again."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple, Conditioning] = {}
+
+    def of(self, lessons: list[Lesson], each: int) -> Conditioning:
+        """Of ``each`` samples of every lesson, in order."""
+        key = (each, *map(id, lessons))
+        if key in self.made:
+            return self.made[key]
+        text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(each, 0))
+        if not any(callable(lesson.text) for lesson in lessons):
+            self.made[key] = text
+        return text
 
 
 @dataclass
@@ -89,11 +108,12 @@ def concept_losses(
     settings: ResidualSettings,
     step: int,
     rows: list[int] | None = None,
+    texts: Texts | None = None,
 ) -> torch.Tensor:
     """Mean squared error of each concept at one step, [K], all in one pass through the U-Net. ``rows``: which of the bank's
-    concepts the lessons are; none: all, in order."""
+    concepts the lessons are; none: all, in order. ``texts`` holds the prompts of the steps before."""
     drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
-    return _errors(unet, scheduler, lessons, bank, drawn, rows)
+    return _errors(unet, scheduler, lessons, bank, drawn, rows, texts)
 
 
 def _errors(
@@ -103,14 +123,14 @@ def _errors(
     bank: ResidualBank,
     drawn: list[Drawn],
     rows: list[int] | None = None,
+    texts: Texts | None = None,
 ) -> torch.Tensor:
     """Mean squared error of each concept, [K], on as many draws of each."""
     device, each = lessons[0].mean.device, len(drawn[0][0])
     z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(each, 0))
-    routing = Routing.everywhere(len(z), device)
+    text = (texts or Texts()).of(lessons, each)
     rows = range(len(lessons)) if rows is None else rows
-    routing.rows = torch.tensor(list(rows), device=device).repeat_interleave(each)
+    routing = Routing(torch.tensor(list(rows), device=device).repeat_interleave(each), None)
     with attached(unet, bank, routing):
         out = unet(scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
     error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
@@ -125,13 +145,14 @@ def _losses(
     settings: ResidualSettings,
     step: int,
     rows: list[int],
+    texts: Texts,
 ) -> torch.Tensor:
     """Each concept's loss with its class images', [K]. They are drawn under names of their own."""
-    losses = concept_losses(unet, scheduler, lessons, bank, settings, step, rows)
+    losses = concept_losses(unet, scheduler, lessons, bank, settings, step, rows, texts)
     if any(lesson.prior is None for lesson in lessons):
         return losses
     priors = [lesson.prior for lesson in lessons]
-    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step, rows)
+    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step, rows, texts)
 
 
 def new_bank(targets: list, lessons: list[Lesson], settings: ResidualSettings) -> ResidualBank:
@@ -175,7 +196,7 @@ def train(
     """
     unet.requires_grad_(False)
     parameters = dict(bank.named_parameters()) | (extra or {})
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     # Gradients pass the frozen model in its own precision; float16's range is too small for them as they are.
     scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
     log, start, note, rule = Log(), 0, {}, settling(unet, scheduler, lessons, bank, settings)
@@ -187,22 +208,25 @@ def train(
         except SafetensorError:
             logger.warning("%s is broken; starting from the first step", checkpoint)
     rule.begin(note.get("settling"))
-    for step in range(start, settings.steps):
-        learning = rule.learning
-        if not learning:
-            break
-        losses = _losses(unet, scheduler, [lessons[k] for k in learning], bank, settings, step, learning)
-        scaler.scale(losses.sum()).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        rule.put_back()
-        log.rows.append(_row(unet, bank, settings, step, dict(zip(learning, losses.tolist(), strict=True)), rule))
-        if on_step is not None:
-            on_step(step, float(losses.detach().mean()))
-        if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-            note = {"rows": log.rows, "scaler": scaler.state_dict(), "settling": rule.state()}
-            save_training(checkpoint, parameters, optimizer, step + 1, note=note)
+    texts = Texts()
+    with text_kept(unet):
+        for step in range(start, settings.steps):
+            learning = rule.learning
+            if not learning:
+                break
+            losses = _losses(unet, scheduler, [lessons[k] for k in learning], bank, settings, step, learning, texts)
+            scaler.scale(losses.sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            rule.put_back()
+            told = losses.tolist()
+            log.rows.append(_row(unet, bank, settings, step, dict(zip(learning, told, strict=True)), rule))
+            if on_step is not None:
+                on_step(step, sum(told) / len(told))
+            if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
+                note = {"rows": log.rows, "scaler": scaler.state_dict(), "settling": rule.state()}
+                save_training(checkpoint, parameters, optimizer, step + 1, note=note)
     return log
 
 

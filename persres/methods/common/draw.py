@@ -7,7 +7,9 @@ blocks and steps. Noise belongs to (seed, prompt, image), so the same name is th
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from persres.runs.files import write_atomic
 from persres.runs.provenance import measured
 from persres.runs.specs import Item, SampleSpec
 from persres.runs.units import Unit, finish
-from persres.sampling.draw import draw
+from persres.sampling.draw import Texts, draw
 
 PACK = "images.zip"
 
@@ -47,16 +49,36 @@ def draw_unit(unit: Unit[SampleSpec], work: Path, device: str, offload: bool = F
         loaded = load_learned(diffusion, spec)
         stack.enter_context(loaded.inside())
         advance = stack.enter_context(progress(unit.name, len(items), "picture", len(items) - len(todo)))
+        texts, write = Texts(diffusion), stack.enter_context(_writing())
         for start in range(0, len(todo), batch):
             some = todo[start : start + batch]
-            pictures, masks = draw(diffusion, some, spec.drawing, loaded.bank, spec.base.resolution, loaded.predictor)
-            # written whole, by rename, below a folder that the spec's hash names
-            write_atomic(parts / f"{some[0].name}.zip", _pack(some, pictures, masks))
+            pictures, masks = draw(
+                diffusion, some, spec.drawing, loaded.bank, spec.base.resolution, loaded.predictor, texts
+            )
+            write(parts / f"{some[0].name}.zip", some, pictures.cpu(), None if masks is None else masks.cpu())
             advance(len(some))
     run |= {"drawn": len(todo), "pictures": len(items), "parameters": loaded.parameters}
     write_atomic(folder / PACK, zip_bytes(_parts(parts)))
     finish(unit, work, [folder / PACK], run)
     shutil.rmtree(parts)
+
+
+@contextmanager
+def _writing() -> Iterator[Callable[..., None]]:
+    """Pictures become PNG beside the next batch's drawing: at the paper's size that takes a CPU longer than a GPU has patience for. One
+    batch at most waits, and what went wrong is raised at the next or on exit."""
+    waiting: list[Future] = []
+
+    def write(path: Path, items: list[Item], pictures: torch.Tensor, masks: torch.Tensor | None) -> None:
+        while waiting:
+            waiting.pop().result()
+        # written whole, by rename, below a folder that the spec's hash names
+        waiting.append(thread.submit(lambda: write_atomic(path, _pack(items, pictures, masks))))
+
+    with ThreadPoolExecutor(1) as thread:
+        yield write
+        while waiting:
+            waiting.pop().result()
 
 
 def _parts(folder: Path) -> dict[str, bytes]:
@@ -70,6 +92,6 @@ def _parts(folder: Path) -> dict[str, bytes]:
 def _pack(items: list[Item], pictures: torch.Tensor, masks: torch.Tensor | None) -> bytes:
     files = {f"{i.name}.png": png_bytes(p) for i, p in zip(items, to_images(pictures), strict=True)}
     if masks is not None:
-        grey = (masks.cpu() * 255).round().byte().numpy()
+        grey = (masks * 255).round().byte().numpy()
         files |= {f"masks/{i.name}.png": png_bytes(Image.fromarray(m)) for i, m in zip(items, grey, strict=True)}
     return zip_bytes(files)
