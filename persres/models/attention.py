@@ -68,10 +68,10 @@ class KeptText:
 
     def of(self, attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each [n, heads, length, d], of a text [n, length, width] that nobody changes in place."""
-        if self.text is text:
+        heard = attn.to_k._forward_hooks or attn.to_v._forward_hooks
+        if self.text is text and not heard:
             return self.made
         made = split_heads(attn, attn.to_k(text)), split_heads(attn, attn.to_v(text))
-        heard = attn.to_k._forward_hooks or attn.to_v._forward_hooks
         if not (heard or made[0].requires_grad or made[1].requires_grad):
             self.text, self.made = text, made
         return made

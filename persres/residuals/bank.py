@@ -129,12 +129,31 @@ class ResidualBank(nn.Module):
 
         ``x`` is [n, m, h, w] for a convolution, [n, tokens, m] for a linear layer; ``rows`` long [n].
         """
-        up, down = self.up[index].to(x.dtype), self.down[index].to(x.dtype)
-        up, down = (up[0], down[0]) if self.concepts == 1 else (up[rows], down[rows])
-        if self.targets[index].conv:
-            flat = x.flatten(2)
-            return (up @ (down @ flat)).unflatten(2, x.shape[2:])
-        return x @ down.mT @ up.mT
+        return self.added(index, x, x.new_zeros(()).expand(self._shape(index, x)), rows)
+
+    def added(
+        self, index: int, x: torch.Tensor, output: torch.Tensor, rows: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``output`` + gate ⊗ ΔW x of layer ``index``, shapes as in :meth:`product`. ``gate`` float [n, pixels] or [n, 1]; none is 1.
+
+        The gate is put on B x, which is narrow: M ⊗ A(B x) = A(M ⊗ B x). The sum is the second product's own.
+        """
+        conv, up, down = self.targets[index].conv, self.up[index].to(x.dtype), self.down[index].to(x.dtype)
+        # pixels as rows: of what lies channels last this is a view
+        tokens, base = (v.permute(0, 2, 3, 1).flatten(1, 2) if conv else v for v in (x, output))
+        if self.concepts == 1:
+            low = tokens @ down[0].mT
+            low = low if gate is None else low * gate[..., None].to(low.dtype)
+            found = torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up[0].mT).view(*base.shape)
+        else:
+            low = torch.bmm(tokens, down[rows].mT)
+            low = low if gate is None else low * gate[..., None].to(low.dtype)
+            found = torch.baddbmm(base, low, up[rows].mT)
+        return found.unflatten(1, output.shape[2:]).permute(0, 3, 1, 2) if conv else found
+
+    def _shape(self, index: int, x: torch.Tensor) -> tuple[int, ...]:
+        width = self.targets[index].width
+        return (len(x), width, *x.shape[2:]) if self.targets[index].conv else (*x.shape[:-1], width)
 
     @torch.no_grad()
     def relative_norms(self, unet: nn.Module, concept: int = 0) -> dict[str, float]:
@@ -198,18 +217,11 @@ class Routing:
         return cls(torch.zeros(n, dtype=torch.long, device=device), torch.ones(n, device=device))
 
 
-def gated(
-    output: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor | None, mask: torch.Tensor | None, conv: bool
-) -> torch.Tensor:
-    """f + w·M ⊗ ΔW x of one layer. ``weight`` float [n] and ``mask`` [n, pixels]; none of them is 1."""
-    if weight is None and mask is None:
-        return output + delta
+def gate_of(weight: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """w·M of each sample, [n, pixels] or [n, 1], of ``weight`` float [n] and ``mask`` [n, pixels]; none of them is 1."""
     if mask is None:
-        gate = weight.view(-1, *[1] * (delta.ndim - 1))
-    else:
-        mask = mask if weight is None else mask * weight[:, None]
-        gate = mask.view(len(mask), 1, *delta.shape[2:]) if conv else mask[..., None]
-    return torch.addcmul(output, gate.to(delta.dtype), delta)
+        return None if weight is None else weight[:, None]
+    return mask if weight is None else mask * weight[:, None]
 
 
 @contextmanager
@@ -220,8 +232,8 @@ def attached(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[
 
     def hook_for(index: int, target: Target):
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            delta = bank.product(index, args[0], routing.rows)
-            return gated(output, delta, routing.weight, routing.masks.get(target.path), target.conv)
+            gate = gate_of(routing.weight, routing.masks.get(target.path))
+            return bank.added(index, args[0], output, routing.rows, gate)
 
         return hook
 

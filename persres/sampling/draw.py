@@ -46,6 +46,13 @@ def lag_rule(diffusion: Diffusion, items: list[Item], drawing: Drawing) -> tuple
     return routing, rule
 
 
+def noise_of(diffusion: Diffusion, items: list[Item], seed: int, resolution: int) -> torch.Tensor:
+    """The pictures' starting noise [n, c, h, w]: it belongs to seed, prompt and image."""
+    channels, factor = diffusion.latent_shape
+    draws = [generator("noise", seed, i.plain, i.image) for i in items]
+    return starting_noise(draws, (channels, *[resolution // factor] * 2))
+
+
 class Texts:
     """Embedded prompts, each read once. Good for as long as nothing changes in the text towers."""
 
@@ -76,12 +83,8 @@ def draw(
     ``predictor`` gives what predicts in the U-Net's place, where a method needs one; ``texts`` the prompts that batches before have
     read.
     """
-    n = len(items)
-    channels, factor = diffusion.latent_shape
-    noise = starting_noise(
-        [generator("noise", drawing.seed, i.plain, i.image) for i in items],
-        (channels, *[resolution // factor] * 2),
-    )
+    n, factor = len(items), diffusion.latent_shape[1]
+    noise = noise_of(diffusion, items, drawing.seed, resolution)
     texts = Texts(diffusion) if texts is None else texts
     unet = diffusion.unet if predictor is None else predictor(items)
     denoise = guided(unet, texts([i.prompt for i in items]), texts.unconditional, drawing.cfg_scale)

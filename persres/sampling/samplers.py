@@ -18,11 +18,14 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def guided(
-    unet: nn.Module, cond: torch.Tensor | Conditioning, uncond: torch.Tensor | Conditioning, cfg_scale: float
+    unet: nn.Module,
+    cond: torch.Tensor | Conditioning,
+    uncond: torch.Tensor | Conditioning,
+    cfg_scale: float | torch.Tensor,
 ) -> Denoise:
     """Classifier-free guidance, u + s·(c − u), both branches in one pass as [uncond; cond].
 
-    ``cond`` of n prompts; ``uncond`` of n, or of one. The denoiser computes in their precision, the rest in that of x.
+    ``cond`` of n prompts; ``uncond`` of n, or of one; ``cfg_scale`` of all, or of each, [n, 1, 1, 1]. The denoiser computes in their precision, the rest in that of x.
     """
     cond = Conditioning.of(cond)
     both = joined([Conditioning.of(uncond).expand(len(cond.states)), cond])

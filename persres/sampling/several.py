@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from persres.errors import PersresError
 from persres.models.attention import token_shares
-from persres.residuals.bank import ResidualBank, Target, gated
+from persres.residuals.bank import ResidualBank, Target, gate_of
 from persres.sampling.lag import UNCOND_RULES, MaskRule
 from persres.sampling.masking import AUTO, Masking
 from persres.sampling.masks import otsu_means
@@ -179,7 +179,7 @@ def attached_together(unet: nn.Module, bank: ResidualBank, routing: SeveralRouti
             masks = routing.masks.get(target.path)
             for k, rows in enumerate(routing.rows):
                 own = None if masks is None else masks.unflatten(0, (len(routing.rows), -1))[k]
-                output = gated(output, bank.product(index, args[0], rows), routing.weight, own, target.conv)
+                output = bank.added(index, args[0], output, rows, gate_of(routing.weight, own))
             return output
 
         return hook

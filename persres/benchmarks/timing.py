@@ -1,0 +1,63 @@
+"""Seconds of several ways beside each other, and the floor under them.
+
+A machine's speed changes from minute to minute, so ways run in turn, and what is compared is the ratio of runs that follow each other.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Way = Callable[[], object]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(way: Way, device: torch.device) -> float:
+    """Of one run."""
+    wait_for(device)
+    started = time.perf_counter()
+    way()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def alternated(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after one run of each that only sets things up. Every other round goes backwards, so that no way
+    always follows the same other."""
+    names = list(ways)
+    for way in ways.values():
+        way()
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            taken[name].append(seconds(ways[name], device))
+    return taken
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median over the rounds of ours to theirs."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def flops(way: Way) -> int:
+    """Floating-point operations of a run, backward passes with it, as torch counts matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, rounds: int = 5) -> float:
+    """Operations a second of a large square matrix product here: the best of some rounds, for a floor must not be too high."""
+    size = size or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(rounds))

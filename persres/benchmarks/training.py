@@ -1,0 +1,74 @@
+"""Training beside the plain loops, and concepts in one pass beside the same number one after another."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from persres.benchmarks.models import CLASS, Measured
+from persres.benchmarks.plain import plain_training
+from persres.benchmarks.timing import alternated, flops, ratio
+from persres.residuals.bank import find_targets
+from persres.seeding import generator
+from persres.training.residuals import Lesson, concept_losses, new_bank, train
+
+PHOTOS = 5  # of one concept
+
+
+def photos_of(measured: Measured) -> torch.Tensor:
+    """Noise in place of photos, [n, 3, h, w] in [-1, 1]: its time is the same."""
+    side = measured.base.resolution
+    return torch.rand((PHOTOS, 3, side, side), generator=generator("bench")) * 2 - 1
+
+
+def lessons_of(measured: Measured, count: int) -> list[Lesson]:
+    """As many concepts, each with its photos' posterior and its prompt."""
+    ours = measured.ours
+    mean, std = ours.posterior(photos_of(measured))
+    text = ours.encode([f"a photo of a {measured.base.token} {CLASS}"])
+    return [Lesson(f"concept {i}", mean, std, text) for i in range(count)]
+
+
+def our_training(measured: Measured, steps: int, count: int = 1) -> Callable[[], None]:
+    """A run of some steps of as many concepts in one pass, by the function that the train stage calls."""
+    unet, lessons = measured.ours.unet, lessons_of(measured, count)
+    settings = measured.settings.model_copy(update={"steps": steps})
+    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
+    bank = new_bank(targets, lessons, settings).to(unet.device)
+    return lambda: train(unet, measured.ours.scheduler, lessons, bank, settings)
+
+
+def step_flops(measured: Measured, count: int = 1) -> int:
+    """Of one step of as many concepts, forwards and backwards."""
+    unet, lessons, settings = measured.ours.unet, lessons_of(measured, count), measured.settings
+    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
+    bank = new_bank(targets, lessons, settings).to(unet.device)
+    return flops(lambda: concept_losses(unet, measured.ours.scheduler, lessons, bank, settings, 0).sum().backward())
+
+
+def training_times(measured: Measured, steps: int, rounds: int, together: tuple[int, ...]) -> dict:
+    """Seconds of a step and ratios. ``plain`` and ``cached``: the loops of :mod:`persres.benchmarks.plain`; ``<k> together`` is a step of k
+    concepts over k, its ratio the one to k concepts alone."""
+    photos = photos_of(measured)
+    ways = {
+        "ours": our_training(measured, steps),
+        "plain": plain_training(measured, photos, steps, cached=False),
+        "cached": plain_training(measured, photos, steps, cached=True),
+    } | {f"{k} together": our_training(measured, steps, k) for k in together}
+    taken = alternated(ways, rounds, measured.device)
+    for k in together:
+        taken[f"{k} together"] = [s / k for s in taken[f"{k} together"]]
+    found = {
+        "steps": steps,
+        "batch": measured.settings.batch_size,
+        "step_s": {name: round(statistics.median(s) / steps, 5) for name, s in taken.items()},
+        "gflop": round(step_flops(measured) / 1e9, 3),
+        "of_plain": round(ratio(taken["ours"], taken["plain"]), 3),
+        "of_cached": round(ratio(taken["ours"], taken["cached"]), 3),
+        "together_of_alone": {str(k): round(ratio(taken[f"{k} together"], taken["ours"]), 3) for k in together},
+        "together_of_cached": {str(k): round(ratio(taken[f"{k} together"], taken["cached"]), 3) for k in together},
+        "together_of_plain": {str(k): round(ratio(taken[f"{k} together"], taken["plain"]), 3) for k in together},
+    }
+    return found
