@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence beyond sweep tables bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence beyond sweep tables bench bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
@@ -24,6 +24,7 @@ help:
 	@echo "make tables     the paper's tables 1, 3, 4, 5 with every rival and ablation -> data/tables, data/rivals"
 	@echo "make beyond     what goes past the paper (docs/beyond.md) -> data/beyond (eight minutes on an H100 with 16 cores, hours on 2 cores)"
 	@echo "make sweep      the settings that the paper leaves open -> data/sweep"
+	@echo "make bench      training and sampling beside diffusers and peft, on the mini world -> data/bench (docs/speed.md)"
 	@echo "make bench-gpu  seconds and memory of SD v1.4's size on this GPU, random weights -> data/bench"
 	@echo "make miniworld  train the mini world's models from nothing (hours on a CPU)"
 
@@ -103,7 +104,12 @@ tables: setup
 
 # Stable Diffusion v1.4's size with random weights, so no hub: 150 iterations, 50 steps at batch 1, 4, 16, with and without LAG.
 bench-gpu: setup
-	persres bench --dtype bfloat16 --train-steps 150
+	persres rates --dtype bfloat16 --train-steps 150
+	persres bench sd14 --dtype bfloat16 --rounds 5 --steps 10 --batches 1,4,16,32 --together 4,8
+
+# On the mini world, beside diffusers and peft, in alternating runs; wants the machine for itself.
+bench: setup
+	persres bench
 
 miniworld: setup-dev
 	persres miniworld

@@ -14,7 +14,21 @@ import typer
 from typer.exceptions import TyperException
 
 from persres import cli_evidence
-from persres.cli_options import DATA, WORK, Data, Endpoint, Json, Out, Params, Profile, Remote, Repo, Work, params_file
+from persres.cli_options import (
+    DATA,
+    WORK,
+    Data,
+    Dtype,
+    Endpoint,
+    Json,
+    Out,
+    Params,
+    Profile,
+    Remote,
+    Repo,
+    Work,
+    params_file,
+)
 from persres.errors import PersresError
 from persres.progress import show_logs
 from persres.stages import POOLED, STAGES
@@ -257,9 +271,29 @@ def doctor(as_json: Json = False) -> int:
 
 @app.command()
 def bench(
+    model: Annotated[str, typer.Argument(help="mini (the mini world), or sd14 or sd21 with random weights")] = "mini",
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    resolution: Annotated[int | None, typer.Option(help="pixels; if left out, the family's own")] = None,
+    rounds: Annotated[int, typer.Option(help="how often each way runs, in turn with the others")] = 7,
+    train_steps: Annotated[int, typer.Option(help="training steps of a run")] = 4,
+    steps: Annotated[int, typer.Option(help="sampling steps of a run")] = 10,
+    batches: Annotated[str, typer.Option(help="batch sizes to draw at")] = "1,8,32",
+    together: Annotated[str, typer.Option(help="numbers of concepts to train in one pass")] = "4,8",
+    out: Out = DATA / "bench",
+) -> None:
+    """Training and sampling beside diffusers and peft, in alternating runs, with the floor under each."""
+    from persres.benchmarks.suite import Plan, run_suite
+
+    sizes, concepts = (tuple(int(n) for n in text.split(",")) for text in (batches, together))
+    print(run_suite(model, device, dtype, resolution, Plan(train_steps, steps, rounds, sizes, concepts), out))
+
+
+@app.command()
+def rates(
     family: Annotated[str, typer.Option(help="sd14, sd21 or sdxl")] = "sd14",
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     resolution: Annotated[int | None, typer.Option(help="pixels; if left out, the family's own")] = None,
     train_steps: int = 5,
     train_batch: int = 4,
@@ -267,11 +301,11 @@ def bench(
     batches: Annotated[str, typer.Option(help="batch sizes to draw at")] = "1,4,16",
     out: Out = DATA / "bench",
 ) -> None:
-    """Seconds and memory of a full-size model with random weights on this machine: no hub is needed."""
-    from persres.bench import run_bench
+    """Seconds and memory of a full-size model with random weights on this machine, which plan then reads: no hub is needed."""
+    from persres.benchmarks.rates import run_rates
 
     sizes = tuple(int(size) for size in batches.split(","))
-    print(run_bench(family, device, dtype, resolution, train_steps, train_batch, steps, sizes, out))
+    print(run_rates(family, device, dtype, resolution, train_steps, train_batch, steps, sizes, out))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ Out = Annotated[Path, typer.Option(help="where to publish")]
 Repo = Annotated[str, typer.Option(help="a folder or a git URL")]
 Remote = Annotated[str | None, typer.Option(help="a DVC remote other than the repository's own")]
 Endpoint = Annotated[str | None, typer.Option(help="the S3 server's address as seen from here")]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Json = Annotated[bool, typer.Option("--json", help="for scripts")]
 DATA, WORK = Path("data"), Path(".work")
 

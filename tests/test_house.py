@@ -49,7 +49,7 @@ LAYERS = [
     "fleet",
     "generate",
     "doctor",
-    "bench",
+    "benchmarks",
     "miniworld.build",
     "evidence",
     "cli_options",
@@ -152,7 +152,7 @@ def test_samplers_touch_no_file_and_no_progress_bar():
 
 
 def test_nothing_but_its_own_dataset_knows_the_mini_world():
-    """What a command line tells its user may name it, and the bench borrows its tokenizer."""
+    """What a command line tells its user may name it, and the benchmarks measure on it."""
     may = (
         "miniworld/",
         "evidence/",
@@ -160,7 +160,7 @@ def test_nothing_but_its_own_dataset_knows_the_mini_world():
         "datasets/registry.py",
         "cli",
         "personalization.py",
-        "bench.py",
+        "benchmarks/",
     )
     for path in modules().values():
         name = path.relative_to(PACKAGE).as_posix()

@@ -1,4 +1,4 @@
-"""``persres bench``: how long training and sampling take, and how much memory, on this machine.
+"""``persres rates``: how long training and sampling take, and how much memory, on this machine.
 
 Stable Diffusion v1.4 (or another family) at full size with random weights, built from its config: no hub is needed, and
 time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages. Writes
@@ -124,7 +124,7 @@ def markdown(found: dict) -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def run_bench(
+def run_rates(
     family: str,
     device: str = "auto",
     dtype: str = "float32",
