@@ -250,7 +250,7 @@ def test_what_is_alike_is_recorded_with_its_tolerances_and_the_control(faked, tm
     assert stands_for(recorded, EVIDENCE_CODE) and not stands_for(recorded, CHAIN_CODE)
     line = code_line(recorded, EVIDENCE_CODE, "make evidence")
     assert "within stated tolerances" in line and "tensors, mean 0.00025 (tolerance 0.001, control 5e-05)" in line
-    assert "two threads" in line and "same bits" not in line
+    assert "narrower vector instructions" in line and "same bits" not in line
 
 
 def test_exact_asks_for_the_same_bits(faked):

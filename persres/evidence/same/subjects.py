@@ -74,7 +74,7 @@ def names_of(profiles: list[str], parts: list[str]) -> tuple[str, ...]:
 
 def cut_down(root: Path, profile: str, folder: Path, batch: int | None = None) -> Path:
     """A checkout's own profile with few concepts, prompts and steps, as a settings' file in ``folder``; what it draws and how is left as it is.
-    One process, so that the environment says how many threads there are; ``batch``: pictures drawn at a time."""
+    One process on the CPU; ``batch``: pictures drawn at a time."""
     raw = json.loads(
         json.dumps(yaml.safe_load((root / "params.yaml").read_text())[profile])
     )  # anchors are no longer shared
