@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parents[3]
 FEW = Path(__file__).parent / "few"
 # A vector half as wide or narrower adds up in another order. Not another number of threads, which does so too and by as much (a U-Net's answer
-# moves by 6e-7 and by 4e-7): where cores are shared, two threads wait for one another, and took eleven times as long.
+# moves by 5e-7 and by 4e-7): where cores are shared, two threads wait for one another, and took eleven times as long.
 NARROW = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX", "MKL_ENABLE_INSTRUCTIONS": "AVX"}
 # The digest of the code behind figures, by the names that the checkout itself has for it.
 DIGEST = """
