@@ -12,7 +12,7 @@ from persres.errors import PersresError
 from persres.evidence.beyond.part import NAMES, part_named
 from persres.evidence.provenance import CHAIN_CODE, EVIDENCE_CODE
 
-STEPS, PROMPTS, CONCEPTS = 12, 4, ("heart_mug", "rally_car")  # of training and of drawing; prompts of each concept
+STEPS, PROMPTS, CONCEPTS = 12, 2, ("heart_mug", "rally_car")  # of training and of drawing; prompts of each concept
 TRIPLE = ("heart_mug", "star_robot", "banded_cat")  # the first triple of `several`, whose first two are its first pair
 # Other numbers in the same code as share_20 and disk_30.
 LEFT_OUT = ("share_10", "share_30", "share_40", "share_50", "disk_10", "disk_20", "disk_40", "disk_50")

@@ -16,11 +16,11 @@ from persres.methods.common.registry import load_profile
 from persres.runs.specs import FileRef
 
 CONCEPT = "rally_car"
-TRAINED, DRAWN, PROMPTS = 12, 8, 4
+TRAINED, DRAWN, PROMPTS = 12, 8, 2
 
 
 def main(params: Path, profile: str, work: Path, data: Path) -> None:
-    """``learned/<variant>/``, ``samples/<variant>/`` and ``rows/``. One unit at a time, so that the threads are those that were asked for."""
+    """``learned/<variant>/``, ``samples/<variant>/`` and ``rows/``."""
     run = Run(params, work, "cpu", load_profile(params, profile))
     loras.STEPS = DRAWN
     rows = []

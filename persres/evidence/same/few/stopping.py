@@ -20,19 +20,20 @@ from persres.runs.pool import run_units
 from persres.runs.specs import FileRef
 from persres.runs.units import Unit
 
-SUBJECTS = ("nameless_0", "heart_mug")
+SUBJECTS = {
+    "nameless_0": 0.3,
+    "heart_mug": 0.9,
+}  # with the rule's threshold: one that hardly stops so early, and one that does
 STEPS, EVERY, PROMPTS = 20, 5, (0, 9, 14, 19)
-BELOW = (0.3, 0.9)  # of the rule's threshold: one that hardly stops so early, and one that does
 
 
 def main(params: Path, profile: str, work: Path, data: Path) -> None:
     """``learned/``: all kept states; ``rows/``: losses of every step and check, where the rule stopped, and scores."""
     settings, code, rows = load_profile(params, profile), code_of(MODULES), []
-    for subject in SUBJECTS:
-        for below in BELOW:
-            unit = _unit(settings, subject, below, code)
-            run_units([unit], work, learn_unit, 1, "cpu")
-            rows.append(_traced(unit, work, below))
+    for subject, below in SUBJECTS.items():
+        unit = _unit(settings, subject, below, code)
+        run_units([unit], work, learn_unit, 1, "cpu")
+        rows.append(_traced(unit, work))
         folder = data / "learned" / "stopping"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(unit.folder(work) / "states.safetensors", folder / f"{subject}.safetensors")
@@ -48,7 +49,7 @@ def _unit(profile: Profile, subject: str, below: float, code: str) -> Unit[Learn
     return learning(LearnSpec(base=base, model=model_identity(base.model), subject=subject, settings=settings, longest=STEPS + EVERY, code=code))  # fmt: skip
 
 
-def _traced(unit: Unit[LearnSpec], work: Path, below: float) -> pd.DataFrame:
+def _traced(unit: Unit[LearnSpec], work: Path) -> pd.DataFrame:
     trace = json.loads((unit.folder(work) / "trace.json").read_text())
     found = [
         {"prompt": name, "image": i, "loss": v}
@@ -56,7 +57,7 @@ def _traced(unit: Unit[LearnSpec], work: Path, below: float) -> pd.DataFrame:
         for i, v in enumerate(trace[name])
     ]
     found.append({"prompt": "ruled", "image": 0, "stopped_after": trace["ruled"]["steps"]})
-    return pd.DataFrame(found).assign(method=f"training, {below}", concept=unit.spec.subject)
+    return pd.DataFrame(found).assign(method="training", concept=unit.spec.subject)
 
 
 def _scores(profile: Profile, learned: Unit[LearnSpec], work: Path, code: str) -> pd.DataFrame:
