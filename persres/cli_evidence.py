@@ -12,7 +12,7 @@ from persres.cli_options import DATA, WORK, Out, Params, Work, params_file
 
 def add_to(app: typer.Typer) -> None:
     """Give these commands to the command line."""
-    for command in (evidence, tables, sweep, beyond, real_classes, same_bits, pages):
+    for command in (evidence, tables, sweep, beyond, real_classes, same, pages):
         app.command()(command)
 
 
@@ -72,13 +72,19 @@ def pages(out: Out = DATA) -> None:
     write_pages(out)
 
 
-def same_bits(
+def same(
     older: Annotated[Path, typer.Argument(help="a checkout of the code that made the committed figures")],
-    profile: Annotated[str, typer.Option(help="evidence or tables")] = "evidence",
+    profile: Annotated[list[str] | None, typer.Option(help="evidence or tables; may be given several times")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="a part of docs/beyond.md, or all; may be given several times")
+    ] = None,
+    exact: Annotated[bool, typer.Option(help="refuse what is not the same to the bit")] = False,
     work: Work = WORK,
     out: Out = DATA,
 ) -> None:
     """Show that today's code computes what an older checkout's does, so that figures made by that one stand for today's."""
-    from persres.evidence.same import run_same
+    from persres.evidence.same.carry import run_same
+    from persres.evidence.same.subjects import names_of
 
-    print(run_same(older, profile, work, out))
+    for name, said in run_same(older, names_of(profile or [], part or []), work, out, exact).items():
+        print(f"{name}: {said}")

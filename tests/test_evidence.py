@@ -240,7 +240,7 @@ def test_the_pages_quote_the_summary(repo, summary):
 
 
 def test_the_summary_stands_for_the_present_code(summary):
-    said = "numerics have changed since: run make evidence, or show by persres same-bits that they compute the same"
+    said = "numerics have changed since: run make evidence, or show by persres same that they compute the same"
     assert stands_for(summary["of"], EVIDENCE_CODE), said
     today = {"code": code_of(EVIDENCE_CODE)}
     assert "made by the present code" in code_line(today, EVIDENCE_CODE, "make evidence")

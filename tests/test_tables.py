@@ -252,7 +252,7 @@ def test_the_page_quotes_the_measured_tables(repo, measured):
 
 
 def test_the_measured_tables_stand_for_the_present_code(measured):
-    said = "numerics have changed since: run make tables, or show by persres same-bits that they compute the same"
+    said = "numerics have changed since: run make tables, or show by persres same --profile tables that they compute the same"
     assert stands_for(measured["settings"], CHAIN_CODE), said
 
 

@@ -45,7 +45,7 @@ def provenance(profile: Profile, modules: tuple[str, ...]) -> dict:
 
 
 def stands_for(recorded: dict, modules: tuple[str, ...]) -> bool:
-    """Whether figures are today's code's: made by it, or by code that was shown to compute the same bits (persres.evidence.same)."""
+    """Whether figures are today's code's: made by it, or by code that was shown to compute the same (persres.evidence.same)."""
     return code_of(modules) in (recorded.get("code"), recorded.get("same", {}).get("code"))
 
 
@@ -55,10 +55,35 @@ def code_line(recorded: dict, modules: tuple[str, ...], command: str) -> str:
     if made == today:
         return f"These figures were made by the present code (digest `{made}`).\n"
     if stands_for(recorded, modules):
-        compared = ", ".join(f"{count:,} {what}" for what, count in recorded["same"]["compared"].items())
-        return (
-            f"These figures were made by older code (digest `{made}`). The present code (`{today}`) computes the same bits"
-            f" in a cut-down run of both: {compared} (`persres same-bits`).\n"
-        )
+        return f"These figures were made by older code (digest `{made}`). The present code (`{today}`) {_alike(recorded['same'])}\n"
     whose = f"older code (digest `{made}`)" if made else "older code (of no recorded digest)"
     return f"**These figures were made by {whose}**; the present code is `{today}`: run `{command}` again.\n"
+
+
+def _alike(same: dict) -> str:
+    """What was found of two codes: the same bits, or how near they are, and how near the older one is to itself."""
+    compared = ", ".join(f"{count:,} {what}" for what, count in same["compared"].items())
+    if "largest" not in same:
+        return f"computes the same bits in a cut-down run of both: {compared} (`persres same`)."
+    shown = "; ".join(_measure(name, same) for name in _headlines(same))
+    return (
+        f"computes the same within stated tolerances in a cut-down run of both: {compared} (`persres same`). Largest differences: {shown}."
+        f" The control is {same['control']['what']}."
+    )
+
+
+def _headlines(same: dict) -> list[str]:
+    """What was learned, what was drawn, and of all the rest the measure that is nearest to its tolerance."""
+    first = [name for name in ("tensors, mean", "pictures, levels") if name in same["largest"]]
+    rest = [name for name in same["largest"] if name not in first]
+    return first + sorted(rest, key=lambda name: -same["largest"][name] / (same["tolerance"][name] or 1))[:1]
+
+
+def _measure(name: str, same: dict) -> str:
+    found = {
+        "": same["largest"][name],
+        "tolerance ": same["tolerance"][name],
+        "control ": same["control"]["largest"].get(name, 0),
+    }
+    value, *others = [f"{what}{number:.2g}" for what, number in found.items()]
+    return f"{name.replace('_', ' ')} {value} ({', '.join(others)})"
