@@ -339,7 +339,8 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "train": {"steps": 2, "class_images": {"steps": 2}, "variants": {"ours": {}, "prior": {"prior_images": 2}}},
         "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4,
                    "methods": {"base": {}, "ours": {"variant": "ours", "lag": True}, "prior": {"variant": "prior"}}},
-        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        # together an agent's shard would be another batch than here, with other last bits
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4, "train_together": 1},
         "tables": {"bootstrap": 200},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
