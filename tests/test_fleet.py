@@ -424,7 +424,7 @@ def test_an_agent_learns_what_its_shard_has_alike_together_and_puts_back_each(ch
     for learned in sorted((context.data / "learned").rglob("*.safetensors")):
         alone = chain[0]["fleet"].data / learned.relative_to(context.data)
         for key, value in read_tensors(alone)[0].items():
-            torch.testing.assert_close(read_tensors(learned)[0][key], value, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(read_tensors(learned)[0][key], value, atol=1e-4, rtol=1e-3)
 
 
 def test_what_a_dead_agent_had_noted_of_a_batch_is_put_back_by_the_next(chain, tmp_path):

@@ -23,6 +23,7 @@ from persres.config import Base, Runtime
 from persres.errors import PersresError, UnitFailures
 from persres.images import png_bytes, zip_bytes
 from persres.methods import ours
+from persres.methods.common import learn as learn_module
 from persres.methods.common import together
 from persres.methods.common.base import Learned
 from persres.methods.common.learn import _share, learn_unit, learn_units
@@ -41,8 +42,8 @@ from persres.runs.units import MANIFEST, READY, Unit, batch_folder, facts, finis
 
 MINI = Base(model="package:miniworld/weights/sd", resolution=64)
 # Sums over another batch differ in their last bits; AdamW divides by the root of a mean square, which lifts the smallest of them.
-# A step moves a number by up to lr = 1e-3; the median of what was learned is 9e-3, the farthest of two ways to it measured 2e-6.
-CLOSE = {"atol": 1e-5, "rtol": 1e-3}
+# A step moves a number by up to lr = 1e-3; this is a tenth of it. Measured: 2e-6 after 4 steps of batch 1, 2e-5 after 12 of batch 4.
+CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 
 def photos(folder: Path, name: str, count: int) -> tuple[FileRef, ...]:
@@ -208,7 +209,9 @@ def test_what_was_noted_but_is_damaged_is_learned_again(tmp_path, tiny_pipeline)
     assert [is_done(unit, tmp_path) for unit in todo] == [True, False, True] and not ready.parent.exists()
 
 
-def test_a_broken_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline):
+def test_a_broken_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline, monkeypatch):
+    said, real = [], learn_module.progress
+    monkeypatch.setattr(learn_module, "progress", lambda what, total: said.append(what) or real(what, total))
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32), ("mug", "robot", "cat", "dog"))
     bad = Path(todo[1].spec.photos[1].path)
     bad.write_bytes(b"\x89PNG broken")
@@ -218,6 +221,7 @@ def test_a_broken_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline):
     assert "\n" not in caught.value.failures["ours/robot"] and "1 of 4 units failed" in str(caught.value)
     others = [todo[0], *todo[2:]]
     assert [facts(unit, tmp_path)["together"] for unit in others] == [3, 3, 3]
+    assert said == ["ours/mug, cat, dog"], "progress names them all"
     with pytest.raises(UnitFailures, match="ours/robot"):
         run_units(todo, tmp_path, learning(together=4), 1, "cpu")
     Path(todo[2].spec.photos[0].path).write_bytes(b"also")
