@@ -336,6 +336,19 @@ def test_a_containers_limit_counts(tmp_path):
     assert memory.free_mib(torch.device("cpu")) > 0 and memory.used_mib(torch.device("cpu")) > 0
 
 
+def test_of_a_gpu_its_own_memory_counts(monkeypatch):
+    """Without one here: what torch would say of it stands in."""
+    told = {
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda place: (3 * 2**20, 9 * 2**20),
+        "memory_allocated": lambda place: 2**20,
+    }
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    gpu = torch.device("cuda")
+    assert (memory.free_mib(gpu), memory.used_mib(gpu)) == (3.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("count", "most", "sizes"), [(3, 3, [3]), (10, 8, [5, 5]), (7, 3, [2, 2, 3]), (2, 9, [2]), (0, 4, [])]
 )
