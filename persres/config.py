@@ -321,6 +321,8 @@ class Runtime(Section):
     workers: int = Field(1, ge=0)  # processes; 0 takes one per core
     device: str = "auto"
     sample_batch: int = Field(8, ge=1)
+    # concepts that train in one pass, where their method can; auto: as many as memory and workers leave room for
+    train_together: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
 
 

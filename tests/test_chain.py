@@ -132,6 +132,7 @@ def test_kill_9_then_run_again(tiny_params, stage):
     """Finished units are not redone and the result equals an unbroken run's, to the byte."""
     change(tiny_params, "train", steps=30)
     change(tiny_params, "sample", steps=12)
+    change(tiny_params, "runtime", train_together=1)  # a batch that is killed: tests/test_together.py
     whole = run_all(tiny_params, "whole", STAGES[:4])
     first = STAGES[: STAGES.index(stage)]
     broken = run_all(tiny_params, "broken", first)

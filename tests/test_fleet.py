@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from s3_server import BUCKET, Server
 
 from persres.errors import PersresError, UnitFailures
@@ -28,9 +29,10 @@ from persres.fleet.shards import estimates, group
 from persres.fleet.store import StoreError, open_store
 from persres.pipeline import load_context, run_stage
 from persres.plan import read_rates
+from persres.runs.checkpoints import read_tensors
 from persres.runs.files import digest_folder
 from persres.runs.specs import FileRef
-from persres.runs.units import MANIFEST, Unit, finish, is_done
+from persres.runs.units import MANIFEST, READY, Unit, batch_folder, finish, is_done
 
 
 def noops(count: int, start: int = 0, seconds: float = 0.0) -> list[Unit]:
@@ -339,7 +341,8 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "train": {"steps": 2, "class_images": {"steps": 2}, "variants": {"ours": {}, "prior": {"prior_images": 2}}},
         "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4,
                    "methods": {"base": {}, "ours": {"variant": "ours", "lag": True}, "prior": {"variant": "prior"}}},
-        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4},
+        # together an agent's shard would be another batch than here, with other last bits
+        "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4, "train_together": 1},
         "tables": {"bootstrap": 200},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
@@ -386,6 +389,83 @@ def test_a_poisoned_photo_is_named_as_the_parent_knows_it_and_the_others_are_lea
     assert "inputs" not in str(caught.value) and "(log: http://server/runs/" in str(caught.value)
     done = list((context.work / "train").glob(f"*/{MANIFEST}"))
     assert len(done) == 2, "the other concept's"
+
+
+def together(chain, tmp_path, shards: int):
+    """The chain's context with a fleet whose agents learn concepts together, in folders of the test's own."""
+    context, url = chain[0]["fleet"], str(tmp_path / "store")
+    open_store.cache_clear()
+    shutil.copytree(context.data, tmp_path / "data")
+    profile = context.profile.model_copy(
+        update={"runtime": context.profile.runtime.model_copy(update={"train_together": "auto"})}
+    )
+    send = Local(url, tmp_path / "agents", agents=1)
+    place = Fleet(url, send, shards=shards)
+    return replace(context, profile=profile, work=tmp_path / "work", data=tmp_path / "data", place=place), send, url
+
+
+def test_an_agent_learns_what_its_shard_has_alike_together_and_puts_back_each(chain, tmp_path, monkeypatch):
+    context, send, url = together(chain, tmp_path, 1)
+    marked, real = [], agent.do_batch
+
+    def do_batch(*args):
+        marked.append(len(list(open_store(url).keys("started/train/"))))
+        return real(*args)
+
+    monkeypatch.setattr(agent, "do_batch", do_batch)
+    run_stage("train", context)
+    (shard,) = [shard for shards in send.rounds for shard in shards if shard.stage == "train"]
+    assert shard.together is None and marked == [2, 2], "each variant's two concepts, every unit marked"
+    assert not list(open_store(url).keys("started/"))
+    manifests = [json.loads(p.read_text()) for p in (context.work / "train").glob(f"*/{MANIFEST}")]
+    assert {m["name"]: m["facts"]["together"] for m in manifests} == dict.fromkeys(
+        ("ours/heart_mug", "ours/star_robot", "prior/heart_mug", "prior/star_robot"), 2
+    )
+    for learned in sorted((context.data / "learned").rglob("*.safetensors")):
+        alone = chain[0]["fleet"].data / learned.relative_to(context.data)
+        for key, value in read_tensors(alone)[0].items():
+            torch.testing.assert_close(read_tensors(learned)[0][key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_what_a_dead_agent_had_noted_of_a_batch_is_put_back_by_the_next(chain, tmp_path):
+    """Killed between the manifests of a batch: what was made is not made again."""
+    context, send, url = together(chain, tmp_path, 1)
+    run_stage("train", context)
+    (shard,) = [shard for shards in send.rounds for shard in shards if shard.stage == "train"]
+    work, units = tmp_path / "agents" / "agent0", [unit_from(raw) for raw in shard.units]
+    mine = [unit for unit in units if unit.name.startswith("ours/")]
+    paths = [unit.folder(work) / MANIFEST for unit in mine]
+    ready = batch_folder(mine, work) / READY
+    ready.parent.mkdir()
+    ready.write_text(json.dumps([json.loads(path.read_text()) for path in paths]))
+    stamps = [(unit.folder(work) / "learned.safetensors").stat().st_mtime_ns for unit in mine]
+    for unit, path in zip(mine, paths, strict=True):
+        path.unlink(), open_store(url).remove(manifest_key(unit))
+    report = run_shard(url, shard.id, work)
+    assert not report.failed and not report.unfinished
+    assert all(open_store(url).has(manifest_key(unit)) for unit in mine)
+    assert [(unit.folder(work) / "learned.safetensors").stat().st_mtime_ns for unit in mine] == stamps
+
+
+def test_a_poisoned_photo_leaves_its_batch_to_the_others(chain, tmp_path):
+    context, _, url = together(chain, tmp_path, 1)
+    photo = context.data / "concepts" / "heart_mug" / "images" / "000.png"
+    photo.write_bytes(b"poison")
+    with pytest.raises(UnitFailures) as caught:
+        run_stage("train", context)
+    assert set(caught.value.failures) == {"ours/heart_mug", "prior/heart_mug"} and str(photo) in str(caught.value)
+    assert len(list((context.work / "train").glob(f"*/{MANIFEST}"))) == 2 and "inputs" not in str(caught.value)
+    assert not list(open_store(url).keys("started/"))
+
+
+def test_a_drained_agent_begins_no_batch(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "drain").touch()
+    units = noops(2)
+    said = {"store": str(tmp_path / "store"), "shard": "s", "batches": None, "notes": tmp_path / "notes"}
+    errors = agent.shared_units(units, tmp_path / "work", "cpu", **said)
+    assert set(errors) == {"n/0", "n/1"} and all(isinstance(error, Unfit) for error in errors.values())
+    assert [agent._note(tmp_path / "notes", unit)[0] for unit in units] == ["unfinished", "unfinished"]
 
 
 def test_every_unit_of_the_chain_is_read_back_as_it_was_and_fits(chain):

@@ -13,9 +13,9 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from persres.errors import PersresError, UnitFailures
 from persres.fleet.kinds import Unfit, check_fit, kind_of, unit_from
 from persres.fleet.objects import Damaged, input_place, localised, manifest_key, put_unit, references
 from persres.fleet.shards import Shard
-from persres.fleet.store import StoreError, open_store
+from persres.fleet.store import Store, StoreError, open_store
+from persres.runs.batches import Batches, Work
 from persres.runs.files import write_atomic
-from persres.runs.memory import with_memory_guard
+from persres.runs.memory import do_batch, with_memory_guard
 from persres.runs.pool import run_units
-from persres.runs.units import Unit, is_done
+from persres.runs.units import Unit, finish_noted, is_done
 
 log = logging.getLogger(__name__)
 INPUTS = "inputs"  # of the work folder: what was fetched, by digest
@@ -77,10 +78,11 @@ def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace
             units.append(unit_from(raw))
         except Unfit as error:
             unfinished[raw["hash"]] = str(error)
+    finish_noted(shard.stage, work)
     for unit in units:  # done here before, by a shard that died before it could say so: run_units leaves them out
         if is_done(unit, work):
             put_unit(store, unit, work)
-    function = partial(shared_unit, store=store_url, shard=shard_id, options=shard.options, notes=notes)
+    function = _work(store_url, shard, work, notes)
     with _drained_by_sigterm(notes, grace):
         try:
             run_units(units, work, function, workers, shard.device)
@@ -94,18 +96,76 @@ def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace
     return report
 
 
+def _work(url: str, shard: Shard, work: Path, notes: Path) -> Work:
+    """What does the shard's units, several at once where something can and the shard allows it."""
+    said = {"store": url, "shard": shard.id, "notes": notes}
+    one = partial(shared_unit, options=shard.options, **said)
+    own = kind_of(shard.stage).batches(shard.options, shard.together) if shard.together != 1 else None
+    if own is None:
+        return one
+    many = partial(shared_units, batches=own, **said)
+    return replace(own, one=one, many=many, measure=partial(_measure, measure=own.measure, store=url, work=work))
+
+
+def _measure(
+    units: Iterable[Unit], device: str, workers: int, *, measure: Callable[..., int], store: str, work: Path
+) -> int:
+    """Of the unit that is read first; its files are fetched when it is."""
+    return measure((_localised(unit, open_store(store), work) for unit in units), device, workers)
+
+
+def _localised(unit: Unit, store: Store, work: Path) -> Unit:
+    return Unit(unit.stage, unit.name, localised(store, unit.spec, work / INPUTS))
+
+
 def shared_unit(
     unit: Unit, work: Path, device: str, *, store: str, shard: str, options: dict[str, Any], notes: Path
 ) -> None:
     """Fetch, do, put back. Raises what the unit raises, having noted whose fault it was."""
     try:
-        if (notes / "drain").exists():
-            raise Unfit(f"{unit.name}: not begun, the agent was told to stop")
+        _check_drain(unit, notes)
         _fetch_do_put(unit, work, device, store, shard, options)
     except BaseException as error:
-        kind = "unfinished" if isinstance(error, Unfit | StoreError | Damaged | OSError) else "failed"
-        write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, _said(error, unit, work)]).encode())
+        _take_note(error, unit, work, notes)
         raise
+
+
+def shared_units(
+    units: list[Unit], work: Path, device: str, *, store: str, shard: str, batches: Batches, notes: Path
+) -> dict[str, Exception]:
+    """As :func:`shared_unit`, of several done at once: each is marked, and put back by itself. Returns errors by name, noted too."""
+    open_, errors = open_store(store), {}
+    here: dict[str, Unit] = {}
+    for unit in units:
+        try:
+            _check_drain(unit, notes)
+            if not open_.has(manifest_key(unit)):
+                check_fit(unit)
+                here[unit.name] = _localised(unit, open_, work)
+        except Exception as error:
+            errors[unit.name] = error
+    todo = [unit for unit in here.values() if not is_done(unit, work)]
+    with _marked(todo, open_, shard):
+        errors |= do_batch(batches, todo, work, device) if todo else {}
+    for unit in [unit for name, unit in here.items() if name not in errors]:
+        try:
+            put_unit(open_, unit, work)
+        except Exception as error:
+            errors[unit.name] = error
+    for unit in [unit for unit in units if unit.name in errors]:
+        _take_note(errors[unit.name], unit, work, notes)
+    return errors
+
+
+def _check_drain(unit: Unit, notes: Path) -> None:
+    if (notes / "drain").exists():
+        raise Unfit(f"{unit.name}: not begun, the agent was told to stop")
+
+
+def _take_note(error: BaseException, unit: Unit, work: Path, notes: Path) -> None:
+    """Whose fault it was, for the report."""
+    kind = "unfinished" if isinstance(error, Unfit | StoreError | Damaged | OSError) else "failed"
+    write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, _said(error, unit, work)]).encode())
 
 
 def _said(error: BaseException, unit: Unit, work: Path) -> str:
@@ -117,18 +177,28 @@ def _said(error: BaseException, unit: Unit, work: Path) -> str:
 
 
 def _fetch_do_put(unit: Unit, work: Path, device: str, url: str, shard: str, options: dict[str, Any]) -> None:
-    store, kind, mark = open_store(url), kind_of(unit.stage), mark_key(unit, shard)
+    store, kind = open_store(url), kind_of(unit.stage)
     if store.has(manifest_key(unit)):  # another agent's; whether it can be trusted is the parent's to see
         return
     check_fit(unit)
-    local = Unit(unit.stage, unit.name, localised(store, unit.spec, work / INPUTS))
+    local = _localised(unit, store, work)
     if not is_done(local, work):
-        store.write(mark, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode())
-        try:
+        with _marked([unit], store, shard):
             with_memory_guard(partial(kind.function, **options), local, work, device)
-        finally:
-            store.remove(mark)
     put_unit(store, local, work)
+
+
+@contextmanager
+def _marked(units: list[Unit], store: Store, shard: str) -> Iterator[None]:
+    """Marks that stay only where the process dies."""
+    said = json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode()
+    try:
+        for unit in units:
+            store.write(mark_key(unit, shard), said)
+        yield
+    finally:
+        for unit in units:
+            store.remove(mark_key(unit, shard))
 
 
 def _note(notes: Path, unit: Unit) -> tuple[str, str] | None:

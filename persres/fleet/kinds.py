@@ -18,8 +18,8 @@ from persres.errors import PersresError
 from persres.fleet.noop import NoopSpec
 from persres.methods.common.registry import method_named
 from persres.models.loading import model_identity
+from persres.runs.batches import Batches, Work
 from persres.runs.code import code_digest
-from persres.runs.pool import Work
 from persres.runs.specs import ClassImagesSpec, SampleSpec, ScoreSpec, Spec, TrainSpec
 from persres.runs.units import Unit
 
@@ -31,19 +31,29 @@ class Unfit(PersresError):
 @dataclass(frozen=True)
 class Kind:
     """``work`` names module and function; ``modules`` what a spec's code digest covers beside the stage's own; ``models`` what it says
-    of models as (name, identity); ``size`` is in proportion to its cost within a stage."""
+    of models as (name, identity); ``size`` is in proportion to its cost within a stage. ``several`` names what can do more than one at
+    once, where something can: it is called with the stage's options and how many, and gives :class:`persres.runs.batches.Batches`."""
 
     spec: type[Spec]
     work: str
     modules: Callable[[Any], list[str]]
     models: Callable[[Any], list[tuple[str, str]]]
     size: Callable[[Any], float]
+    several: str | None = None
 
     @property
     def function(self) -> Work:
         """What does a unit; imported when asked for, since it brings diffusers."""
-        module, name = self.work.split(":")
-        return getattr(import_module(module), name)
+        return _named(self.work)
+
+    def batches(self, options: dict[str, Any], together: int | None) -> Batches | None:
+        """What does several units at once, or None."""
+        return None if self.several is None else _named(self.several)(**options, together=together)
+
+
+def _named(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 def _base(spec: Any) -> list[tuple[str, str]]:
@@ -64,6 +74,7 @@ KINDS = {
         lambda spec: [f"persres.methods.{spec.settings.method}"],
         _base,
         lambda spec: spec.settings.steps * spec.settings.batch_size,
+        "persres.methods.common.together:learning",
     ),
     "sample": Kind(
         SampleSpec,

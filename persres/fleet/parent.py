@@ -22,7 +22,7 @@ from persres.fleet.objects import Damaged, get_unit, put_input, references
 from persres.fleet.shards import Shard, estimates, group, make_shard
 from persres.fleet.store import Store, open_store
 from persres.plan import read_rates
-from persres.runs.pool import Work
+from persres.runs.batches import Batches, Work
 from persres.runs.units import Unit, is_done
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class Fleet:
         """Every unit done here in ``work``, or UnitFailures once, naming units, reasons and where their logs are."""
         if not units:
             return
-        run = _Run(self, open_store(self.store), units, work, _options(units[0].stage, function), device)
+        together = function.most if isinstance(function, Batches) else 1
+        run = _Run(self, open_store(self.store), units, work, _options(units[0].stage, function), together, device)
         failures = run.until_done()
         if failures:
             raise UnitFailures(units[0].stage, failures, len(units))
@@ -85,6 +86,7 @@ class Fleet:
 
 def _options(stage: str, function: Work) -> dict[str, Any]:
     """What the stage would have called its function with. Raises PersresError where that is not the one agents call."""
+    function = function.one if isinstance(function, Batches) else function
     inner, options = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
     if inner is not kind_of(stage).function:
         raise PersresError(
@@ -97,10 +99,17 @@ class _Run:
     """One stage's way through the fleet."""
 
     def __init__(
-        self, fleet: Fleet, store: Store, units: list[Unit], work: Path, options: dict[str, Any], device: str
+        self,
+        fleet: Fleet,
+        store: Store,
+        units: list[Unit],
+        work: Path,
+        options: dict[str, Any],
+        together: int | None,
+        device: str,
     ) -> None:
         self.fleet, self.store, self.units, self.work = fleet, store, units, work
-        self.options, self.device, self.stage = options, device, units[0].stage
+        self.options, self.together, self.device, self.stage = options, together, device, units[0].stage
         self.deaths: dict[str, int] = {}
         self.reasons: dict[str, str] = {}  # by hash, of the last attempt
         self.todo = {unit.hash: unit for unit in units if not is_done(unit, work)}
@@ -138,7 +147,7 @@ class _Run:
         rates = read_rates(self.fleet.data / "bench" / "gpu.json")
         groups = group(others, estimates(others, self.work, rates), self.fleet.shards) if others else []
         shards = [
-            make_shard([as_raw(unit) for unit in some], attempt, self.device, self.options)
+            make_shard([as_raw(unit) for unit in some], attempt, self.device, self.options, self.together)
             for some in [*groups, *suspects]
         ]
         for shard in shards:

@@ -18,7 +18,8 @@ SECONDS_PER_SCORED = 0.1  # a picture, where nothing was measured yet; no publis
 
 
 class Shard(BaseModel):
-    """Units of one stage for one agent. ``options``: what decides how fast, never what (batch, offload)."""
+    """Units of one stage for one agent. ``options``: what decides how fast, never what (batch, offload).
+    ``together``: how many units an agent may do at once, None as many as it finds room for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +28,7 @@ class Shard(BaseModel):
     attempt: int
     device: str
     options: dict[str, Any]
+    together: int | None = 1
     units: tuple[dict[str, Any], ...]
 
     @property
@@ -35,12 +37,22 @@ class Shard(BaseModel):
         return f"shards/{self.id}.json"
 
 
-def make_shard(units: list[dict[str, Any]], attempt: int, device: str, options: dict[str, Any]) -> Shard:
+def make_shard(
+    units: list[dict[str, Any]], attempt: int, device: str, options: dict[str, Any], together: int | None = 1
+) -> Shard:
     """Named by what it holds and by the attempt: the same work sent twice is the same shard."""
     text = json.dumps([sorted(raw["hash"] for raw in units), attempt])
     stage = units[0]["stage"]
     name = hashlib.sha256(f"{stage}\n{text}".encode()).hexdigest()[:16]
-    return Shard(id=name, stage=stage, attempt=attempt, device=device, options=options, units=tuple(units))
+    return Shard(
+        id=name,
+        stage=stage,
+        attempt=attempt,
+        device=device,
+        options=options,
+        together=together,
+        units=tuple(units),
+    )
 
 
 def group(units: list[Unit], seconds: dict[str, float], count: int) -> list[list[Unit]]:

@@ -62,8 +62,23 @@ def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[st
         yield values
 
 
-def _save(bank: ResidualBank, token: torch.Tensor | None, path: Path, info: dict[str, Any]) -> None:
-    save_residual(path, bank.to_state(), list(bank.targets), info, token)
+def _save(bank: ResidualBank, concept: int, token: torch.Tensor | None, path: Path, info: dict[str, Any]) -> None:
+    save_residual(path, bank.to_state(concept), list(bank.targets), info, token)
+
+
+def _own_rows(rows: list[dict[str, Any]], concept: int) -> list[dict[str, Any]]:
+    """One concept's log, as it would be alone: it ends where the concept settled, and others that settle leave no norms in it."""
+    own = []
+    for row in rows:
+        if row["loss"][concept] is None:
+            break
+        mine = {key: value if key == "step" else value[concept] for key, value in row.items()}
+        if "stopped" in row and mine["stopped"] is None:
+            del mine["stopped"]
+            if (row["step"] + 1) % 10:
+                del mine["norms"]
+        own.append(mine)
+    return own
 
 
 class PersonalizedResiduals:
@@ -93,14 +108,27 @@ class PersonalizedResiduals:
         self, diffusion: Diffusion, material: Material, settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> Learned:
         """150 steps on the photos, or fewer under ``stop: settled``."""
-        lesson = read_lesson(diffusion, material, settings)
+        return self.train_together(diffusion, [material], settings, checkpoint, on_step)[0]
+
+    def can_train_together(self, settings: Ours, base: Base) -> bool:
+        """Not where V*'s embedding learns too, which concepts would share; nor in float16, where one concept's overflow would make
+        all of them leave out a step."""
+        return not settings.train_token and base.dtype != "float16"
+
+    def train_together(
+        self, diffusion: Diffusion, materials: list[Material], settings: Ours, checkpoint: Path, on_step: OnStep
+    ) -> list[Learned]:
+        """One bank for all: every draw belongs to a concept's name, no parameter is shared."""
+        lessons = [read_lesson(diffusion, material, settings) for material in materials]
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
-        bank = new_bank(targets, [lesson], settings).to(diffusion.unet.device)
-        with _token(diffusion, material.base, settings) as extra:
-            log = train(diffusion.unet, diffusion.scheduler, [lesson], bank, settings, checkpoint, on_step, extra)
-        rows = [{key: value if key == "step" else value[0] for key, value in row.items()} for row in log.rows]
+        bank = new_bank(targets, lessons, settings).to(diffusion.unet.device)
+        with _token(diffusion, materials[0].base, settings) as extra:
+            log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, checkpoint, on_step, extra)
         parameters = bank.count() + sum(value.numel() for value in extra.values())
-        return Learned(parameters, rows, partial(_save, bank, extra.get(TOKEN)))
+        return [
+            Learned(parameters, _own_rows(log.rows, concept), partial(_save, bank, concept, extra.get(TOKEN)))
+            for concept in range(len(lessons))
+        ]
 
     def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
         """A bank of one concept, and V*'s embedding where it learned too."""

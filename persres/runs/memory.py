@@ -1,14 +1,16 @@
-"""Too little memory for a batch: half of it is tried, once. What a unit makes does not depend on its batch, only how fast."""
+"""Too little memory for a batch: half of it is tried. What a unit makes does not depend on its batch, only how fast."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.runs.units import Unit, amend
+from persres.runs.batches import Batches, cut
+from persres.runs.units import Unit, amend, is_done
 
 log = logging.getLogger(__name__)
 _SAYS = (
@@ -50,6 +52,37 @@ def with_memory_guard(function, unit: Unit, work: Path, device: str) -> None:
             raise PersresError(f"out of memory at batch {batch} and at {half}; lower runtime.sample_batch") from None
         raise
     amend(unit, work, {"batch_halved_to": half})
+
+
+def do_batch(function: Batches, units: list[Unit], work: Path, device: str) -> dict[str, Exception]:
+    """Do units in one go; where that fails as a whole, in halves, down to one by one, so that a fault stays with the unit that has it.
+    Returns errors by name. Where memory was too little, manifests say so in ``halved_from``."""
+    if len(units) == 1:
+        return _do_one(function, units[0], work, device)
+    names = ", ".join(unit.name for unit in units)
+    try:
+        return function.many(units, work, device)
+    except Exception as error:
+        too_much = is_out_of_memory(error)
+        log.warning("%s: %s; trying halves", names, str(error).partition("\n")[0][:200] or type(error).__name__)
+    _free()  # outside of the except block, as above
+    errors: dict[str, Exception] = {}
+    left = [unit for unit in units if not is_done(unit, work)]
+    for half in cut(left, max(1, -(-len(left) // 2))):
+        errors |= do_batch(function, half, work, device)
+    for unit in left if too_much else []:
+        if unit.name not in errors:
+            amend(unit, work, {"halved_from": len(units)})
+    return errors
+
+
+def _do_one(function: Batches, unit: Unit, work: Path, device: str) -> dict[str, Exception]:
+    try:
+        with_memory_guard(function.one, unit, work, device)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they would hold tensors while the others are done
+        return {unit.name: error}
+    return {}
 
 
 def _free() -> None:

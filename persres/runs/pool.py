@@ -8,28 +8,31 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import forkserver, get_context, parent_process
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
 from persres.progress import remaining, show_logs
-from persres.runs.memory import with_memory_guard
-from persres.runs.units import Unit, is_done
+from persres.runs.batches import Batches, Work, plan_batches
+from persres.runs.memory import do_batch, with_memory_guard
+from persres.runs.units import Unit, finish_noted, is_done
 
 log = logging.getLogger(__name__)
-
-Work = Callable[[Unit, Path, str], None]  # unit, work folder, device
 WARM = "persres.runs.warm"  # imported first by the process that workers are forked from
 
 
 def run_units(units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
-    """Run what is not done, let every unit finish or fail, then raise UnitFailures once if any failed."""
+    """Run what is not done, let every unit finish or fail, then raise UnitFailures once if any failed. Where the function can do several
+    at once (:class:`persres.runs.batches.Batches`), they run in batches."""
     if not units:
         return
     stage = units[0].stage
+    finish_noted(stage, work)
     todo = [unit for unit in units if not is_done(unit, work)]
     log.info("%s: %d units, %d already done", stage, len(units), len(units) - len(todo))
     cores = _cores()
@@ -37,11 +40,13 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     # Threads follow from the plan, not from what is left to do: sums over another number of threads
     # differ in their last bits, and a resumed run should not.
     threads = max(1, cores // count)
-    processes = min(count, len(todo))
+    measure = partial(_measure, function=function, threads=threads, here=count == 1)
+    batches = plan_batches(units, todo, function, work, count, device, measure)
+    processes = min(count, len(batches))
     if processes > 1:
-        failures = _run_in_processes(todo, work, function, device, processes, threads)
+        failures = _run_in_processes(batches, work, function, device, processes, threads)
     else:
-        failures = _run_here(todo, work, function, device, threads)
+        failures = _run_here(batches, work, function, device, threads)
     if failures:
         raise UnitFailures(stage, failures, len(units))
 
@@ -58,79 +63,122 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run_here(todo: list[Unit], work: Path, function: Work, device: str, threads: int) -> dict[str, str]:
-    failures = {}
-    if todo:
+def _measure(measured: Callable[[], int], function: Work, threads: int, here: bool) -> int:
+    """Where units will run: in this process, or in one that ends with it, since what it holds of a GPU it would hold for good."""
+    if here:
         _set_threads(threads)
-    started = time.monotonic()
-    for number, unit in enumerate(todo, 1):
-        reason = _attempt(unit, work, function, device)
-        if reason:
-            failures[unit.name] = reason
-        _report(unit, reason, number, len(todo), time.monotonic() - started)
+        return measured()
+    with _workers(1, function, threads) as pool:
+        return pool.submit(measured).result()
+
+
+def _run_here(batches: list[list[Unit]], work: Path, function: Work, device: str, threads: int) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    if batches:
+        _set_threads(threads)
+    report = _Report(batches)
+    for some in batches:
+        failed = _attempt(some, work, function, device)
+        failures |= failed
+        report(some, failed)
     return failures
 
 
 def _run_in_processes(
-    todo: list[Unit], work: Path, function: Work, device: str, processes: int, threads: int
+    batches: list[list[Unit]], work: Path, function: Work, device: str, processes: int, threads: int
 ) -> dict[str, str]:
     failures: dict[str, str] = {}
+    with _workers(processes, function, threads) as pool:
+        report = _Report(batches)
+        pending: dict[Future, list[Unit]] = {
+            pool.submit(_attempt, some, work, function, device): some for some in batches
+        }
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                some = pending.pop(future)
+                try:
+                    failed = future.result()
+                except BrokenProcessPool:
+                    failed = {unit.name: _died(some) for unit in some if not is_done(unit, work)}
+                failures |= failed
+                report(some, failed)
+    return failures
+
+
+def _died(some: list[Unit]) -> str:
+    mend = (
+        ""
+        if len(some) == 1
+        else f"; {len(some)} ran together: where memory was too little lower runtime.train_together"
+    )
+    return f"its worker process died (killed, or out of memory){mend}"
+
+
+@contextmanager
+def _workers(processes: int, function: Work, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes; where the block is left by an error they are killed: Ctrl-C must not wait for a unit to end."""
+    function = function.one if isinstance(function, Batches) else function
     warm_up(getattr(function, "func", function).__module__)
     start = (threads, dict(os.environ))  # the process that workers are forked from has the environment of its own start
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("forkserver"), initializer=_start_worker, initargs=start
     )
-    started = time.monotonic()
     try:
-        pending: dict[Future, Unit] = {pool.submit(_attempt, unit, work, function, device): unit for unit in todo}
-        finished = 0
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                unit, finished = pending.pop(future), finished + 1
-                try:
-                    reason = future.result()
-                except BrokenProcessPool:
-                    reason = "its worker process died (killed, or out of memory)"
-                if reason:
-                    failures[unit.name] = reason
-                _report(unit, reason, finished, len(todo), time.monotonic() - started)
+        yield pool
         pool.shutdown()
     except BaseException:
-        for process in list((pool._processes or {}).values()):  # Ctrl-C must not wait for a unit to end
+        for process in list((pool._processes or {}).values()):
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
-    return failures
 
 
-def _attempt(unit: Unit, work: Path, function: Work, device: str) -> str | None:
-    """None on success, else a one-line reason."""
+def _attempt(some: list[Unit], work: Path, function: Work, device: str) -> dict[str, str]:
+    """One-line reasons by name of the units that failed."""
+    errors: dict[str, Exception] = {}
     try:
-        with_memory_guard(function, unit, work, device)
-    except PersresError as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.strerror or error}: {error.filename or unit.folder(work)}"
+        if len(some) > 1:
+            errors = do_batch(function, some, work, device)
+        else:
+            with_memory_guard(function, some[0], work, device)
     except Exception as error:
-        return f"{type(error).__name__}: {error} (see {_keep_trace(unit.folder(work))})"
-    return None
+        errors = {unit.name: error for unit in some if not is_done(unit, work)}
+    folders = {unit.name: unit.folder(work) for unit in some}
+    return {name: _reason(error, folders[name]) for name, error in errors.items()}
 
 
-def _keep_trace(folder: Path) -> str:
+def _reason(error: Exception, folder: Path) -> str:
+    if isinstance(error, PersresError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or folder}"
+    return f"{type(error).__name__}: {error} (see {_keep_trace(error, folder)})"
+
+
+def _keep_trace(error: Exception, folder: Path) -> str:
     """Where the traceback went: a file of the unit's folder, or, where none can be written, the output."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(traceback.format_exc())
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
         return str(folder / "traceback.txt")
     except OSError:
-        traceback.print_exc()
+        traceback.print_exception(error)
         return "the traceback above"
 
 
-def _report(unit: Unit, reason: str | None, number: int, total: int, seconds: float) -> None:
-    """``seconds`` since the first unit began."""
-    state, left = f"FAILED: {reason}" if reason else "done", remaining(number, total, seconds)
-    log.info("%s %d/%d %s %s (%.0f s%s)", unit.stage, number, total, unit.name, state, seconds, left)
+class _Report:
+    """A line for each unit that ended, and the time that the others will take."""
+
+    def __init__(self, batches: list[list[Unit]]) -> None:
+        self.total, self.ended, self.started = sum(map(len, batches)), 0, time.monotonic()
+
+    def __call__(self, some: list[Unit], failed: dict[str, str]) -> None:
+        seconds, before = time.monotonic() - self.started, self.ended
+        self.ended += len(some)
+        left = remaining(self.ended, self.total, seconds)
+        for number, unit in enumerate(some, before + 1):
+            state = f"FAILED: {failed[unit.name]}" if unit.name in failed else "done"
+            log.info("%s %d/%d %s %s (%.0f s%s)", unit.stage, number, self.total, unit.name, state, seconds, left)
 
 
 def _set_threads(threads: int) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from persres.config import VariantSettings
 from persres.datasets.layout import read_concepts, reference_photos, spread_concepts
 from persres.images import list_photos
-from persres.methods.common.learn import LEARNED, LOG, learn_unit
+from persres.methods.common.learn import LEARNED, LOG
 from persres.methods.common.registry import check_available
+from persres.methods.common.together import learning
 from persres.models.loading import model_identity
 from persres.prompt_text import fill
 from persres.runs.code import code_digest
@@ -94,7 +95,8 @@ def train(context: Context) -> None:
         draw = partial(class_images_unit, offload=runtime.offload, batch=runtime.sample_batch)
         drawn = list(class_image_units(context).values())
         context.place(drawn, context.work, draw, runtime.workers, runtime.device)
-        units, learn = train_units(context), partial(learn_unit, offload=runtime.offload)
+        most = None if runtime.train_together == "auto" else runtime.train_together
+        units, learn = train_units(context), learning(runtime.offload, most)
         context.place(units, context.work, learn, runtime.workers, runtime.device)
         write_train_costs(context, units, drawn)
         with publishing(context.data / "learned") as out:

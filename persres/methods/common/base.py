@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -96,4 +96,25 @@ class Method(Protocol):
 
     def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
         """What was learned, for drawing. Raises PersresError where the file is not this method's or of another model."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a method may have beside: several concepts of one variant learned in one pass, each as it would be alone, to float
+    tolerance. A method without it learns one concept after another."""
+
+    def can_train_together(self, settings: VariantSettings, base: Base) -> bool:
+        """Whether it can, with these settings."""
+        ...
+
+    def train_together(
+        self,
+        diffusion: Diffusion,
+        materials: list[Material],
+        settings: VariantSettings,
+        checkpoint: Path,
+        on_step: OnStep,
+    ) -> list[Learned]:
+        """As :meth:`Method.train`, of several concepts in order; one checkpoint holds them all."""
         ...

@@ -1,22 +1,24 @@
-"""A unit of training: one concept by one variant, whatever its method."""
+"""A unit of training: one concept by one variant, whatever its method; or several concepts by one variant in one pass."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from persres.images import load_photo, square
-from persres.methods.common.base import Material
+from persres.methods.common.base import Learned, Material
 from persres.methods.common.registry import method_named
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import pick_device
 from persres.progress import progress
+from persres.runs.memory import is_out_of_memory
 from persres.runs.provenance import library_versions, measured
 from persres.runs.specs import TrainSpec
-from persres.runs.units import Unit, finish
+from persres.runs.units import Unit, batch_folder, finish, finish_together
 from persres.training.class_images import read_class_images
 
-LEARNED, LOG = "learned.safetensors", "log.jsonl"
+LEARNED, LOG, CHECKPOINT = "learned.safetensors", "log.jsonl", "checkpoint.safetensors"
 
 
 def read_material(spec: TrainSpec) -> Material:
@@ -30,7 +32,7 @@ def read_material(spec: TrainSpec) -> Material:
 def learn_unit(unit: Unit[TrainSpec], work: Path, device: str, offload: bool = False) -> None:
     """Learn one concept and write ``learned.safetensors`` and ``log.jsonl``; goes on from its checkpoint after a kill."""
     spec, folder = unit.spec, unit.folder(work)
-    method, checkpoint = method_named(spec.settings.method), folder / "checkpoint.safetensors"
+    method, checkpoint = method_named(spec.settings.method), folder / CHECKPOINT
     diffusion = load_diffusion(method.base_for(spec.base), device, offload and method.can_offload(spec.settings))
     with measured(pick_device(device)) as facts, progress(unit.name, spec.settings.steps) as advance:
 
@@ -39,12 +41,15 @@ def learn_unit(unit: Unit[TrainSpec], work: Path, device: str, offload: bool = F
             advance(note=f"loss {loss:.4f}")
 
         learned = method.train(diffusion, read_material(spec), spec.settings, checkpoint, on_step)
-    facts |= {
-        "parameters": learned.parameters,
-        "of_steps": len(learned.log),
-    }  # fewer than the settings' where it settled
+    files = _write(unit, folder, learned)
+    # of_steps: fewer than the settings' where it settled
+    finish(unit, work, files, facts | {"parameters": learned.parameters, "of_steps": len(learned.log)})
+    checkpoint.unlink(missing_ok=True)
+
+
+def _write(unit: Unit[TrainSpec], folder: Path, learned: Learned) -> list[Path]:
     info = {
-        "spec": spec.model_dump(mode="json"),
+        "spec": unit.spec.model_dump(mode="json"),
         "spec_hash": unit.hash,
         "parameters": learned.parameters,
         "steps": len(learned.log),
@@ -52,5 +57,75 @@ def learn_unit(unit: Unit[TrainSpec], work: Path, device: str, offload: bool = F
     }
     learned.save(folder / LEARNED, info)
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in learned.log))
-    finish(unit, work, [folder / LEARNED, folder / LOG], facts)
-    checkpoint.unlink(missing_ok=True)
+    return [folder / LEARNED, folder / LOG]
+
+
+def learn_units(units: list[Unit[TrainSpec]], work: Path, device: str, offload: bool = False) -> dict[str, Exception]:
+    """Learn several concepts of one variant in one pass: each unit's files and manifest are as :func:`learn_unit` leaves them, and the
+    batch has one checkpoint, from which it goes on after a kill.
+
+    Returns errors by name of the units whose material can't be read; the others learn without them. Raises what may not happen
+    in a smaller batch: too little memory, and whatever comes before the first step.
+    """
+    materials, errors = _read(units)
+    able = [unit for unit in units if unit.name in materials]
+    if len(able) < 2:
+        for unit in able:
+            learn_unit(unit, work, device, offload)
+        return errors
+    facts: dict[str, Any] = {}
+    try:
+        _learn(able, [materials[unit.name] for unit in able], work, device, offload, facts)
+    except Exception as error:
+        if is_out_of_memory(error) or not facts.get("steps"):
+            raise
+        return errors | {unit.name: error for unit in able}
+    return errors
+
+
+def _read(units: list[Unit[TrainSpec]]) -> tuple[dict[str, Material], dict[str, Exception]]:
+    materials, errors = {}, {}
+    for unit in units:
+        try:
+            materials[unit.name] = read_material(unit.spec)
+        except Exception as error:
+            errors[unit.name] = error
+    return materials, errors
+
+
+def _learn(
+    units: list[Unit[TrainSpec]],
+    materials: list[Material],
+    work: Path,
+    device: str,
+    offload: bool,
+    facts: dict[str, Any],
+) -> None:
+    spec, folder = units[0].spec, batch_folder(units, work)
+    method = method_named(spec.settings.method)
+    diffusion = load_diffusion(method.base_for(spec.base), device, offload and method.can_offload(spec.settings))
+    names = ", ".join([units[0].name, *(unit.spec.concept for unit in units[1:])])
+    with measured(pick_device(device)) as seen, progress(names, spec.settings.steps) as advance:
+
+        def on_step(step: int, loss: float) -> None:
+            facts["steps"] = facts.get("steps", 0) + 1
+            advance(note=f"loss {loss:.4f}")
+
+        learned = method.train_together(diffusion, materials, spec.settings, folder / CHECKPOINT, on_step)
+    facts |= seen
+    files = [_write(unit, unit.folder(work), one) for unit, one in zip(units, learned, strict=True)]
+    finish_together(units, work, files, [_share(facts, learned, one) for one in learned])
+    for unit in units:  # of a run that had begun to learn it alone
+        (unit.folder(work) / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _share(facts: dict[str, Any], learned: list[Learned], own: Learned) -> dict[str, Any]:
+    """A unit's own facts: seconds are divided, and the steps of this run are all of its own where all of the batch's are."""
+    before = max(len(one.log) for one in learned) - facts.get("steps", 0)
+    return facts | {
+        "seconds": round(facts["seconds"] / len(learned), 3),
+        "together": len(learned),
+        "parameters": own.parameters,
+        "steps": max(0, len(own.log) - before),
+        "of_steps": len(own.log),
+    }

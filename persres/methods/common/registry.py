@@ -11,7 +11,7 @@ import persres.methods
 from persres.config import Base, Known, Profile, Train, VariantSettings
 from persres.datasets.registry import DATASETS, judged_datasets
 from persres.errors import PersresError
-from persres.methods.common.base import Method
+from persres.methods.common.base import Method, Together
 from persres.models.diffusion import pipeline_name
 from persres.params import load_params
 
@@ -28,6 +28,12 @@ def method_named(name: str) -> Method:
     if name not in method_names():
         raise PersresError(f"no method {name!r}; one of {', '.join(method_names())}")
     return import_module(f"persres.methods.{name}").METHOD
+
+
+def trains_together(settings: VariantSettings, base: Base) -> bool:
+    """Whether the method of these settings can learn several concepts in one pass."""
+    method = method_named(settings.method)
+    return isinstance(method, Together) and method.can_train_together(settings, base)
 
 
 class _Types(Mapping[str, type[VariantSettings]]):
