@@ -323,6 +323,7 @@ class Runtime(Section):
     sample_batch: int = Field(8, ge=1)
     # concepts that train in one pass, where their method can; auto: as many as memory and workers leave room for
     train_together: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    recompute: bool = False  # in training keep few activations, make them anew on the way back: less memory, more time
     offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+import yaml
 from test_sampling import bank_for, diffusion, items  # noqa: F401  (a fixture)
 
 from persres.config import Drawing
-from persres.errors import PersresError
+from persres.errors import PersresError, UnitFailures
+from persres.images import unzip_images
+from persres.methods.common.mixed import alike, drawing
+from persres.pipeline import load_context, run_stage
+from persres.runs.batches import Batches
+from persres.runs.context import Context
+from persres.runs.units import facts as known
+from persres.runs.units import is_done
 from persres.sampling.draw import Texts, draw
 from persres.sampling.mixed import Request, draw_mixed
+from persres.stages.sample import sample_units
 
 SIZE = 32
 
@@ -71,3 +84,72 @@ def test_a_prompt_is_read_once(diffusion, monkeypatch):  # noqa: F811
     assert read == ["", "a photo of a cat", "a photo of a dog"]
     assert torch.equal(first.states[1:2], again.states) and torch.equal(first.states[0], first.states[2])
     torch.testing.assert_close(first.states[:2], encode(diffusion, ["a photo of a cat", "a photo of a dog"]).states)
+
+
+def small(tiny_profile, tmp_path, **runtime) -> Context:
+    """Two concepts by three methods of which each draws one picture a concept."""
+    methods = {"base": {}, "ours": {"variant": "ours"}, "lag": {"variant": "ours", "lag": True}}
+    changed = {
+        "fetch": tiny_profile["fetch"] | {"concepts": ["heart_mug", "star_robot"]},
+        "train": tiny_profile["train"] | {"variants": {"ours": {}}, "steps": 2},
+        "sample": {"steps": 3, "images_per_prompt": 1, "prompts": 1, "methods": methods},
+        "runtime": tiny_profile["runtime"] | runtime,
+    }
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"profile": "tiny", "tiny": tiny_profile | changed}))
+    return load_context(path, data=tmp_path / "data", work=tmp_path / "work")
+
+
+def pictures_of(context: Context) -> dict[str, np.ndarray]:
+    found = {}
+    for pack in sorted((context.data / "samples").rglob("*.zip")):
+        for name, image in unzip_images(pack).items():
+            found[f"{pack.parent.name}/{pack.stem}/{name}"] = np.asarray(image).astype(int)
+    return found
+
+
+def test_units_with_few_pictures_share_a_batch(tiny_profile, tmp_path):
+    context = small(tiny_profile, tmp_path, sample_batch=8)
+    for stage in ("fetch", "macro_class", "train", "sample"):
+        run_stage(stage, context)
+    facts = {unit.name: known(unit, context.work) for unit in sample_units(context)}
+    assert {name: seen.get("together") for name, seen in facts.items()} == {
+        "base/heart_mug": 4, "base/star_robot": 4, "ours/heart_mug": 4, "ours/star_robot": 4,
+        "lag/heart_mug": 2, "lag/star_robot": 2,
+    }  # fmt: skip
+    together = pictures_of(context)
+    alone = Context(context.profile, tmp_path / "alone", tmp_path / "alone_work")
+    shutil.copytree(context.data, alone.data)
+    one_by_one = context.profile.runtime.model_copy(update={"sample_batch": 1})
+    alone = replace(alone, profile=context.profile.model_copy(update={"runtime": one_by_one}))
+    run_stage("sample", alone)
+    assert not any("together" in known(unit, alone.work) for unit in sample_units(alone))
+    other = pictures_of(alone)
+    assert set(together) == set(other) and len(together) == 8, "six pictures and two masks"
+    for name, picture in together.items():
+        assert np.abs(picture - other[name]).mean() < 0.5, name
+    assert np.abs(together["ours/heart_mug/00_000.png"] - together["base/heart_mug/00_000.png"]).mean() > 1
+
+
+def test_a_broken_residual_fails_alone(tiny_profile, tmp_path):
+    context = small(tiny_profile, tmp_path, sample_batch=8)
+    for stage in ("fetch", "macro_class", "train"):
+        run_stage(stage, context)
+    (context.data / "learned" / "ours" / "star_robot.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UnitFailures) as failed:
+        run_stage("sample", context)
+    assert set(failed.value.failures) == {"ours/star_robot", "lag/star_robot"}
+    assert all("star_robot.safetensors" in reason for reason in failed.value.failures.values())
+    done = {unit.name for unit in sample_units(context) if is_done(unit, context.work)}
+    assert done == {"base/heart_mug", "base/star_robot", "ours/heart_mug", "lag/heart_mug"}
+
+
+def test_units_that_fill_a_batch_go_alone(tiny_profile, tmp_path):
+    context = small(tiny_profile, tmp_path, sample_batch=8)
+    for stage in ("fetch", "macro_class", "train"):
+        run_stage(stage, context)
+    units = sample_units(context)
+    assert drawing(units, False, 8).most == 8
+    assert not isinstance(drawing(units, False, 1), Batches)
+    keys = {unit.name: alike(unit) for unit in units}
+    assert keys["base/heart_mug"] == keys["ours/star_robot"] != keys["lag/heart_mug"] == keys["lag/star_robot"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from persres.methods.common.learn import recomputing
 from persres.methods.ours import Ours
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.training.residuals import Lesson, concept_losses, diffusion_target, new_bank, train
@@ -105,3 +106,18 @@ def test_a_broken_checkpoint_means_a_fresh_start(unet, tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"torn")
     again, _ = learn(unet, [lesson()], settings(), tmp_path / "c.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_recomputed_activations_change_no_number(unet):
+    """Gradient checkpointing: less is kept, and the residual comes out the same."""
+    banks, sizes = [], []
+    for asked in (False, True):
+        kept: list[int] = []
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x)
+        with recomputing(unet, asked), keep:
+            banks.append(learn(unet, [lesson()], settings(steps=4))[0])
+        sizes.append(sum(kept))
+        assert not unet.is_gradient_checkpointing
+    for one, other in zip(*(bank.parameters() for bank in banks), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert sizes[1] < 0.6 * sizes[0], sizes

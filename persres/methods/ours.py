@@ -87,6 +87,7 @@ class PersonalizedResiduals:
     name = "ours"
     settings = Ours
     needs_photo = False
+    draws_mixed = True
 
     def phrase(self, settings: Ours, base: Base, macro_class: str) -> str:
         """V* before the class; V* alone in the ablation without it."""

@@ -42,7 +42,7 @@ WORK: dict[str, tuple[str, ...]] = {
     "macro_class": ("persres.metrics.nouns",),
     "class_images": ("persres.training.class_images",),
     "train": ("persres.methods.common.learn",),
-    "sample": ("persres.methods.common.draw",),
+    "sample": ("persres.methods.common.draw", "persres.methods.common.mixed"),
     "score": ("persres.metrics.score",),
     "tables": ("persres.report.tables", "persres.report.sheets", "persres.report.cards"),
 }

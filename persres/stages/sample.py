@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 from persres.config import Drawing
 from persres.datasets.layout import Concept, read_concepts, reference_photos, spread_concepts, spread_prompts
 from persres.errors import PersresError
-from persres.methods.common.draw import PACK, draw_unit
+from persres.methods.common.draw import PACK
+from persres.methods.common.mixed import drawing
 from persres.methods.common.registry import method_named
 from persres.models.loading import model_identity
 from persres.runs.code import code_digest
@@ -79,7 +79,7 @@ def sample(context: Context) -> None:
     runtime = context.profile.runtime
     with stage_lock(context.work, "sample"):
         units = sample_units(context)
-        work = partial(draw_unit, offload=runtime.offload, batch=runtime.sample_batch)
+        work = drawing(units, runtime.offload, runtime.sample_batch)
         context.place(units, context.work, work, runtime.workers, runtime.device)
         with publishing(context.data / "samples") as out:
             for unit in units:

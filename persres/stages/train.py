@@ -96,7 +96,7 @@ def train(context: Context) -> None:
         drawn = list(class_image_units(context).values())
         context.place(drawn, context.work, draw, runtime.workers, runtime.device)
         most = None if runtime.train_together == "auto" else runtime.train_together
-        units, learn = train_units(context), learning(runtime.offload, most)
+        units, learn = train_units(context), learning(runtime.offload, runtime.recompute, most)
         context.place(units, context.work, learn, runtime.workers, runtime.device)
         write_train_costs(context, units, drawn)
         with publishing(context.data / "learned") as out:

@@ -71,6 +71,7 @@ class Method(Protocol):
     name: str
     settings: type[VariantSettings]
     needs_photo: bool  # draws beside one of the concept's photos
+    # It may say draws_mixed = True: its pictures need the base model and a residual alone, and can share a batch with others'.
 
     def phrase(self, settings: VariantSettings, base: Base, macro_class: str) -> str:
         """What stands for the concept in a prompt."""

@@ -73,7 +73,7 @@ def _writing() -> Iterator[Callable[..., None]]:
         while waiting:
             waiting.pop().result()
         # written whole, by rename, below a folder that the spec's hash names
-        waiting.append(thread.submit(lambda: write_atomic(path, _pack(items, pictures, masks))))
+        waiting.append(thread.submit(lambda: write_atomic(path, zip_bytes(packed(items, pictures, masks)))))
 
     with ThreadPoolExecutor(1) as thread:
         yield write
@@ -89,9 +89,10 @@ def _parts(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _pack(items: list[Item], pictures: torch.Tensor, masks: torch.Tensor | None) -> bytes:
+def packed(items: list[Item], pictures: torch.Tensor, masks: torch.Tensor | None) -> dict[str, bytes]:
+    """A pack's files: a PNG of each picture [n, 3, h, w] in [-1, 1], and of each mask [n, h, w] in [0, 1], all on the CPU."""
     files = {f"{i.name}.png": png_bytes(p) for i, p in zip(items, to_images(pictures), strict=True)}
     if masks is not None:
         grey = (masks * 255).round().byte().numpy()
         files |= {f"masks/{i.name}.png": png_bytes(Image.fromarray(m)) for i, m in zip(items, grey, strict=True)}
-    return zip_bytes(files)
+    return files

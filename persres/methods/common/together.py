@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from persres.errors import PersresError
 from persres.methods.common.base import Material
-from persres.methods.common.learn import learn_unit, learn_units, read_material
+from persres.methods.common.learn import learn_unit, learn_units, read_material, recomputing
 from persres.methods.common.registry import method_named, trains_together
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import pick_device
@@ -26,10 +26,11 @@ MOST = {"cuda": 64}
 MOST_ELSEWHERE = 8
 
 
-def learning(offload: bool = False, together: int | None = None) -> Batches:
+def learning(offload: bool = False, recompute: bool = False, together: int | None = None) -> Batches:
     """What trains units, so many concepts at once where their method can; None: as many as there is room for."""
-    one, many = partial(learn_unit, offload=offload), partial(learn_units, offload=offload)
-    return Batches(one, many, alike, partial(room, offload=offload), together)
+    options = {"offload": offload, "recompute": recompute}
+    measure = partial(room, **options)
+    return Batches(partial(learn_unit, **options), partial(learn_units, **options), alike, measure, together)
 
 
 def alike(unit: Unit[TrainSpec]) -> str | None:
@@ -42,14 +43,16 @@ def alike(unit: Unit[TrainSpec]) -> str | None:
     return hashlib.sha256(f"{shared.identity()}{spec.class_images is None}".encode()).hexdigest()
 
 
-def room(units: Iterable[Unit[TrainSpec]], device: str, workers: int, offload: bool = False) -> int:
+def room(
+    units: Iterable[Unit[TrainSpec]], device: str, workers: int, offload: bool = False, recompute: bool = False
+) -> int:
     """How many concepts' steps fit into memory at once, by the first step of one of them. Raises PersresError where none can be read."""
     unit, material = _first(units)
     spec, place = unit.spec, pick_device(device)
     method, settings = method_named(spec.settings.method), spec.settings.model_copy(update={"steps": 1})
     diffusion = load_diffusion(method.base_for(spec.base), device, offload and method.can_offload(settings))
     model = used_mib(place)
-    with measured(place) as facts, TemporaryDirectory() as folder:
+    with measured(place) as facts, TemporaryDirectory() as folder, recomputing(diffusion.unet, recompute):
         method.train_together(diffusion, [material], settings, Path(folder) / "none", lambda step, loss: None)
     found = fitting(free_mib(place), model, facts["peak_mib"] - model, workers)
     return min(found, MOST.get(place.type, MOST_ELSEWHERE))
