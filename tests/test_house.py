@@ -50,6 +50,7 @@ LAYERS = [
     "generate",
     "doctor",
     "bench",
+    "benchmarks",
     "miniworld.build",
     "evidence",
     "cli_options",
