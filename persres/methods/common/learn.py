@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import persres.models.ready  # noqa: F401  (in the process that workers are forked from)
 from persres.images import load_photo, square
 from persres.methods.common.base import Material
 from persres.methods.common.registry import method_named
