@@ -65,6 +65,11 @@ def run(stage: Stage, params: Params = None, profile: Profile = None, data: Data
 @app.command()
 def chain(params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
     """Run all stages; a variant that fails leaves the others' rows standing, and the command fails at the end, naming it."""
+    from persres.params import peek
+    from persres.runs.pool import warm_up
+
+    if peek(params_file(params), profile, "runtime", "workers") != 1:
+        warm_up("persres.stages.train")  # imports diffusers while this process fetches and looks for classes
     from persres.pipeline import load_context, run_chain
 
     failure = run_chain(load_context(params_file(params), profile, data, work))

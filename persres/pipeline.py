@@ -17,7 +17,10 @@ from persres.runs.context import Context
 from persres.runs.disk import check_disk
 from persres.stages import STAGES
 
-PUBLISHED = {"train": "learned", "sample": "samples"}  # folders of data/ by stage, where they have other names
+PUBLISHED = {
+    "train": "learned",
+    "sample": "samples",
+}  # folders of data/ of the stages whose size the plan knows
 
 
 def load_context(
@@ -34,7 +37,8 @@ def run_stage(name: str, context: Context) -> None:
     """Run one stage by name. Raises PersresError, or its UnitFailures naming the failed units."""
     if name not in STAGES:
         raise PersresError(f"unknown stage {name!r}; one of {', '.join(STAGES)}")
-    check_disk(name, context.work, context.data, _bytes(name, context), PUBLISHED.get(name, name))
+    needs = _bytes(name, context) if name in PUBLISHED else None
+    check_disk(name, context.work, context.data, needs, PUBLISHED.get(name, name))
     getattr(import_module(f"persres.stages.{name}"), name)(context)
 
 

@@ -1,6 +1,8 @@
 """Personalized residuals (the paper's method): low-rank residuals on output projections, V* frozen, no class images.
 
 The paper's ablations are settings of it: other layers, a fixed rank, no class in the prompt, class images, a learned V*.
+
+What works with diffusers is imported where it works: reading a profile asks for the settings alone, and must not take seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,10 +22,11 @@ from persres.models.conditioning import Conditioning
 from persres.models.diffusion import SDXL, Diffusion
 from persres.models.swap import TOKEN, replaced, start_values
 from persres.prompt_text import fill
-from persres.residuals.bank import ResidualBank, find_targets
-from persres.residuals.file import load_bank, load_token, save_residual
-from persres.training.residuals import Lesson, new_bank, train
 from persres.training.settings import ResidualSettings
+
+if TYPE_CHECKING:
+    from persres.residuals.bank import ResidualBank
+    from persres.training.residuals import Lesson
 
 
 class Ours(ResidualSettings):
@@ -34,6 +37,8 @@ class Ours(ResidualSettings):
 
 def read_lesson(diffusion: Diffusion, material: Material, settings: Ours) -> Lesson:
     """Cached latents of the photos and the cached embedding of the training prompt, and of class images where asked."""
+    from persres.training.residuals import Lesson
+
     phrase = METHOD.phrase(settings, material.base, material.macro_class)
     prompts = [fill(settings.prompt, phrase), fill(settings.prompt, material.macro_class)]
     both = diffusion.encode(prompts)
@@ -63,6 +68,8 @@ def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[st
 
 
 def _save(bank: ResidualBank, concept: int, token: torch.Tensor | None, path: Path, info: dict[str, Any]) -> None:
+    from persres.residuals.file import save_residual
+
     save_residual(path, bank.to_state(concept), list(bank.targets), info, token)
 
 
@@ -120,6 +127,9 @@ class PersonalizedResiduals:
         self, diffusion: Diffusion, materials: list[Material], settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> list[Learned]:
         """One bank for all: every draw belongs to a concept's name, no parameter is shared."""
+        from persres.residuals.bank import find_targets
+        from persres.training.residuals import new_bank, train
+
         lessons = [read_lesson(diffusion, material, settings) for material in materials]
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, lessons, settings).to(diffusion.unet.device)
@@ -133,6 +143,8 @@ class PersonalizedResiduals:
 
     def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
         """A bank of one concept, and V*'s embedding where it learned too."""
+        from persres.residuals.file import load_bank, load_token
+
         bank, token = load_bank(diffusion.unet, source.path).scaled(strength), load_token(source.path)
         if token is None:
             return Loaded(bank.count(), bank)

@@ -14,7 +14,6 @@ from persres.images import square, to_tensor
 from persres.models.conditioning import joined
 from persres.models.diffusion import Diffusion
 from persres.seeding import generator
-from persres.training.residuals import diffusion_target
 
 LEVELS = (0.3, 0.8)  # of the noise schedule: before, every prompt does; after, nothing of the picture is left
 
@@ -35,6 +34,8 @@ def denoising_errors(
 
 
 def _errors(diffusion: Diffusion, z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, prompt: str, batch: int):
+    from persres.training.residuals import diffusion_target  # with diffusers, which nouns alone do not need
+
     text, place, found = diffusion.encode([prompt]), diffusion.unet.device, []
     for rows in torch.arange(len(z)).split(batch):
         picture, dirt, step = (part[rows].to(place) for part in (z, noise, t))

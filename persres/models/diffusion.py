@@ -3,6 +3,9 @@
 Stable Diffusion 1.x and 2.x have one text tower; SDXL has two, and its denoiser also reads the pooled prompt and the
 picture's sizes. :meth:`Diffusion.encode` gives what the model's own denoiser reads, so that nothing after it asks
 which family it is.
+
+diffusers takes seconds to import, so it is imported where a model is loaded: a stage that only reads the settings of a run waits for none
+of it.
 """
 
 from __future__ import annotations
@@ -11,20 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from persres.config import Base
 from persres.errors import PersresError
@@ -33,8 +26,12 @@ from persres.models.loading import pick_device, unavailable
 from persres.models.prompts import Tower, add_concept_token, prompt_states, two_tower_states
 from persres.places import located
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
 SDXL = "StableDiffusionXLPipeline"
-PIPELINES = {"StableDiffusionPipeline": StableDiffusionPipeline, SDXL: StableDiffusionXLPipeline}
+PIPELINES = ("StableDiffusionPipeline", SDXL)
 _NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
 
@@ -124,6 +121,8 @@ class Diffusion:
 
 def pipeline_name(model: str) -> str:
     """The class of a model's pipeline, from its ``model_index.json`` alone. Raises PersresError where there is none."""
+    from diffusers import DiffusionPipeline
+
     try:
         return DiffusionPipeline.load_config(located(model))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -136,6 +135,9 @@ def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
 
     The pipeline's own scheduler settings are read as DDIM, which the paper samples with.
     """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     return assembled(_pipeline(base), base, pick_device(device), offload)
@@ -143,6 +145,8 @@ def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
 
 def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload: bool) -> Diffusion:
     """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
+    from diffusers import StableDiffusionXLPipeline
+
     second = (pipe.tokenizer_2, pipe.text_encoder_2) if isinstance(pipe, StableDiffusionXLPipeline) else None
     diffusion = Diffusion(
         pipe.tokenizer,
@@ -168,7 +172,9 @@ def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload:
     return diffusion
 
 
-def _pipeline(base: Base) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+def _pipeline(base: Base) -> DiffusionPipeline:
+    import diffusers
+
     name = pipeline_name(base.model)
     if name not in PIPELINES:
         raise PersresError(
@@ -176,7 +182,7 @@ def _pipeline(base: Base) -> StableDiffusionPipeline | StableDiffusionXLPipeline
             f" ({', '.join(PIPELINES)})"
         )
     try:
-        return PIPELINES[name].from_pretrained(
+        return getattr(diffusers, name).from_pretrained(
             located(base.model),
             dtype=getattr(torch, base.dtype),
             use_safetensors=True,
@@ -187,6 +193,8 @@ def _pipeline(base: Base) -> StableDiffusionPipeline | StableDiffusionXLPipeline
 
 
 def _ddim(pipe: DiffusionPipeline, model: str) -> DDIMScheduler:
+    from diffusers import DDIMScheduler
+
     config = pipe.scheduler.config
     kind = config.get("prediction_type", "epsilon")
     if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction"):

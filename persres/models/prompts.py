@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from persres.errors import PersresError
+
+if TYPE_CHECKING:  # seconds to import, and here only names
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 @torch.no_grad()
@@ -58,7 +61,7 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     return prompt_states(tokenizer, text_encoder, prompts)
 
 
-Tower = tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]
+Tower = tuple["CLIPTokenizer", "CLIPTextModel | CLIPTextModelWithProjection"]
 
 
 def two_tower_states(towers: list[Tower], prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

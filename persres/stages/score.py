@@ -78,7 +78,10 @@ def score(context: Context) -> None:
     with stage_lock(context.work, "score"):
         units = score_units(context)
         work = partial(score_unit, batch=context.profile.score.batch_size)
-        context.place(units, context.work, work, runtime.workers, runtime.device)
+        beside = sorted(
+            units, key=lambda unit: unit.spec.concept
+        )  # what a process keeps serves a concept's other methods
+        context.place(beside, context.work, work, runtime.workers, runtime.device)
         rows = pd.concat([pd.read_parquet(unit.folder(context.work) / FILE) for unit in units], ignore_index=True)
         with publishing(context.data / "scores") as out:
             rows.to_parquet(out / SCORES, index=False)

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
 from persres.config import Base, VariantSettings
 from persres.models.diffusion import Diffusion
-from persres.residuals.bank import ResidualBank
 from persres.runs.specs import Item
+
+if TYPE_CHECKING:  # a profile asks for settings alone, and diffusers takes seconds
+    from persres.residuals.bank import ResidualBank
 
 OnStep = Callable[[int, float], None]  # step from 0, loss
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+import persres.models.ready  # noqa: F401  (in the process that workers are forked from)
 from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
 from persres.methods.common.base import Loaded, Source
 from persres.methods.common.registry import method_named

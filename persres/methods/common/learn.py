@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+import persres.models.ready  # noqa: F401  (in the process that workers are forked from)
 from persres.images import load_photo, square
 from persres.methods.common.base import Learned, Material
 from persres.methods.common.registry import method_named

@@ -18,7 +18,6 @@ from persres.methods.common.state_file import load_state, save_state
 from persres.models.diffusion import SDXL, Diffusion
 from persres.models.swap import replaced
 from persres.training.lessons import Pictures, Plan
-from persres.training.weights import learn
 
 # The model, settings, photos, class images or none, the base, the macro class -> what trains, at which rate, on what.
 Planner = Callable[[Diffusion, VariantSettings, Pictures, Pictures | None, Base, str], Plan]
@@ -69,6 +68,8 @@ class Rival:
         self, diffusion: Diffusion, material: Material, settings: RivalSettings, checkpoint: Path, on_step: OnStep
     ) -> Learned:
         """Learn what the plan names."""
+        from persres.training.weights import learn
+
         token_id = diffusion.tokenizer.convert_tokens_to_ids(material.base.token)
         photos = Pictures.of(diffusion, material.photos)
         request, prior = settings.class_images(), None
