@@ -120,6 +120,9 @@ def _by_prefect(params: Path, profile: str | None, place: Path) -> tuple[float, 
     """With a server of its own for the run, which keeps its things below ``place``."""
     home = {"PREFECT_HOME": str(place.absolute() / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     home["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "300"  # the 20 that it has are too few on a busy machine
+    (place / "prefect").mkdir(
+        parents=True, exist_ok=True
+    )  # the server makes no parents: it would wait for its database in vain
     command = [sys.executable, "-m", "flows.pipeline", *_options(params, profile, place)]
     return timed(command, ROOT, {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": "", **home})
 
