@@ -246,9 +246,8 @@ class Drawing(Section):
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
-    class_source: ClassSource = (
-        "chosen"  # whose macro class the prompt names (table 4); noise and scores keep the chosen one
-    )
+    # whose macro class the prompt names (table 4); noise and scores keep the chosen one
+    class_source: ClassSource = "chosen"
     images_per_prompt: int = Field(50, ge=1)
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
     seed: int = 0
@@ -323,7 +322,7 @@ class Runtime(Section):
     sample_batch: int = Field(8, ge=1)
     # concepts that train in one pass, where their method can; auto: as many as memory and workers leave room for
     train_together: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    recompute: bool = False  # in training keep few activations, make them anew on the way back: less memory, more time
+    recompute: bool = False  # train with gradient checkpointing: less memory, more time
     offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
 
 
