@@ -276,7 +276,9 @@ def doctor(as_json: Json = False) -> int:
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(help="mini (the mini world), or sd14 or sd21 with random weights")] = "mini",
+    model: Annotated[
+        str, typer.Argument(help="mini (the mini world), sd14 or sd21 with random weights; nouns, chain")
+    ] = "mini",
     device: str = "auto",
     dtype: Dtype = "float32",
     resolution: Annotated[int | None, typer.Option(help="pixels; if left out, the family's own")] = None,
@@ -287,9 +289,14 @@ def bench(
     together: Annotated[str, typer.Option(help="numbers of concepts to train in one pass")] = "4,8",
     out: Out = DATA / "bench",
 ) -> None:
-    """Training and sampling beside diffusers and peft, in alternating runs, with the floor under each."""
+    """Training and sampling beside diffusers and peft, in alternating runs, with the floor under each; WordNet's nouns short beside
+    padded; what the chain costs beside its work."""
+    from persres.benchmarks.others import OTHERS, run_other
     from persres.benchmarks.suite import Plan, run_suite
 
+    if model in OTHERS:
+        print(run_other(model, out, params_file(None), WORK / "bench" / model, rounds))
+        return
     sizes, concepts = (tuple(int(n) for n in text.split(",")) for text in (batches, together))
     print(run_suite(model, device, dtype, resolution, Plan(train_steps, steps, rounds, sizes, concepts), out))
 

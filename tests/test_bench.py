@@ -11,7 +11,7 @@ from family_models import RESOLUTION, narrow
 from persres.benchmarks import rates
 from persres.benchmarks.models import model_named
 from persres.benchmarks.plain import adapted, plain_training
-from persres.benchmarks.suite import goals_of
+from persres.benchmarks.suite import goals_of, markdown
 from persres.benchmarks.timing import alternated, flops, matmul_rate, ratio
 from persres.benchmarks.training import photos_of
 from persres.cli import main
@@ -117,3 +117,11 @@ def test_operations_are_counted():
 def test_an_unknown_model_is_one_clear_error():
     with pytest.raises(PersresError, match="no model 'sdxl' to measure beside others; one of mini, sd14, sd21"):
         model_named("sdxl", torch.device("cpu"), "float32")
+
+
+def test_the_page_quotes_what_was_measured(repo):
+    page = (repo / "docs" / "speed.md").read_text()
+    quoted = page.partition("<!-- bench -->")[2].partition("<!-- /bench -->")[0].strip()
+    found = json.loads((repo / "data" / "bench" / "mini_cpu.json").read_text())
+    assert quoted == markdown(found).strip() == (repo / "data" / "bench" / "mini_cpu.md").read_text().strip()
+    assert found["goals"] == goals_of(found)
