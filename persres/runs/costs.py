@@ -63,7 +63,8 @@ def write_sample_costs(context: Context, units: list[Unit]) -> None:
 
 def read_costs(context: Context) -> pd.DataFrame:
     """By method: least training seconds of a concept (a busy machine only adds) with its class images', highest training memory in MiB, least seconds a picture."""
-    train, sample = (pd.read_csv(context.data / FOLDER / name) for name in (TRAIN, SAMPLE))
+    # as text: a column of which every entry is empty, as where only the base model drew, would be read as numbers
+    train, sample = (pd.read_csv(context.data / FOLDER / name, dtype={"variant": str}) for name in (TRAIN, SAMPLE))
     trained = train.groupby("variant").agg(
         train_s=("seconds", "min"), class_images_s=("class_images_seconds", "min"), train_mib=("peak_mib", "max")
     )

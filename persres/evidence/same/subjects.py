@@ -88,6 +88,9 @@ def cut_down(root: Path, profile: str, folder: Path, batch: int | None = None) -
     raw["sample"]["methods"] = {
         n: _short(method) for n, method in raw["sample"]["methods"].items() if n not in LEFT_OUT
     }
+    if not any(method.get("variant") for method in raw["sample"]["methods"].values()):
+        # what a variant cost is told beside what draws with it; older code can't where nothing does
+        raw["sample"]["methods"]["learned"] = {"variant": next(iter(raw["train"]["variants"]))}
     raw["tables"] = {"bootstrap": 200}
     raw["runtime"] = {"workers": 1, "device": "cpu", "sample_batch": batch or 10}
     folder.mkdir(parents=True, exist_ok=True)
