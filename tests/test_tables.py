@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -276,3 +277,15 @@ def test_every_method_learned_its_concepts(measured, method):
     """Identity over the base model: the whole interval lies above nothing, by DINO and by CLIP."""
     pair = measured["differences"].set_index(["method", "against"]).loc[(method, "base")]
     assert pair["dino_low"] > 0 and pair["clip_image_low"] > 0
+
+
+def test_costs_where_only_the_base_model_draws(tmp_path):
+    """A profile may train and draw nothing with it; pandas reads a column of empty entries as numbers."""
+    folder = tmp_path / "costs"
+    folder.mkdir()
+    (folder / "train.csv").write_text(
+        "variant,concept,seconds,class_images_seconds,peak_mib,device\nours,mug,9,0,5,cpu\n"
+    )
+    (folder / "sample.csv").write_text("method,concept,variant,picture_seconds,peak_mib,device\nbase,mug,,2,5,cpu\n")
+    found = read_costs(SimpleNamespace(data=tmp_path))
+    assert found.loc["base", "picture_s"] == 2 and pd.isna(found.loc["base", "train_s"])
