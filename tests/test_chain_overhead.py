@@ -38,6 +38,13 @@ def test_every_second_is_accounted_for():
     assert found["overhead"] == pytest.approx(1.1)
 
 
+def test_a_batch_began_when_its_first_unit_did():
+    batch = [Done("train", 2.0, ended, 5) for ended in (13.0, 13.1, 13.2, 13.3, 13.4)]
+    found = accounts(batch, 1.0, 14.0, 2)
+    assert found["work_s"] == {"train": 10.0}, "one batch, so no second worker shares it"
+    assert found["rest_s"]["before train"] == pytest.approx(2.0)
+
+
 def test_more_workers_than_units_share_nothing():
     alone = [Done("score", 2.0, 3.0)]
     assert accounts(alone, 0.0, 4.0, 16)["work_s"] == {"score": 2.0}

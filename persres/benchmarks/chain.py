@@ -28,11 +28,17 @@ WAYS = ("chain", "dvc", "prefect")
 
 @dataclass(frozen=True)
 class Done:
-    """A finished unit: what it took by its own clock, and when it ended (seconds since the epoch)."""
+    """A finished unit: its share of what its batch took, when it ended (seconds since the epoch), and how many the batch held."""
 
     stage: str
     seconds: float
     ended: float
+    together: int = 1
+
+    @property
+    def whole(self) -> float:
+        """Seconds of its batch."""
+        return self.seconds * self.together
 
 
 def units_done(work: Path) -> list[Done]:
@@ -41,7 +47,8 @@ def units_done(work: Path) -> list[Done]:
     for path in work.glob(f"*/*/{MANIFEST}"):
         manifest = json.loads(path.read_text())
         if "seconds" in manifest["facts"]:
-            found.append(Done(manifest["stage"], manifest["facts"]["seconds"], path.stat().st_mtime))
+            facts = manifest["facts"]
+            found.append(Done(manifest["stage"], facts["seconds"], path.stat().st_mtime, facts.get("together", 1)))
     return sorted(found, key=lambda done: done.ended)
 
 
@@ -59,9 +66,10 @@ def accounts(done: list[Done], started: float, ended: float, workers: int) -> di
     last = started
     for stage in dict.fromkeys(unit.stage for unit in done):
         seconds = [unit.seconds for unit in done if unit.stage == stage]
-        first = min(unit.ended - unit.seconds for unit in done if unit.stage == stage)
+        first = min(unit.ended - unit.whole for unit in done if unit.stage == stage)
         final = max(unit.ended for unit in done if unit.stage == stage)
-        work[stage] = max(max(seconds), sum(seconds) / min(workers, len(seconds)))
+        longest = max(unit.whole for unit in done if unit.stage == stage)
+        work[stage] = max(longest, sum(seconds) / min(workers, len(seconds)))
         rest[f"before {stage}"] = first - last
         rest[f"within {stage}"] = final - first - work[stage]
         last = final
