@@ -39,6 +39,7 @@ from persres.runs.pool import run_units
 from persres.runs.room import fitting
 from persres.runs.specs import FileRef, TrainSpec
 from persres.runs.units import MANIFEST, READY, Unit, batch_folder, facts, finish_noted, is_done
+from persres.training import residuals
 
 MINI = Base(model="package:miniworld/weights/sd", resolution=64)
 # Sums over another batch differ in their last bits; AdamW divides by the root of a mean square, which lifts the smallest of them.
@@ -235,7 +236,7 @@ def test_a_broken_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline, monkeyp
 
 def holds(monkeypatch, most: int) -> list[int]:
     """Too little memory for more than so many concepts; the sizes that were tried."""
-    tried, real = [], ours.train
+    tried, real = [], residuals.train
 
     def train(unet, scheduler, lessons, *rest):
         tried.append(len(lessons))
@@ -243,7 +244,7 @@ def holds(monkeypatch, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return real(unet, scheduler, lessons, *rest)
 
-    monkeypatch.setattr(ours, "train", train)
+    monkeypatch.setattr(residuals, "train", train)  # imported where it is called
     return tried
 
 
