@@ -17,9 +17,10 @@ from persres.errors import PersresError
 from persres.methods.ours import Ours
 from persres.miniworld.tokenizer import write_tokenizer
 from persres.models.diffusion import Diffusion, assembled
-from persres.models.families import FAMILIES, build_pipeline
+from persres.models.families import FAMILIES, Family, build_pipeline
 from persres.models.prompts import add_concept_token
 from persres.places import located
+from persres.runs.specs import Item
 
 MINI = "mini"
 CLASS = "mug"  # any word
@@ -55,10 +56,24 @@ def model_named(name: str, place: torch.device, dtype: str, resolution: int | No
         known = [MINI, *(family for family, about in FAMILIES.items() if about.second is None)]
         raise PersresError(f"no model {name!r} to measure beside others; one of {', '.join(known)}")
     base = Base(model=f"random {name}", resolution=resolution or FAMILIES[name].resolution, dtype=dtype)
+    return _both(name, base, random_pipeline(FAMILIES[name], dtype, place), Ours(), "random")
+
+
+def random_pipeline(family: Family, dtype: str, place: torch.device) -> DiffusionPipeline:
+    """A family's pipeline with random weights in ``dtype`` on the device."""
     with tempfile.TemporaryDirectory() as folder, torch.device(place):
         write_tokenizer(Path(folder), 77)
-        pipe = build_pipeline(FAMILIES[name], Path(folder))
-    return _both(name, base, pipe.to(getattr(torch, dtype)), Ours(), "random")
+        pipe = build_pipeline(family, Path(folder))
+    return pipe.to(getattr(torch, dtype))
+
+
+def items_of(base: Base, count: int) -> list[Item]:
+    """Pictures to draw of one prompt with V*."""
+    phrase = f"{base.token} {CLASS}"
+    return [
+        Item(name=str(i), prompt=f"a photo of a {phrase}", phrase=phrase, image=i, plain=f"a photo of a {CLASS}")
+        for i in range(count)
+    ]
 
 
 def _both(name: str, base: Base, pipe: DiffusionPipeline, settings: Ours, weights: str) -> Measured:

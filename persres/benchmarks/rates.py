@@ -10,37 +10,30 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from persres.benchmarks.models import CLASS, items_of, random_pipeline
 from persres.config import Base, Drawing
 from persres.errors import PersresError
 from persres.methods.ours import Ours
-from persres.miniworld.tokenizer import write_tokenizer
 from persres.models.conditioning import Conditioning
 from persres.models.diffusion import Diffusion, assembled
-from persres.models.families import FAMILIES, Family, build_pipeline
+from persres.models.families import FAMILIES, Family
 from persres.models.loading import pick_device
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.runs.files import write_atomic
 from persres.runs.provenance import measured
-from persres.runs.specs import Item
 from persres.sampling.draw import draw
 from persres.seeding import generator
 from persres.training.residuals import Lesson, new_bank, train
 
-CLASS = "mug"  # any word
-
 
 def random_diffusion(family: Family, base: Base, place: torch.device) -> Diffusion:
     """The family's model with random weights in ``base.dtype`` on the device."""
-    with tempfile.TemporaryDirectory() as folder, torch.device(place):
-        write_tokenizer(Path(folder), 77)
-        pipe = build_pipeline(family, Path(folder))
-    return assembled(pipe.to(getattr(torch, base.dtype)), base, place, offload=False)
+    return assembled(random_pipeline(family, base.dtype, place), base, place, offload=False)
 
 
 def time_training(diffusion: Diffusion, base: Base, settings: Ours) -> tuple[ResidualBank, dict]:
@@ -69,11 +62,7 @@ def time_training(diffusion: Diffusion, base: Base, settings: Ours) -> tuple[Res
 
 def time_drawing(diffusion: Diffusion, base: Base, bank: ResidualBank, drawing: Drawing, batch: int) -> dict:
     """Seconds of one picture, encoding and decoding included, in a batch of this size."""
-    phrase = f"{base.token} {CLASS}"
-    items = [
-        Item(name=str(i), prompt=f"a photo of a {phrase}", phrase=phrase, image=i, plain=f"a photo of a {CLASS}")
-        for i in range(batch)
-    ]
+    items = items_of(base, batch)
     if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
         draw(diffusion, items, drawing.model_copy(update={"steps": 1}), bank, base.resolution)
     with measured(diffusion.unet.device) as facts:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from persres.benchmarks.models import CLASS, Measured
+from persres.benchmarks.models import Measured, items_of
 from persres.benchmarks.plain import plain_drawing
 from persres.benchmarks.timing import alternated, flops, ratio
 from persres.config import Drawing
 from persres.residuals.bank import ResidualBank, find_targets
-from persres.runs.specs import Item
 from persres.sampling.draw import Texts, draw
 from persres.seeding import generator
 
@@ -29,11 +28,7 @@ def our_drawing(
     measured: Measured, bank: ResidualBank, batch: int, steps: int, lag: bool | str
 ) -> Callable[[], torch.Tensor]:
     """A batch of pictures, [n, 3, h, w]."""
-    phrase, base = f"{measured.base.token} {CLASS}", measured.base
-    items = [
-        Item(name=str(i), prompt=f"a photo of a {phrase}", phrase=phrase, image=i, plain=f"a photo of a {CLASS}")
-        for i in range(batch)
-    ]
+    items, base = items_of(measured.base, batch), measured.base
     drawing = Drawing(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
     texts = Texts(measured.ours)
     return lambda: draw(measured.ours, items, drawing, bank, base.resolution, texts=texts)[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from persres.benchmarks.models import CLASS, Measured
 from persres.benchmarks.plain import plain_training
 from persres.benchmarks.timing import alternated, flops, ratio
-from persres.residuals.bank import find_targets
+from persres.residuals.bank import ResidualBank, find_targets
 from persres.seeding import generator
 from persres.training.residuals import Lesson, concept_losses, new_bank, train
 
@@ -31,21 +32,26 @@ def lessons_of(measured: Measured, count: int) -> list[Lesson]:
     return [Lesson(f"concept {i}", mean, std, text) for i in range(count)]
 
 
+def bank_of(measured: Measured, lessons: list[Lesson]) -> ResidualBank:
+    """Residuals of as many concepts, before their first step."""
+    unet, settings = measured.ours.unet, measured.settings
+    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
+    return new_bank(targets, lessons, settings).to(unet.device)
+
+
 def our_training(measured: Measured, steps: int, count: int = 1) -> Callable[[], None]:
     """A run of some steps of as many concepts in one pass, by the function that the train stage calls."""
-    unet, lessons = measured.ours.unet, lessons_of(measured, count)
-    settings = measured.settings.model_copy(update={"steps": steps})
-    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
-    bank = new_bank(targets, lessons, settings).to(unet.device)
-    return lambda: train(unet, measured.ours.scheduler, lessons, bank, settings)
+    ours, lessons = measured.ours, lessons_of(measured, count)
+    bank, settings = bank_of(measured, lessons), measured.settings.model_copy(update={"steps": steps})
+    return lambda: train(ours.unet, ours.scheduler, lessons, bank, settings)
 
 
 def step_flops(measured: Measured, count: int = 1) -> int:
     """Of one step of as many concepts, forwards and backwards."""
-    unet, lessons, settings = measured.ours.unet, lessons_of(measured, count), measured.settings
-    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
-    bank = new_bank(targets, lessons, settings).to(unet.device)
-    return flops(lambda: concept_losses(unet, measured.ours.scheduler, lessons, bank, settings, 0).sum().backward())
+    ours, lessons = measured.ours, lessons_of(measured, count)
+    bank = bank_of(measured, lessons)
+    step = partial(concept_losses, ours.unet, ours.scheduler, lessons, bank, measured.settings, 0)
+    return flops(lambda: step().sum().backward())
 
 
 def training_times(measured: Measured, steps: int, rounds: int, together: tuple[int, ...]) -> dict:
