@@ -31,6 +31,7 @@ from persres.cli_options import (
 )
 from persres.errors import PersresError
 from persres.progress import show_logs
+from persres.runs.lean import be_lean
 from persres.stages import POOLED, STAGES
 
 app = typer.Typer(
@@ -381,4 +382,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:  # a process of its own for one stage, as DVC starts it
+        be_lean()
     sys.exit(main())

@@ -23,7 +23,8 @@ from persres.runs.memory import do_batch, with_memory_guard
 from persres.runs.units import Unit, finish_noted, is_done
 
 log = logging.getLogger(__name__)
-WARM = "persres.runs.warm"  # imported first by the process that workers are forked from
+# Imported first and last by the process that workers are forked from.
+WARM, WARMED = "persres.runs.warm", "persres.runs.warmed"
 
 
 def run_units(units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
@@ -54,7 +55,7 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
 def warm_up(module: str) -> None:
     """Start the process that workers are forked from, once: it imports ``module`` meanwhile, which with diffusers takes seconds. A
     clean process, since a fork of this one could inherit CUDA or a lock that another thread holds."""
-    get_context("forkserver").set_forkserver_preload([WARM, module])
+    get_context("forkserver").set_forkserver_preload([WARM, module, WARMED])
     forkserver.ensure_running()
 
 
