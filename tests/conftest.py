@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads would only wait for one another
@@ -22,6 +23,19 @@ ROOT = Path(__file__).parent.parent
 def hears_ctrl_c() -> None:
     """For ``preexec_fn``: a shell's background job, and all that it starts, would ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def in_a_fork(function, *arguments):
+    """A process of its own group that does this and ends; it has what is imported here, where a new Python would import for many
+    seconds. ``.pid``, ``.join()``, ``.exitcode`` as multiprocessing has them."""
+
+    def act() -> None:
+        os.setsid()
+        function(*arguments)
+
+    process = get_context("fork").Process(target=act)
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="session")

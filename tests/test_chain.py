@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import hears_ctrl_c
+from conftest import hears_ctrl_c, in_a_fork
 from PIL import Image
 
 from persres.cli import main
@@ -47,8 +48,31 @@ def manifests(work: Path, stage: str) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in (work / stage).glob(f"*/{MANIFEST}")}
 
 
-def test_the_chain_leaves_what_it_promises(tiny_params):
-    where = run_all(tiny_params)
+MAKES = {"train": "learned", "sample": "samples"}
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_profile, tmp_path_factory) -> Path:
+    """The first four stages, done once."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": tiny_profile}))
+    run_all(folder / "params.yaml", stages=STAGES[:4])
+    return folder / "a"
+
+
+def copied(ran: Path, params: Path, before: str = "score", name: str = "a") -> Context:
+    """What was run, as it was before a stage, in a folder of the test's own."""
+    where = context(params, name)
+    shutil.copytree(ran, where.data.parent)
+    for stage in STAGES[STAGES.index(before) : 4]:
+        shutil.rmtree(where.data / MAKES[stage])
+        shutil.rmtree(where.work / stage)
+    return where
+
+
+def test_the_chain_leaves_what_it_promises(ran, tiny_params):
+    copied(ran, tiny_params)
+    where = run_all(tiny_params, stages=STAGES[3:])
     data = where.data
     assert {p.name for p in (data / "concepts").iterdir()} == {"heart_mug", "star_robot", "banded_cat"}
     classes = json.loads((data / "macro_class" / "macro_class.json").read_text())
@@ -94,12 +118,12 @@ def test_the_chain_leaves_what_it_promises(tiny_params):
     sheet = Image.open(data / "sheets" / "heart_mug.png")
     assert sheet.width > 4 * 160 and sheet.height > 5 * 160
     again = manifests(where.work, "sample")
-    run_all(tiny_params)
+    run_all(tiny_params, stages=STAGES[3:])
     assert manifests(where.work, "sample") == again, "nothing is drawn twice"
 
 
-def test_a_new_guidance_scale_trains_nothing_again(tiny_params):
-    where = run_all(tiny_params, stages=STAGES[:4])
+def test_a_new_guidance_scale_trains_nothing_again(ran, tiny_params):
+    where = copied(ran, tiny_params)
     trained, drawn = manifests(where.work, "train"), manifests(where.work, "sample")
     change(tiny_params, "sample", cfg_scale=3.0)
     after = run_all(tiny_params, stages=STAGES[2:4])
@@ -107,8 +131,8 @@ def test_a_new_guidance_scale_trains_nothing_again(tiny_params):
     assert len(manifests(after.work, "sample")) == 2 * len(drawn)
 
 
-def test_runtime_is_no_part_of_a_result_but_the_photos_are(tiny_params):
-    where = run_all(tiny_params, stages=STAGES[:3])
+def test_runtime_is_no_part_of_a_result_but_the_photos_are(ran, tiny_params):
+    where = copied(ran, tiny_params)
     before, drawn = {u.name: u.hash for u in train_units(where)}, [u.hash for u in sample_units(where)]
     change(tiny_params, "runtime", workers=2, sample_batch=1, offload=True)
     assert {u.name: u.hash for u in train_units(context(tiny_params))} == before
@@ -119,8 +143,8 @@ def test_runtime_is_no_part_of_a_result_but_the_photos_are(tiny_params):
     assert [n for n in before if before[n] != after[n]] == ["ours/heart_mug"]
 
 
-def test_base_prompts_lack_v_star_and_noise_names_agree(tiny_params):
-    where = run_all(tiny_params, stages=STAGES[:3])
+def test_base_prompts_lack_v_star_and_noise_names_agree(ran, tiny_params):
+    where = copied(ran, tiny_params)
     specs = {u.name: u.spec for u in sample_units(where)}
     base, ours = specs["base/heart_mug"].items(), specs["ours/heart_mug"].items()
     assert [i.plain for i in base] == [i.plain for i in ours] == [i.prompt for i in base]
@@ -128,35 +152,20 @@ def test_base_prompts_lack_v_star_and_noise_names_agree(tiny_params):
 
 
 @pytest.mark.parametrize("stage", ["train", "sample"])
-def test_kill_9_then_run_again(tiny_params, stage):
+def test_kill_9_then_run_again(ran, tiny_params, stage):
     """Finished units are not redone and the result equals an unbroken run's, to the byte."""
-    change(tiny_params, "train", steps=30)
-    change(tiny_params, "sample", steps=12)
+    change(tiny_params, stage, steps={"train": 30, "sample": 6}[stage])
     change(tiny_params, "runtime", train_together=1)  # a batch that is killed: tests/test_together.py
-    whole = run_all(tiny_params, "whole", STAGES[:4])
-    first = STAGES[: STAGES.index(stage)]
-    broken = run_all(tiny_params, "broken", first)
-    command = [
-        sys.executable,
-        "-m",
-        "persres.cli",
-        "run",
-        stage,
-        "--params",
-        str(tiny_params),
-        "--data",
-        str(broken.data),
-        "--work",
-        str(broken.work),
-    ]
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    whole, broken = (copied(ran, tiny_params, stage, name) for name in ("whole", "broken"))
+    run_stage(stage, whole)
+    process = in_a_fork(run_stage, stage, broken)
     deadline = time.monotonic() + 120
     while not manifests(broken.work, stage) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     done = manifests(broken.work, stage)
-    published = {"train": "learned", "sample": "samples"}[stage]
+    published = MAKES[stage]
     assert done and len(done) < (3 if stage == "train" else 9), "the kill must fall between units"
     assert not (broken.data / published).exists(), "nothing half-published"
     run_stage(stage, broken)
@@ -229,8 +238,8 @@ def group_members(group: int) -> str:
     return "".join(line for line in listed.splitlines(keepends=True) if "<defunct>" not in line)
 
 
-def test_one_broken_concept_fails_loudly_once_and_leaves_the_others(tiny_params, capsys):
-    where = run_all(tiny_params, stages=STAGES[:2])
+def test_one_broken_concept_fails_loudly_once_and_leaves_the_others(ran, tiny_params, capsys):
+    where = copied(ran, tiny_params, "train")
     (where.data / "concepts" / "star_robot" / "images" / "001.png").write_bytes(b"\x89PNG broken")
     arguments = ["run", "train", "--params", str(tiny_params), "--data", str(where.data), "--work", str(where.work)]
     assert main(arguments) == 1

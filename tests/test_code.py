@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 
 from persres.methods.common.registry import method_names
 from persres.runs.code import PACKAGE, WORK, _left_out, digest_modules, module_file, modules_behind, significant
+
+METHODS = [f"persres.methods.{name}" for name in method_names()]
 
 
 def behind(stage: str, *named: str, package: Path = PACKAGE) -> tuple[str, ...]:
@@ -73,19 +77,45 @@ def test_a_change_redoes_what_it_computes(copy, file, changed):
         assert after == before
 
 
-@pytest.mark.parametrize("stage", ["train", "sample", "score", "class_images"])
-def test_what_python_loads_is_found(stage):
-    """The imports are read, not run; here they are run. What is imported inside a function only adds to what is read."""
-    named = {"score": ["persres.miniworld.judge"]}.get(stage, [f"persres.methods.{n}" for n in method_names()])
-    code = (
-        f"import sys, {', '.join([*WORK[stage], *named])}; print(*[m for m in sys.modules if m.startswith('persres.')])"
+NAMED = {"score": ["persres.miniworld.judge"]}
+# Others' packages are imported once; then a fork for each stage imports ours and says what came with it.
+LOADS = """
+import json, os, sys
+import torch, torchvision_ops, open_clip, timm, pandas
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+for stage, modules in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        for module in modules:
+            __import__(module)
+        print(json.dumps({stage: [m for m in sys.modules if m.startswith("persres.")]}), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, stage
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> dict[str, list[str]]:
+    """Our modules that Python has loaded when those that do a stage's work are imported, by stage."""
+    folder = tmp_path_factory.mktemp("ops")
+    (folder / "torchvision_ops.py").write_text(
+        (PACKAGE / "models" / "compat.py").read_text() + "\ndeclare_torchvision_ops()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    loaded = {module for module in done.stdout.split() if not _left_out(module) and says_something(module)}
-    loaded -= (
+    wanted = {s: [*WORK[s], *NAMED.get(s, METHODS)] for s in ("train", "sample", "score", "class_images")}
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{PACKAGE.parent}"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, json.dumps(wanted)], check=True, capture_output=True, text=True, env=environment
+    )
+    return {stage: found for line in done.stdout.splitlines() for stage, found in json.loads(line).items()}
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "score", "class_images"])
+def test_what_python_loads_is_found(stage, loaded):
+    """The imports are read, not run; here they are run. What is imported inside a function only adds to what is read."""
+    found = {module for module in loaded[stage] if not _left_out(module) and says_something(module)}
+    found -= (
         {"persres.prompt_text"} if stage == "score" else set()
     )  # the specs' own: what it fills stands in a score's items
-    assert loaded and loaded <= set(behind(stage, *named))
+    assert found and found <= set(behind(stage, *NAMED.get(stage, METHODS)))
 
 
 def says_something(module: str) -> bool:

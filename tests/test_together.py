@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import in_a_fork
 from PIL import Image
 from pydantic import ValidationError
 from test_settling import learn, lesson, settled
@@ -32,6 +31,7 @@ from persres.methods.common.together import alike, learning, room
 from persres.methods.ours import Ours, _own_rows
 from persres.pipeline import load_context, run_stage
 from persres.runs import room as memory
+from persres.runs import units as saved
 from persres.runs.batches import SIZES, Batches, cut, families, plan_batches
 from persres.runs.checkpoints import read_header, read_tensors
 from persres.runs.memory import do_batch
@@ -139,38 +139,32 @@ def test_a_unit_that_settled_early_counts_its_own_steps():
     assert _share({"seconds": 1.0}, [short, long], long)["steps"] == 0, "killed after the last step"
 
 
-LEARN = """
-import json, os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_together import MINI, learning, run_units, units
-import persres.runs.units as saved
-folder, work, die = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-write = saved.write_atomic
-def dies_after_the_first_manifest(path, data):
-    write(path, data)
-    if path.name == saved.MANIFEST:
-        os.kill(os.getpid(), signal.SIGKILL)
-if die == "manifest":
-    saved.write_atomic = dies_after_the_first_manifest
-run_units(units(folder, MINI, steps=int(sys.argv[4])), work, learning(together=3), 1, "cpu")
-"""
+def learns(todo: list[Unit], work: Path) -> None:
+    run_units(todo, work, learning(together=3), 1, "cpu")
 
 
-def in_a_process(folder: Path, work: Path, die: str, steps: int) -> subprocess.Popen:
-    code = LEARN.format(tests=str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(work), die, str(steps)])
+def learns_and_dies(todo: list[Unit], work: Path) -> None:
+    """Killed after the first of its manifests."""
+    write = saved.write_atomic
+
+    def dies(path, data):
+        write(path, data)
+        if path.name == saved.MANIFEST:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    saved.write_atomic = dies
+    learns(todo, work)
 
 
 def test_a_killed_batch_goes_on_to_the_same_bits(tmp_path):
     todo, whole, broken = units(tmp_path, MINI, steps=14), tmp_path / "whole", tmp_path / "broken"
     run_units(todo, whole, learning(together=3), 1, "cpu")
-    process = in_a_process(tmp_path, broken, "checkpoint", 14)
+    process = in_a_fork(learns, todo, broken)
     checkpoint, deadline = batch_folder(todo, broken) / "checkpoint.safetensors", time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     assert checkpoint.exists() and not any(is_done(unit, broken) for unit in todo), (
         "the kill must fall within the batch"
     )
@@ -187,7 +181,9 @@ def never(*_args) -> None:
 def test_a_batch_killed_between_its_manifests_is_not_learned_again(tmp_path):
     todo, whole, broken = units(tmp_path, MINI, steps=3), tmp_path / "whole", tmp_path / "broken"
     run_units(todo, whole, learning(together=3), 1, "cpu")
-    assert in_a_process(tmp_path, broken, "manifest", 3).wait() == -signal.SIGKILL
+    process = in_a_fork(learns_and_dies, todo, broken)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [is_done(unit, broken) for unit in todo] == [True, False, False]
     folder = batch_folder(todo, broken)
     assert (folder / "checkpoint.safetensors").exists() and (folder / READY).exists()
