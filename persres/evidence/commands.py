@@ -17,6 +17,7 @@ from persres.evidence.beyond import headlines
 from persres.evidence.beyond import part as beyond
 from persres.evidence.beyond.redrawn import redraw
 from persres.evidence.chain import run_profile
+from persres.evidence.figures import frontier_figure
 from persres.evidence.provenance import EVIDENCE_CODE, WEIGHTS, provenance
 from persres.evidence.sweep import sweep_table
 from persres.evidence.timing import lag_time
@@ -61,11 +62,15 @@ def run_sweep(params: Path, work: Path, out: Path) -> None:
 
 
 def write_pages(out: Path, figures: bool = False) -> None:
-    """The pages' marked blocks from what ``out`` holds; ``figures``: the pictures too that summaries suffice for. Raises PersresError where it holds nothing."""
+    """The pages' marked blocks from what ``out`` holds; ``figures``: the pictures too that summaries suffice for. Raises PersresError
+    where it holds nothing."""
     summary = out / "evidence" / "summary.json"
     if not summary.exists():
         raise PersresError(f"no {summary}; run make evidence first")
-    pages.update(PAGES, json.loads(summary.read_text()))
+    found = json.loads(summary.read_text())
+    pages.update(PAGES, found)
+    if figures:
+        frontier_figure(found["methods"], out / "evidence" / "frontier.png")
     if (out / "rivals" / "settings.json").exists():
         pages.update(PAGES, rivals.summary_of(out / "rivals"), rivals.BLOCKS, "rivals")
     for name, found in _parts(out).items():

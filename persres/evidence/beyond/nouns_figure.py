@@ -39,7 +39,10 @@ def _by_confidence(axis: Axes, bins: list[dict]) -> None:
     axis.plot(places, [b["confidence"] for b in bins], "_", color="black", markersize=26, label="its mean confidence")
     axis.plot(places, [b["accuracy"] for b in bins], "o", color="tab:red", label="right")
     for place, b in zip(places, bins, strict=True):
-        axis.annotate(f"{b['accuracy']:.2f}", (place, b["accuracy"]), (17, 0), textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+        beside = (
+            16 if abs(b["accuracy"] - b["confidence"]) < 0.03 else 7
+        )  # past the dash where it is at the same height
+        axis.annotate(f"{b['accuracy']:.2f}", (place, b["accuracy"]), (beside, 0), textcoords="offset points", va="center", fontsize=9)  # fmt: skip
     axis.set_xticks(places, names, fontsize=9)
     axis.set(xlabel="confidence of the found class", ylim=(0.3, 1.05), xlim=(-0.5, len(bins) - 0.2))
     axis.grid(axis="y", alpha=0.3)
