@@ -109,7 +109,7 @@ bench-gpu: setup
 
 # On the mini world, beside diffusers and peft, in alternating runs, as the committed figures were measured; wants the machine for itself.
 bench: setup
-	OMP_NUM_THREADS=1 persres bench --rounds 5 --steps 5
+	OMP_NUM_THREADS=1 persres bench --rounds 5 --steps 5 --batches 1,8,32 --together 4,8
 
 miniworld: setup-dev
 	persres miniworld

@@ -14,6 +14,11 @@ TITLES = {
 }
 
 
+# What records of before lack.
+SPREAD_LOST = "of which this run kept nothing else, so there is no spread"
+MIXED_LACKS = "Pictures of several concepts in one batch beside one by one: not in this run.\n"
+
+
 def title(name: str) -> str:
     """How the pages call a way."""
     return TITLES.get(name, f"ours, {name.replace(' together', ' concepts in one pass')}")
@@ -29,14 +34,15 @@ def spread(value: dict | None) -> str:
 def markdown(found: dict) -> str:
     """Everything: training, sampling, pictures of several concepts, goals."""
     threads, rate = found["threads"], found["matmul_gflop_s"]
+    kept = "in brackets the least and the largest of them" if "rounds_s" in found["training"] else SPREAD_LOST
     head = (
         f"{found['model']}, {found['weights']} weights, {found['resolution']} px, {found['dtype']}, {found['device']},"
         f" {threads} thread{'s' * (threads != 1)}. Seconds are medians of {found['rounds']} rounds of alternating runs; ratios are medians of"
-        " the rounds' own ratios, in brackets the least and the largest of them. Floor: operations at"
+        f" the rounds' own ratios, {kept}. Floor: operations at"
         f" {rate:,} GFLOP/s, what a large matrix product reaches here\n"
     )
     parts = [_training(found["training"]), _sampling(found["sampling"])]
-    parts += [_mixed(found["mixed"])] if found.get("mixed") else []
+    parts.append(_mixed(found["mixed"]) if "mixed" in found else MIXED_LACKS)
     return "\n".join([head, *parts, _goals(found["goals"])])
 
 
