@@ -286,8 +286,9 @@ def bench(
     rounds: Annotated[int, typer.Option(help="how often each way runs, in turn with the others")] = 7,
     train_steps: Annotated[int, typer.Option(help="training steps of a run")] = 4,
     steps: Annotated[int, typer.Option(help="sampling steps of a run")] = 10,
-    batches: Annotated[str, typer.Option(help="batch sizes to draw at")] = "1,8,32",
-    together: Annotated[str, typer.Option(help="numbers of concepts to train in one pass")] = "4,8",
+    batches: Annotated[str, typer.Option(help="batch sizes to draw at")] = "1,10,32",
+    together: Annotated[str, typer.Option(help="numbers of concepts to train in one pass")] = "4,5,8",
+    mixed: Annotated[int, typer.Option(help="concepts of which a picture each is drawn in one batch")] = 10,
     out: Out = DATA / "bench",
 ) -> None:
     """Training and sampling beside diffusers and peft, in alternating runs, with the floor under each; WordNet's nouns short beside
@@ -299,7 +300,7 @@ def bench(
         print(run_other(model, out, params_file(None), WORK / "bench" / model, rounds))
         return
     sizes, concepts = (tuple(int(n) for n in text.split(",")) for text in (batches, together))
-    print(run_suite(model, device, dtype, resolution, Plan(train_steps, steps, rounds, sizes, concepts), out))
+    print(run_suite(model, device, dtype, resolution, Plan(train_steps, steps, rounds, sizes, concepts, mixed), out))
 
 
 @app.command()

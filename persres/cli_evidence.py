@@ -52,10 +52,11 @@ def beyond(
     device: str = "auto",
 ) -> None:
     """Measure what goes past the paper, part by part (docs/beyond.md)."""
-    from persres.evidence.beyond.part import NAMES, Run, run_part
+    from persres.evidence.beyond.part import NAMES, Run
+    from persres.evidence.commands import run_beyond
 
-    for name in part or NAMES:
-        print(run_part(name, Run(params_file(params), work, device), out))
+    for folder in run_beyond(part or NAMES, Run(params_file(params), work, device), out):
+        print(folder)
 
 
 def real_classes(photos: Path, out: Out = DATA) -> None:
@@ -65,11 +66,14 @@ def real_classes(photos: Path, out: Out = DATA) -> None:
     print(measure_photos(photos, photos / "prompts_and_classes.txt", out))
 
 
-def pages(out: Out = DATA) -> None:
+def pages(
+    out: Out = DATA,
+    figures: Annotated[bool, typer.Option(help="draw the pictures again that a summary is enough for")] = False,
+) -> None:
     """Write the measured blocks of the pages again, from the committed figures."""
     from persres.evidence.commands import write_pages
 
-    write_pages(out)
+    write_pages(out, figures)
 
 
 def same(

@@ -19,6 +19,7 @@ from persres.metrics.denoiser import denoising_errors
 from persres.metrics.found_class import decide, find_class, noun_probabilities, penalty
 from persres.pipeline import load_context, run_stage
 from persres.runs.outputs import read_macro_classes
+from persres.stages.macro_class import _warn
 
 BREEDS = {"corgi": 0.3, "poodle": 0.25, "golden retriever": 0.15, "espresso": 0.3}
 
@@ -111,6 +112,29 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
     unsure = [name for name, entry in found.items() if entry["confidence"] < 0.5]
     warned = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING and "not sure" in r.getMessage()]
     assert len(warned) == len(unsure)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "blind", "said"),
+    [
+        (1.0, False, None),
+        (0.3, False, "not sure that this is 'mug'"),
+        (1.0, True, "one photo"),
+        (0.3, True, "one photo"),
+    ],
+)
+def test_one_photo_is_warned_of_however_sure_it_seems(logged, confidence, blind, said):
+    _warn("cup", {"found": "mug", "confidence": confidence}, blind)
+    warned = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert [said in text and "say --class" in text for text in warned] == ([True] if said else [])
+
+
+def test_one_photos_confidence_says_nothing():
+    """Hence the warning: a name that is worse by next to nothing is as good as ruled out, which five photos that disagree are not."""
+    even = torch.full((1, 2), 0.5)
+    assert decide(["fish", "robot"], even, torch.tensor([[0.1000, 0.1001]])).confidence > 0.999
+    apart = torch.tensor([[0.10, 0.12], [0.12, 0.10], [0.10, 0.13], [0.13, 0.11], [0.11, 0.10]])
+    assert decide(["fish", "robot"], even.expand(5, 2), apart).confidence < 0.9
 
 
 def test_what_was_not_looked_for_can_not_be_asked_for(tmp_path, tiny):

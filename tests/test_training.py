@@ -63,6 +63,26 @@ def test_gradient_reaches_every_factor(unet):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in bank.parameters())
 
 
+def test_no_gradient_is_made_below_the_first_residual(unet):
+    """What runs before the first residual needs no backward pass: nothing there asks for a gradient, all that follows it does."""
+    ran: list[tuple[str, bool]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, given, out, name=name: ran.append((name, out.requires_grad)))
+        for name, module in unet.named_modules()
+        if not list(module.children())
+    ]
+    bank, _ = learn(unet, [lesson()], settings(steps=1))
+    for hook in hooks:
+        hook.remove()
+    targets = {target.path for target in bank.targets}
+    first = next(place for place, (name, _) in enumerate(ran) if name in targets)
+    assert first > 5 and not any(asks for _, asks in ran[: first + 1]), (
+        "the residual is added to the target's own output"
+    )
+    # what reads the timestep or the text has no residual before it, wherever it runs
+    assert ran[-1] == ("conv_out", True) and sum(asks for _, asks in ran[first + 1 :]) > 0.5 * len(ran[first + 1 :])
+
+
 @pytest.mark.parametrize("stop_after", [5, 8, 11])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(unet, tmp_path, stop_after):
     whole, log = learn(unet, [lesson()], settings())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from persres.benchmarks.models import Measured, items_of
 from persres.benchmarks.plain import plain_drawing
-from persres.benchmarks.timing import alternated, flops, ratio
+from persres.benchmarks.timing import alternated, flops, told
 from persres.config import Drawing
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.sampling.draw import Texts, draw
+from persres.sampling.mixed import Request, draw_mixed
 from persres.seeding import generator
 
 
@@ -34,6 +35,9 @@ def our_drawing(
     return lambda: draw(measured.ours, items, drawing, bank, base.resolution, texts=texts)[0]
 
 
+AGAINST = {"ours": ("base pipeline",), "lag": ("base pipeline", "ours"), "lag auto": ("base pipeline", "ours")}
+
+
 def sampling_times(measured: Measured, steps: int, rounds: int, batches: tuple[int, ...]) -> dict[str, dict]:
     """By batch size: seconds of a picture, and ratios of ours to the base pipeline and of LAG to ours without."""
     bank, found = some_bank(measured), {}
@@ -44,14 +48,24 @@ def sampling_times(measured: Measured, steps: int, rounds: int, batches: tuple[i
             "lag": our_drawing(measured, bank, batch, steps, True),
             "lag auto": our_drawing(measured, bank, batch, steps, "auto"),
         }
-        taken = alternated(ways, rounds, measured.device)
-        found[str(batch)] = {
-            "steps": steps,
-            "picture_s": {name: round(statistics.median(s) / batch, 5) for name, s in taken.items()},
-            "gflop": round(flops(ways["ours"]) / batch / 1e9, 3),
-            "of_base": round(ratio(taken["ours"], taken["base pipeline"]), 3),
-            "lag_of_ours": round(ratio(taken["lag"], taken["ours"]), 3),
-            "lag_of_base": round(ratio(taken["lag"], taken["base pipeline"]), 3),
-            "lag_auto_of_ours": round(ratio(taken["lag auto"], taken["ours"]), 3),
-        }
+        facts = {"steps": steps, "gflop": round(flops(ways["ours"]) / batch / 1e9, 3)}
+        found[str(batch)] = facts | told(alternated(ways, rounds, measured.device), AGAINST, batch)
     return found
+
+
+def mixed_times(measured: Measured, steps: int, rounds: int, concepts: int) -> dict:
+    """Seconds of a picture of each of several concepts, all in one batch beside one by one, without and with LAG."""
+    ways, against = {}, {}
+    for lag, suffix in ((False, ""), (True, ", LAG")):
+        drawing = Drawing(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
+        requests = [Request(items_of(measured.base, 1), drawing, some_bank(measured)) for _ in range(concepts)]
+        ways[f"one by one{suffix}"] = partial(_one_by_one, measured, requests)
+        ways[f"in one batch{suffix}"] = partial(draw_mixed, measured.ours, requests, measured.base.resolution)
+        against[f"in one batch{suffix}"] = (f"one by one{suffix}",)
+    taken = alternated(ways, rounds, measured.device)
+    return {"steps": steps, "concepts": concepts} | told(taken, against, concepts)
+
+
+def _one_by_one(measured: Measured, requests: list[Request]) -> None:
+    for one in requests:
+        draw(measured.ours, one.items, one.drawing, one.bank, measured.base.resolution)

@@ -7,14 +7,16 @@ the project stands beside what was measured, met or not.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from persres.benchmarks.figure import bench_figure
+from persres.benchmarks.goals import goals_of
 from persres.benchmarks.models import MINI, Measured, model_named
-from persres.benchmarks.sampling import sampling_times
+from persres.benchmarks.sampling import mixed_times, sampling_times
+from persres.benchmarks.tables import markdown
 from persres.benchmarks.timing import matmul_rate
 from persres.benchmarks.training import training_times
 from persres.errors import PersresError
@@ -27,63 +29,14 @@ from persres.runs.provenance import versions
 @dataclass(frozen=True)
 class Plan:
     """How much is measured: training steps of a run, sampling steps, rounds of alternating runs, batch sizes of pictures, concepts in one
-    pass."""
+    pass, and concepts of which a picture each is drawn in one batch."""
 
     train_steps: int = 4
     steps: int = 10
     rounds: int = 7
-    batches: tuple[int, ...] = (1, 8, 32)
-    together: tuple[int, ...] = (4, 8)
-
-
-def goals_of(found: dict) -> list[dict]:
-    """The goals of the model and device that was measured: ``goal``, ``limit``, ``measured``, ``met``."""
-    train, largest = found["training"], max(found["sampling"], key=int)
-    drawn = found["sampling"][largest]
-    most = max(train["together_of_alone"], key=int, default=None)
-    four = train["together_of_alone"].get("4")
-    asked: list[tuple[str, float, float | None]] = [
-        ("LAG, of the same without", 1.02, drawn["lag_of_ours"]),
-        ("normal sampling, of the base pipeline", 1.0, drawn["of_base"]),
-    ]
-    if found["model"] == MINI:
-        asked += [
-            ("training alone, of the plain loop", 0.6, train["of_plain"]),
-            ("training alone, of the loop with caches", 0.7, train["of_cached"]),
-            ("four concepts in one pass, of four alone", 0.6, four),
-        ]
-        if most:
-            asked += [
-                (
-                    f"training as the stage does, {most} in one pass, of the plain loop",
-                    0.6,
-                    train["together_of_plain"][most],
-                ),
-                (
-                    f"training as the stage does, {most} in one pass, of the loop with caches",
-                    0.7,
-                    train["together_of_cached"][most],
-                ),
-            ]
-    elif found["device"] != "cpu":
-        seconds = 150 * train["step_s"]["ours"]
-        asked += [
-            ("150 iterations alone, s", 10.0, seconds),
-            ("a second's picture at 50 steps, s", 0.25, drawn["picture_s"]["ours"] * 50 / drawn["steps"]),
-        ]
-        if most:
-            asked.append(
-                (
-                    f"150 iterations, {most} concepts in one pass, s a concept",
-                    4.0,
-                    150 * train["step_s"][f"{most} together"],
-                )
-            )
-    return [
-        {"goal": goal, "limit": limit, "measured": round(value, 3), "met": value <= limit}
-        for goal, limit, value in asked
-        if value is not None
-    ]
+    batches: tuple[int, ...] = (1, 10, 32)  # the mini profile draws at 10
+    together: tuple[int, ...] = (4, 5, 8)  # its ten concepts over two workers are 5 in one pass
+    mixed: int = 10
 
 
 def measure(model: Measured, plan: Plan) -> dict:
@@ -92,11 +45,10 @@ def measure(model: Measured, plan: Plan) -> dict:
     with measuring(model.device) as facts:
         train = training_times(model, plan.train_steps, plan.rounds, plan.together)
         drawn = sampling_times(model, plan.steps, plan.rounds, plan.batches)
-    train["floor_s"] = round(train["gflop"] * 1e9 / rate, 5)
-    train["over_floor"] = {name: round(s / train["floor_s"], 2) for name, s in train["step_s"].items()}
-    for row in drawn.values():
+        mixed = mixed_times(model, plan.steps, plan.rounds, plan.mixed)
+    for row in (train, *drawn.values()):
         row["floor_s"] = round(row["gflop"] * 1e9 / rate, 5)
-        row["over_floor"] = {name: round(s / row["floor_s"], 2) for name, s in row["picture_s"].items()}
+        row["over_floor"] = {name: round(s / row["floor_s"], 2) for name, s in row["median_s"].items()}
     base, settings = model.base, model.settings
     return {
         "model": model.name,
@@ -107,52 +59,14 @@ def measure(model: Measured, plan: Plan) -> dict:
         "threads": torch.get_num_threads(),
         "matmul_gflop_s": round(rate / 1e9, 1),
         "rounds": plan.rounds,
+        "plan": asdict(plan),
         "settings": settings.model_dump(mode="json", exclude_defaults=True),
         "versions": versions(),
         "peak_mib": facts["peak_mib"],
         "training": train,
         "sampling": drawn,
+        "mixed": mixed,
     }
-
-
-def markdown(found: dict) -> str:
-    """The figures as tables."""
-    train = found["training"]
-    lines = [
-        f"{found['model']}, {found['weights']} weights, {found['resolution']} px, {found['dtype']}, {found['device']},"
-        f" {found['threads']} thread{'s' * (found['threads'] != 1)}; medians of {found['rounds']} rounds of alternating runs;"
-        f" floor: operations at {found['matmul_gflop_s']:,} GFLOP/s, what a large matrix product reaches here",
-        "",
-        f"| training, a step of batch {train['batch']} of one concept | seconds | over the floor |",
-        "|---|---|---|",
-        *(f"| {_title(n)} | {s:.4f} | {train['over_floor'][n]:.1f} |" for n, s in train["step_s"].items()),
-        "",
-        "| sampling, a step of one picture | batch | seconds | over the floor |",
-        "|---|---|---|---|",
-    ]
-    for batch, row in found["sampling"].items():
-        lines += [
-            f"| {_title(n)} | {batch} | {s / row['steps']:.4f} | {row['over_floor'][n]:.1f} |"
-            for n, s in row["picture_s"].items()
-        ]
-    lines += ["", "| goal | at most | measured | |", "|---|---|---|---|"]
-    lines += [
-        f"| {g['goal']} | {g['limit']} | {g['measured']} | {'met' if g['met'] else '**not met**'} |"
-        for g in found["goals"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _title(name: str) -> str:
-    known = {
-        "ours": "ours",
-        "plain": "diffusers + peft, the script's loop",
-        "cached": "the same with latents and text cached",
-        "base pipeline": "StableDiffusionPipeline, base model",
-        "lag": "ours, LAG",
-        "lag auto": "ours, LAG with our masks",
-    }
-    return known.get(name, f"ours, {name.replace(' together', ' concepts in one pass')}")
 
 
 def run_suite(

@@ -43,9 +43,26 @@ def alternated(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[
     return taken
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over the rounds of ours to theirs."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Ours to theirs: the median over the rounds of each round's ``ratio``, the least and the largest of them (``low``, ``high``).
+
+    Not the ratio of the medians: a machine's speed drifts by more from round to round than the ways differ, and runs of one round
+    follow each other, so that what slows one slows the other.
+    """
+    found = [a / b for a, b in zip(ours, theirs, strict=True)]
+    middle = {"ratio": statistics.median(found), "low": min(found), "high": max(found)}
+    return {name: round(value, 3) for name, value in middle.items()}
+
+
+def told(taken: dict[str, list[float]], against: dict[str, tuple[str, ...]], per: float) -> dict:
+    """As a record has it: ``rounds_s``, seconds of each way over ``per`` in every round; ``median_s``; and ``ratios`` of each way to those
+    that it is held against, by :func:`ratio`."""
+    rounds = {name: [round(s / per, 5) for s in seconds_] for name, seconds_ in taken.items()}
+    return {
+        "median_s": {name: round(statistics.median(values), 5) for name, values in rounds.items()},
+        "ratios": {n: {o: ratio(taken[n], taken[o]) for o in others} for n, others in against.items()},
+        "rounds_s": rounds,
+    }
 
 
 def flops(way: Way) -> int:

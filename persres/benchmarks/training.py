@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +9,7 @@ import torch
 
 from persres.benchmarks.models import CLASS, Measured
 from persres.benchmarks.plain import plain_training
-from persres.benchmarks.timing import alternated, flops, ratio
+from persres.benchmarks.timing import alternated, flops, told
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.seeding import generator
 from persres.training.residuals import Lesson, concept_losses, new_bank, train
@@ -55,26 +54,18 @@ def step_flops(measured: Measured, count: int = 1) -> int:
 
 
 def training_times(measured: Measured, steps: int, rounds: int, together: tuple[int, ...]) -> dict:
-    """Seconds of a step and ratios. ``plain`` and ``cached``: the loops of :mod:`persres.benchmarks.plain`; ``<k> together`` is a step of k
-    concepts over k, its ratio the one to k concepts alone."""
+    """Seconds of a step of one concept, and ratios. ``plain`` and ``cached``: the loops of :mod:`persres.benchmarks.plain`; ``<k> together``
+    is a step of k concepts over k."""
     photos = photos_of(measured)
+    many = {f"{k} together": our_training(measured, steps, k) for k in together}
     ways = {
         "ours": our_training(measured, steps),
         "plain": plain_training(measured, photos, steps, cached=False),
         "cached": plain_training(measured, photos, steps, cached=True),
-    } | {f"{k} together": our_training(measured, steps, k) for k in together}
+    } | many
     taken = alternated(ways, rounds, measured.device)
     for k in together:
         taken[f"{k} together"] = [s / k for s in taken[f"{k} together"]]
-    found = {
-        "steps": steps,
-        "batch": measured.settings.batch_size,
-        "step_s": {name: round(statistics.median(s) / steps, 5) for name, s in taken.items()},
-        "gflop": round(step_flops(measured) / 1e9, 3),
-        "of_plain": round(ratio(taken["ours"], taken["plain"]), 3),
-        "of_cached": round(ratio(taken["ours"], taken["cached"]), 3),
-        "together_of_alone": {str(k): round(ratio(taken[f"{k} together"], taken["ours"]), 3) for k in together},
-        "together_of_cached": {str(k): round(ratio(taken[f"{k} together"], taken["cached"]), 3) for k in together},
-        "together_of_plain": {str(k): round(ratio(taken[f"{k} together"], taken["plain"]), 3) for k in together},
-    }
-    return found
+    against = {"ours": ("plain", "cached"), "cached": ("plain",)} | dict.fromkeys(many, ("plain", "cached", "ours"))
+    facts = {"steps": steps, "batch": measured.settings.batch_size, "gflop": round(step_flops(measured) / 1e9, 3)}
+    return facts | told(taken, against, steps)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.evidence import pages, report, rivals
+from persres.evidence import pages, report, rivals, speed
+from persres.evidence.beyond import headlines
 from persres.evidence.beyond import part as beyond
+from persres.evidence.beyond.redrawn import redraw
 from persres.evidence.chain import run_profile
+from persres.evidence.figures import frontier_figure
 from persres.evidence.provenance import EVIDENCE_CODE, WEIGHTS, provenance
 from persres.evidence.sweep import sweep_table
 from persres.evidence.timing import lag_time
@@ -57,15 +61,45 @@ def run_sweep(params: Path, work: Path, out: Path) -> None:
         sweep_table(context, fresh)
 
 
-def write_pages(out: Path) -> None:
-    """The pages' marked blocks from what ``out`` holds. Raises PersresError where it holds nothing."""
+def write_pages(out: Path, figures: bool = False) -> None:
+    """The pages' marked blocks from what ``out`` holds; ``figures``: the pictures too that summaries suffice for. Raises PersresError
+    where it holds nothing."""
     summary = out / "evidence" / "summary.json"
     if not summary.exists():
         raise PersresError(f"no {summary}; run make evidence first")
-    pages.update(PAGES, json.loads(summary.read_text()))
+    found = json.loads(summary.read_text())
+    pages.update(PAGES, found)
+    if figures:
+        frontier_figure(found["methods"], out / "evidence" / "frontier.png")
     if (out / "rivals" / "settings.json").exists():
         pages.update(PAGES, rivals.summary_of(out / "rivals"), rivals.BLOCKS, "rivals")
-    for name in beyond.NAMES:
-        if (out / "beyond" / name / "summary.json").exists():
-            found = json.loads((out / "beyond" / name / "summary.json").read_text())
-            beyond.write_blocks(beyond.part_named(name), found)
+    for name, found in _parts(out).items():
+        beyond.write_blocks(beyond.part_named(name), found)
+        if figures:
+            redraw(name, found, out / "beyond" / name)
+    _write_headlines(out)
+    if (out / "bench" / "chain.json").exists():
+        pages.update((speed.PAGE,), speed.records(out / "bench"), speed.BLOCKS, "bench")
+
+
+def run_beyond(names: Iterable[str], run: beyond.Run, out: Path) -> Iterator[Path]:
+    """What goes past the paper, part by part -> ``<out>/beyond/<part>`` and the pages; their folders. Raises PersresError as
+    :func:`persres.evidence.beyond.part.run_part`."""
+    for name in names:
+        folder = beyond.run_part(name, run, out)
+        redraw(name, _parts(out)[name], folder)
+        _write_headlines(out)
+        yield folder
+
+
+def _parts(out: Path) -> dict[str, dict]:
+    """The summaries that ``out`` holds, by part."""
+    files = {name: out / "beyond" / name / "summary.json" for name in beyond.NAMES}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def _write_headlines(out: Path) -> None:
+    """Once every part is there; before, a page would lose the rows of those that are not."""
+    found = _parts(out)
+    if set(found) == set(beyond.NAMES):
+        pages.update(PAGES, found, headlines.BLOCKS, "beyond")

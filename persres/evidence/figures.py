@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from persres.evidence.labels import name_points
 from persres.evidence.localisation import STEPS, Case, attention_maps, enlarged
 from persres.images import to_images
 from persres.models.diffusion import Diffusion, decode
@@ -79,6 +80,7 @@ def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -
     """Identity over the base model against background change, with intervals: up and left is better."""
     base = methods["base"]["overall"][score]["mean"]
     figure, axis = plt.subplots(figsize=(7, 4.6))
+    named = []
     for place, (name, found) in enumerate(methods.items()):
         change, value = found["overall"]["background_change"], found["overall"][score]
         if change["mean"] is None:
@@ -87,14 +89,16 @@ def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -
         spread = (
             None if change["low"] is None else [[x - change["low"]], [change["high"] - x]]
         )  # none below five concepts
-        axis.errorbar(x, y, xerr=spread, fmt="o", capsize=2, label=name)
-        axis.annotate(name, (x, y), xytext=(5, (5, -13)[place % 2]), textcoords="offset points", fontsize=9)
+        axis.errorbar(x, y, xerr=spread, fmt="o", capsize=2, color=f"C{place}")
+        named.append((name, (x, y), "black"))
     axis.set(
         xlabel="background change (mean squared difference outside the objects)",
         ylabel=f"{score} over the base model",
         xlim=(0, None),
     )
     axis.grid(alpha=0.3)
+    axis.margins(y=0.12)
+    name_points(axis, named, 9)
     save(figure, path)
 
 

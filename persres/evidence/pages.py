@@ -84,11 +84,12 @@ def headline(summary: dict) -> str:
 def claims(summary: dict) -> str:
     """Every claim, its effect and whether it holds."""
     return markdown(
-        ["claim", "score", "difference", "margin", "holds"], [_claim_row(claim) for claim in summary["claims"]]
+        ["claim", "score", "difference", "margin", "holds"], [claim_row(claim) for claim in summary["claims"]]
     )
 
 
-def _claim_row(claim: dict) -> list[str]:
+def claim_row(claim: dict) -> list[str]:
+    """A claim as cells: what it says, the score, the difference with its interval, the margin, whether it holds."""
     column = claim["column"]
     score = COLUMNS.get(column, column.replace("_", " "))
     difference = interval(claim | {"mean": claim["effect"]}, digits_of(column), "+")

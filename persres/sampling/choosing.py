@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-SURE = 0.35  # the least confidence of the best block; chosen on nameable scenes (data/beyond/choosing)
+SURE = 0.35  # the least confidence of the best block; chosen on nameable scenes, by a search that was not kept
 # What may stand before the thing without saying how it looks.
 NEUTRAL = frozenset(
     ("a", "an", "the", "my", "this", "one", "of", "photo", "photograph", "photography", "pair", "picture", "image", "shot", "view", "snapshot", "close", "up", "closeup")

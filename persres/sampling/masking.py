@@ -17,8 +17,8 @@ from persres.sampling.choosing import SURE, asks
 from persres.sampling.masks import CONTROLS, MASKS, Draws, otsu_means
 
 CONFIDENT = "confident"
-# Power of the confidence in the blend. Chosen on nameable scenes: of 1, 2, 3, 4, 6, 8, 12 those within .005 of the best IoU with the true
-# masks (2, 3, 4), and of them the one that marks least beside the object.
+# Power of the confidence in the blend. Chosen on nameable scenes, by a search that was not kept: of 1, 2, 3, 4, 6, 8, 12 those within .005 of
+# the best IoU with the true masks (2, 3, 4), and of them the one that marks least beside the object.
 SHARPNESS = 4
 When = Literal["always", "scenes", "sure"]
 

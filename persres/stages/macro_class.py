@@ -33,21 +33,33 @@ def macro_class(context: Context) -> None:
     with stage_lock(context.work, "macro_class"), publishing(context.data / "macro_class") as folder:
         found = _classes(context, settings)
         (folder / CLASSES).write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    counts = {
+        concept.name: len(reference_photos(folder)) for concept, folder in read_concepts(context.data / "concepts")
+    }
     for name, entry in found["concepts"].items():
         said = name, entry["chosen"], entry["dataset"], entry["nearest"]
         log.info("macro_class: %s: %s (dataset %s, nearest %s)", *said)
         if settings.finds:
-            _tell(name, entry, used=settings.source == "found")
+            _tell(name, entry)
+            if settings.source == "found":
+                _warn(name, entry, blind=counts[name] == 1 and settings.finder.judge)
 
 
-def _tell(name: str, entry: dict, used: bool) -> None:
+def _tell(name: str, entry: dict) -> None:
     others = ", ".join(f"{noun} {share:.0%}" for noun, share in entry["found_top"][1:4])
     sure = entry["confidence"], entry["agreement"], others or "nothing else"
     log.info("macro_class: %s: found %s, confidence %.0f%%, by %.0f%% of the photos alone; then %s", name, entry["found"],
              100 * sure[0], 100 * sure[1], sure[2])  # fmt: skip
-    if used and entry["confidence"] < UNSURE:
-        log.warning("macro_class: %s: not sure that this is %r; say --class, or macro_class in concept.json, if it is not",
-                    name, entry["found"])  # fmt: skip
+
+
+def _warn(name: str, entry: dict, blind: bool) -> None:
+    """Where the found class is likely not what a person would say, and where nobody can tell (``blind``): of one photo the judge has no
+    spread to go by, so its confidence is near 1 whatever it shows."""
+    mend = "say --class, or macro_class in concept.json, if it is not"
+    if blind:
+        log.warning("macro_class: %s: found %r from one photo, whose confidence says nothing; %s", name, entry["found"], mend)  # fmt: skip
+    elif entry["confidence"] < UNSURE:
+        log.warning("macro_class: %s: not sure that this is %r; %s", name, entry["found"], mend)
 
 
 def _classes(context: Context, settings: MacroClass) -> dict:

@@ -8,10 +8,12 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen on an agent
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
 from persres.evidence.beyond.lora_drawn import DrawSpec
 from persres.evidence.figures import save
+from persres.evidence.labels import Named, name_points
 from persres.images import load_photo, unzip_images
 from persres.prompt_text import fill
 from persres.runs.units import Unit
@@ -55,16 +57,25 @@ def _cell(picture: Image.Image) -> Image.Image:
 
 def frontier(ways: dict[str, dict], path: Path) -> None:
     """The object's DINO over the base model's against the background's change, one panel a variant: up and left is better."""
-    figure, axes = plt.subplots(1, len(ways), figsize=(5.2 * len(ways), 4.2), sharey=True, squeeze=False)
-    for axis, (variant, by_way) in zip(axes[0], ways.items(), strict=True):
-        for place, (way, found) in enumerate(by_way.items()):
-            x, y = found["background_change"], found["gained"]
-            spread = [[[v["mean"] - v["low"]], [v["high"] - v["mean"]]] if v["low"] == v["low"] else None for v in (x, y)]  # fmt: skip
-            axis.errorbar(x["mean"], y["mean"], xerr=spread[0], yerr=spread[1], fmt="o", capsize=2, color=f"C{place}")
-            axis.annotate(way, (x["mean"], y["mean"]), xytext=(5, 5), textcoords="offset points", fontsize=9)
+    figure, axes = plt.subplots(1, len(ways), figsize=(5.4 * len(ways), 4.6), sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+    named = [(axis, _points(axis, by_way)) for axis, by_way in zip(axes[0], ways.values(), strict=True)]
+    for axis, variant in zip(axes[0], ways, strict=True):
         axis.set(title=variant, xlabel="background change")
         axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("DINO of the object over the base model's")
-    figure.tight_layout()
+    for axis, points in named:
+        name_points(axis, points, 9.5)
     save(figure, path)
+
+
+def _points(axis: Axes, by_way: dict[str, dict]) -> list[Named]:
+    named: list[Named] = []
+    for way, found in by_way.items():
+        x, y = found["background_change"], found["gained"]
+        colour = "tab:red" if way == "auto" else "tab:blue"
+        spread = [[[v["mean"] - v["low"]], [v["high"] - v["mean"]]] if v["low"] == v["low"] else None for v in (x, y)]
+        axis.errorbar(x["mean"], y["mean"], xerr=spread[0], yerr=spread[1], color=colour, alpha=0.25, linewidth=1)
+        axis.plot(x["mean"], y["mean"], "o", color=colour)
+        named.append((way, (x["mean"], y["mean"]), colour))
+    return sorted(named, key=lambda one: one[2] != "tab:red")  # ours gets its place first

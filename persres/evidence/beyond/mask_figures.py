@@ -8,41 +8,52 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen on an agent
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from persres.evidence.figures import save
+from persres.evidence.labels import Named, name_points
 
 FAMILIES = {
     "a share by attention": ([f"share_{s}" for s in (10, 20, 30, 40, 50)], "tab:blue"),
     "a disk of that share": ([f"disk_{s}" for s in (10, 20, 30, 40, 50)], "tab:orange"),
 }
-ALONE = ("ours", "ours_lag", "own_otsu", "auto", "auto_disk", "auto_random", "soft", "smooth", "weaker")
+ALONE = ("auto", "auto_disk", "soft", "smooth", "ours", "ours_lag", "own_otsu", "auto_random", "weaker")
+CLOSE = ("soft", "smooth")  # beside auto, to be told apart in the right panel only
+OURS = "tab:red"
+KNEE = 0.021, 0.04  # the right panel: background change up to here, identity down to so far below the best
 
 
 def frontier(methods: dict[str, dict], path: Path) -> None:
-    """Identity over the base model against background change: up and left is better. Lines: the same share by attention and as a disk."""
+    """Identity over the base model against background change: up and left is better. Lines: the same share by attention and as a disk.
+    Left all methods, right those that change little and keep most."""
     base = methods["base"]["dino"]["mean"]
-    figure, axis = plt.subplots(figsize=(8, 5.4))
-    for label, (names, colour) in FAMILIES.items():
-        x = [methods[n]["background_change"]["mean"] for n in names]
-        y = [methods[n]["dino"]["mean"] - base for n in names]
-        axis.plot(x, y, "o-", color=colour, label=label)
-        for name, a, b in zip(names, x, y, strict=True):
-            axis.annotate(
-                f"{name.split('_')[1]}%", (a, b), xytext=(4, -11), textcoords="offset points", fontsize=8, color=colour
-            )
-    for name in ALONE:
-        found = methods[name]
-        axis.plot(found["background_change"]["mean"], found["dino"]["mean"] - base, "D", color="black", markersize=5)
-        place = (found["background_change"]["mean"], found["dino"]["mean"] - base)
-        axis.annotate(name, place, xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axis.set(
-        xlabel="background change (mean squared difference outside the objects)",
-        ylabel="DINO over the base model",
-        xlim=(0, None),
-    )
-    axis.legend(loc="lower right")
-    axis.grid(alpha=0.3)
+    names = [*ALONE, *(n for family, _ in FAMILIES.values() for n in family)]
+    at = {n: (methods[n]["background_change"]["mean"], methods[n]["dino"]["mean"] - base) for n in names}
+    best = max(y for _, y in at.values())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
+    left.set(title="all", xlim=(0, 0.054), ylim=(min(y for _, y in at.values()) - 0.01, best + 0.015))
+    right.set(title="the upper left corner, larger", xlim=(0.0085, KNEE[0]), ylim=(best - KNEE[1], best + 0.008))
+    named = [(axis, _points(axis, at)) for axis in (left, right)]
+    left.set_ylabel("DINO over the base model")
+    left.legend(loc="lower right")
+    for axis, points in named:
+        name_points(axis, [one for one in points if axis is right or one[0] not in CLOSE])
     save(figure, path)
+
+
+def _points(axis: Axes, at: dict[str, tuple[float, float]]) -> list[Named]:
+    """``at``: (background change, identity) by method."""
+    named: list[Named] = []
+    for name in ALONE:
+        colour = OURS if name == "auto" else "black"
+        axis.plot(*at[name], "D", color=colour, markersize=5, zorder=3)
+        named.append((name, at[name], colour))
+    for label, (names, colour) in FAMILIES.items():
+        axis.plot(*zip(*(at[n] for n in names), strict=True), "o-", color=colour, label=label)
+        named += [(f"{n.split('_')[1]}%", at[n], colour) for n in names]
+    axis.set_xlabel("background change (mean squared difference outside the objects)")
+    axis.grid(alpha=0.3)
+    return named
 
 
 def places(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:

@@ -67,7 +67,7 @@ def measure(run: Run, out: Path) -> dict:
     looks = _seen(profile, run, encoder, nouns, new, JUDGED[gpu], DRAWS[gpu])
     summary = _summary(encoder, nouns, concepts, looks)
     summary["sets"]["draws"] = DRAWS[gpu]
-    _figure(summary, out / "nouns.png")
+    _figure(summary, out / "nouns.png")  # persres.evidence.beyond.redrawn draws it again, more clearly
     (out / "nouns.md").write_text(
         "".join(BLOCKS[name](summary) + "\n" for name in ("accuracy", "confidence", "concepts"))
     )

@@ -51,7 +51,7 @@ def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
     summary["triples"] = _triples(studio, reader, triples)
     rows.round(5).to_csv(out / "rows.csv", index=False)
     several_figures.sheet(context, pairs, drawn, out / "sheet.png")
-    several_figures.scores(summary["methods"], out / "scores.png")
+    several_figures.scores(summary["methods"], TITLES, out / "scores.png")
     (out / "methods.md").write_text(f"# Several concepts in one picture\n\n{methods(summary)}\n{threes(summary)}")
     return summary
 

@@ -9,12 +9,14 @@ import matplotlib
 matplotlib.use("Agg")  # no screen on an agent
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
 from persres.datasets.layout import reference_photos
 from persres.evidence.beyond.several_cases import Case
 from persres.evidence.beyond.several_draw import Drawn
 from persres.evidence.figures import save
+from persres.evidence.labels import Named, name_points
 from persres.images import load_photo, square
 from persres.runs.context import Context
 
@@ -29,7 +31,7 @@ def sheet(context: Context, cases: list[Case], drawn: dict[str, Drawn], path: Pa
     concept, blue its second)."""
     first = {case.group: i for i, case in reversed(list(enumerate(cases)))}
     chosen = sorted(first.values())[:ROWS]
-    titles = ["first", "second", *SHOWN, "our masks"]
+    titles = ["first", "second", *SHOWN, "red 1st, blue 2nd"]
     canvas = Image.new("RGB", (len(titles) * (CELL + GAP), HEAD + len(chosen) * (CELL + GAP + HEAD)), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for column, title in enumerate(titles):
@@ -55,23 +57,42 @@ def coloured(masks: np.ndarray) -> Image.Image:
     return Image.fromarray(np.einsum("khw,kc->hwc", masks, colours).clip(0, 255).astype(np.uint8))
 
 
-def scores(methods: dict[str, dict], path: Path) -> None:
-    """The worse identity against what of the other's look leaks, and own minus other against background change."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
-    for axis, (x, y) in zip(axes, (("leakage", "worse"), ("background_change", "contrast")), strict=True):
-        for name, found in methods.items():
-            if found[x]["mean"] is None or found[y]["mean"] is None or name == "rendered":
-                continue
-            axis.errorbar(
-                found[x]["mean"], found[y]["mean"], xerr=_spread(found[x]), yerr=_spread(found[y]), fmt="o", capsize=2
-            )
-            axis.annotate(
-                name, (found[x]["mean"], found[y]["mean"]), xytext=(5, 5), textcoords="offset points", fontsize=8
-            )
-        axis.set(xlabel=x.replace("_", " "), ylabel=y)
-        axis.grid(alpha=0.3)
-    figure.suptitle("up and left is better")
+KINDS = {
+    "ours": "tab:red",
+    "swapped": "darkgrey",
+    "one_zeroed": "darkgrey",
+}  # ours, and what is broken on purpose; others are blue
+AXES = {
+    "leakage": "the other's look (DINO with the other concept)",
+    "worse": "the worse identity of the two (DINO)",
+    "background_change": "background change",
+    "contrast": "own minus other",
+}
+
+
+def scores(methods: dict[str, dict], titles: dict[str, str], path: Path) -> None:
+    """The worse identity against what of the other's look leaks, and own minus other against background change; ``titles`` by method."""
+    figure, axes = plt.subplots(1, 2, figsize=(15, 6.4), layout="constrained")
+    figure.suptitle("up and left is better; bars: 95% intervals over pairs; grey: broken on purpose")
+    pairs = (("leakage", "worse"), ("background_change", "contrast"))
+    named = [(axis, _points(axis, methods, titles, *columns)) for axis, columns in zip(axes, pairs, strict=True)]
+    for axis, points in named:
+        name_points(axis, points, 9.5)
     save(figure, path)
+
+
+def _points(axis: Axes, methods: dict[str, dict], titles: dict[str, str], x: str, y: str) -> list[Named]:
+    named: list[Named] = []
+    for name, found in methods.items():
+        if found[x]["mean"] is None or found[y]["mean"] is None or name == "rendered":
+            continue
+        at, colour = (found[x]["mean"], found[y]["mean"]), KINDS.get(name, "tab:blue")
+        axis.errorbar(*at, xerr=_spread(found[x]), yerr=_spread(found[y]), color=colour, alpha=0.25, linewidth=1)
+        axis.plot(*at, "o", color=colour)
+        named.append((titles[name].replace("*", ""), at, colour))
+    axis.set(xlabel=AXES[x], ylabel=AXES[y])
+    axis.grid(alpha=0.3)
+    return sorted(named, key=lambda one: one[2] != "tab:red")  # ours gets its place first
 
 
 def _spread(found: dict) -> list | None:
