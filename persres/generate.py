@@ -62,7 +62,11 @@ def generate(
         raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
     base = said_of(residual).base if subject is None else _base_for_lora(residual, model)
     quiet_loading()
-    pipe = PersonalizedPipeline.from_pretrained(model or base.model, dtype=getattr(torch, base.dtype))
+    how = {
+        "dtype": getattr(torch, base.dtype),
+        "use_safetensors": True,
+    }  # a stranger's header names the model: no pickles
+    pipe = PersonalizedPipeline.from_pretrained(model or base.model, **how)
     pipe.to(pick_device(device))
     for file in files:
         pipe.load_residual(file, file.stem, subject=subject, allow_other_base=other_base)

@@ -27,12 +27,12 @@ def spec_of(model, **changes) -> dict:
     return {"base": base, "model": "none", "concept": "my_mug", "macro_class": "mug", "settings": settings} | changes
 
 
-def saved(unet, path, model="none", token=None, **spec) -> ResidualBank:
+def saved(unet, path, folder="none", token=None, **spec) -> ResidualBank:
     """A strong residual on the layers of this U-Net, at two ranks."""
     targets = find_targets(unet, RATIO)
     assert len({target.rank for target in targets}) > 1, "ranks must be mixed for these tests to mean anything"
     bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("export")).requires_grad_(False)
-    save_residual(path, bank.to_state(), targets, {"spec": spec_of(model) | spec}, token)
+    save_residual(path, bank.to_state(), targets, {"spec": spec_of(folder) | spec}, token)
     return bank
 
 
