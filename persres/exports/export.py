@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from persres.config import Drawing
 from persres.errors import PersresError
+from persres.exports.about import about
 from persres.exports.formats import EMBEDDINGS, FORMATS, PEFT, Factors, from_peft, to_embedding, to_kohya, to_peft
 from persres.exports.quiet import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
@@ -19,7 +20,7 @@ from persres.models.swap import TOKEN, token_as
 from persres.places import located
 from persres.residuals.bank import merged
 from persres.residuals.file import load_bank
-from persres.runs.checkpoints import read_learned, read_residual, write_tensors
+from persres.runs.checkpoints import read_header, read_learned, read_residual, write_tensors
 from persres.runs.untrusted import Said
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -49,12 +50,13 @@ def said_of(path: Path) -> Said:
 
 
 def export(path: Path, to: str, out: Path) -> Path:
-    """Write the residual in a format of :data:`FORMATS`; returns the file. Raises PersresError where it can't be read or written."""
+    """Write the residual in a format of :data:`FORMATS`, with a header that says where it comes from (persres/exports/about.py); returns
+    the file. Raises PersresError where it can't be read or written."""
     if to not in FORMATS:
         raise PersresError(f"no format {to!r}; one of {', '.join(FORMATS)}")
     layers = layers_of(path)
     tensors, header = (to_peft if to == PEFT else to_kohya)(layers)
-    write_tensors(out, tensors, header)
+    write_tensors(out, tensors, header | about(path, read_header(path)))
     return out
 
 
