@@ -109,19 +109,29 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("kind", HEADERS)
-def test_a_header_that_no_residual_has_is_one_sentence(tmp_path, kind, capsys):
-    """Also by the commands that read it."""
+def odd(path, kind: str) -> str:
+    """Writes a file with that header; what must be said of it."""
     text, message = HEADERS[kind]
-    path = tmp_path / "x.safetensors"
     path.write_bytes(save(FACTORS, {} if text is None else {"persres": text}))
+    return message
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_that_no_residual_has_is_one_sentence(tmp_path, kind):
+    message = odd(tmp_path / "x.safetensors", kind)
     with pytest.raises(PersresError, match=message) as caught:
-        read_residual(path)
+        read_residual(tmp_path / "x.safetensors")
     assert "x.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["none", "a list", "no spec", "settings a list"])
+def test_the_commands_say_it_too(tmp_path, kind, capsys):
+    path = tmp_path / "x.safetensors"
+    odd(path, kind)
     assert main(["generate", str(path), "--prompt", "a {}", "--out", str(tmp_path / "o")]) == 1
     assert main(["export", str(path), "--verify", "--out", str(tmp_path / "o")]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(line.startswith("persres: ") and "x.safetensors" in line for line in said)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("persres: ")]
+    assert len(said) == 2 and all("x.safetensors" in line for line in said)
 
 
 KEYS = {
