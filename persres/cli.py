@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 from typer.exceptions import TyperException
 
-from persres import cli_evidence
+from persres import cli_evidence, cli_residual
 from persres.cli_options import (
     DATA,
     WORK,
@@ -133,61 +133,6 @@ def personalize(
     learn_and_draw(
         photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile
     )
-
-
-@app.command()
-def export(
-    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
-    to: Annotated[
-        Literal["diffusers", "kohya"], typer.Option(help="whose keys: PEFT's, or kohya's (ComfyUI, A1111)")
-    ] = "diffusers",
-    out: Annotated[Path | None, typer.Option(help="the folder to write into; if left out, the residual's own")] = None,
-    embedding: Annotated[
-        bool, typer.Option("--embedding", help="V* as a Textual-Inversion file too; asks for the base model")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="draw with plain diffusers and ours from the same noise")
-    ] = False,
-    device: str = "auto",
-    as_json: Json = False,
-) -> None:
-    """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
-    from persres.exports.command import run_export
-
-    print(run_export(residual, to, out or residual.parent, embedding, verify, device, as_json))
-
-
-@app.command()
-def generate(
-    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file, or with --subject any LoRA's")],
-    prompt: Annotated[list[str], typer.Option(help="with {} where the thing goes; may be given again")],
-    others: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--with", help="a further residual of the same pictures; prompts then hold {1}, {2} or files' names"
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="the folder for the pictures")] = Path("pictures"),
-    count: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="the same seed is the same pictures")] = 0,
-    lag: Annotated[bool, typer.Option("--lag/--no-lag", help="the residual only where the thing is")] = True,
-    masks: Annotated[
-        Literal["auto", "paper"], typer.Option(help="auto: the thing's own size; paper: half of every block")
-    ] = "auto",
-    subject: Annotated[str | None, typer.Option(help="of any LoRA: what {} stands for, e.g. dog")] = None,
-    strength: Annotated[float, typer.Option(min=0, help="of the residual")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
-    cfg_scale: Annotated[float, typer.Option(min=1, help="guidance")] = 6.0,
-    model: Annotated[str | None, typer.Option(help="another base model of the same layers; a LoRA's base")] = None,
-    device: str = "auto",
-) -> None:
-    """More pictures from a residual, as PNG with their settings inside."""
-    from persres.generate import generate as draw_more
-
-    where = masks == "paper" or "auto" if lag else False
-    how = (count, seed, where, strength, steps, cfg_scale, model, device, subject, tuple(others or ()))
-    for path in draw_more(residual, tuple(prompt), out, *how):
-        print(path)
 
 
 @app.command(name="list")
@@ -356,6 +301,7 @@ def deps(write: Annotated[bool, typer.Option("--write", help="write them into dv
         print(f"{stage}: {' '.join(stage_code(stage))}")
 
 
+cli_residual.add_to(app)
 cli_evidence.add_to(app)
 
 

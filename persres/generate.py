@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from persres.config import Base
 from persres.errors import PersresError
-from persres.exports.export import base_of
+from persres.exports.export import said_of
 from persres.exports.quiet import quiet_loading
 from persres.models.loading import pick_device
 from persres.personalized import PersonalizedPipeline
@@ -22,6 +24,8 @@ from persres.prompt_text import fill, fill_each
 from persres.runs.files import digest_file, write_atomic
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
+
+WORDS = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
 
 
 def generate(
@@ -38,13 +42,17 @@ def generate(
     device: str = "auto",
     subject: str | None = None,
     others: tuple[Path, ...] = (),
+    other_base: bool = False,
 ) -> Iterator[Path]:
     """Draw ``count`` pictures of each prompt, which holds ``{}`` where the thing goes; yields each file as it is written. With ``others``,
     further residuals of the same picture, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces.
 
     A picture's noise belongs to (seed, prompt, number): another count or order changes none. ``lag``: True the paper's masks, ``auto`` ours.
-    With ``subject`` the file is any LoRA, ``model`` its base, and the subject takes the place of ``{}``. Raises PersresError for a
-    broken residual or prompt and for a model that can't be had, before anything is drawn.
+    With ``subject`` the file is any LoRA, ``model`` its base, and the subject takes the place of ``{}``. ``model`` may be elsewhere than
+    where the residual was trained; of other weights only with ``other_base``. A file's name ends in a digest of what it was drawn with, so
+    that only the same picture takes its place.
+
+    Raises PersresError for a broken residual or prompt, for a model that can't be had and one of other weights, before anything is drawn.
     """
     if not prompts:
         raise PersresError('no prompt; say --prompt "a photo of a {} on the beach"')
@@ -52,12 +60,16 @@ def generate(
     _check_prompts(prompts, files)
     if subject is not None and others:
         raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
-    base = base_of(residual) if subject is None else _base_for_lora(residual, model)
+    base = said_of(residual).base if subject is None else _base_for_lora(residual, model)
     quiet_loading()
-    pipe = PersonalizedPipeline.from_pretrained(model or base.model, dtype=getattr(torch, base.dtype))
+    how = {
+        "dtype": getattr(torch, base.dtype),
+        "use_safetensors": True,
+    }  # a stranger's header names the model: no pickles
+    pipe = PersonalizedPipeline.from_pretrained(model or base.model, **how)
     pipe.to(pick_device(device))
     for file in files:
-        pipe.load_residual(file, file.stem, subject=subject, allow_other_base=model is not None)
+        pipe.load_residual(file, file.stem, subject=subject, allow_other_base=other_base)
     resolution = base.resolution if subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
@@ -70,8 +82,9 @@ def generate(
             text = _filled(pipe, prompt)
             for number in range(count):
                 picture = _picture(pipe, text, resolution, (seed, text, number), lag, strength, steps, cfg_scale)
-                path = out / f"{_name(residual, prompt)}_{seed}_{number:03d}.png"
-                _write(path, picture, settings | {"prompt": text, "number": number})
+                said = settings | {"prompt": text}
+                path = out / f"{_name(residual, prompt, said)}_{seed}_{number:03d}.png"
+                _write(path, picture, said | {"number": number})
                 advance()
                 yield path
 
@@ -136,15 +149,15 @@ def _picture(
     return found.images[0]
 
 
-def _name(residual: Path, prompt: str) -> str:
+def _name(residual: Path, prompt: str, settings: dict) -> str:
+    """The prompt's words, for people, and a digest of all settings, which keeps apart what words do not."""
     words = "".join(c if c.isalnum() else "_" for c in prompt.replace("{}", residual.stem))
-    return "_".join(filter(None, words.split("_")))[:80]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{'_'.join(filter(None, words.split('_')))[:WORDS]}_{digest}"
 
 
 def _write(path: Path, picture: Image.Image, settings: dict) -> None:
     """A PNG whose ``persres`` text holds the settings as JSON."""
-    import io
-
     buffer, said = io.BytesIO(), PngInfo()
     said.add_itxt("persres", json.dumps(settings, ensure_ascii=False, sort_keys=True))
     picture.save(buffer, "PNG", pnginfo=said)

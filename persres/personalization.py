@@ -139,7 +139,10 @@ def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> P
 
 
 def _leave(context: Context, name: str, out: Path) -> None:
+    from persres.datasets.layout import read_concepts
+    from persres.report.cards import card_facts, front_matter
     from persres.report.sheets import write_sheets
+    from persres.runs.checkpoints import read_header
     from persres.runs.outputs import read_macro_classes
 
     residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"
@@ -147,13 +150,15 @@ def _leave(context: Context, name: str, out: Path) -> None:
         write_sheets(context, sheets, every_prompt=True)
     shutil.copyfile(context.data / "sheets" / f"{name}.png", sheet)
     write_atomic(residual, (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes())
-    write_atomic(note, how_to_load(context.profile, name, read_macro_classes(context)[name]).encode())
+    ((concept, _),) = read_concepts(context.data / "concepts")
+    head = front_matter(card_facts(read_header(residual), concept))
+    write_atomic(note, f"{head}\n{how_to_load(context.profile, name, read_macro_classes(context)[name])}".encode())
     for label, path in (("residual", residual), ("pictures", sheet), ("how to load it", note)):
         log.info("%-15s %s", label, path)
 
 
 def how_to_load(profile: Profile, name: str, macro_class: str) -> str:
-    """A short note with code for diffusers; prompts hold the rare token, whose embedding V* has."""
+    """Below a hub README's front matter: a short note with code for diffusers; prompts hold the rare token, whose embedding V* has."""
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
     model = str(Path(located(model)).resolve()) if Path(located(model)).is_dir() else model
     drawing = profile.sample

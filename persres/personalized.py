@@ -30,18 +30,22 @@ from persres.errors import PersresError
 from persres.models.diffusion import PIPELINES, SDXL
 from persres.models.loading import model_identity, unavailable
 from persres.models.prompts import add_concept_token, concept_positions
-from persres.models.swap import token_as
+from persres.models.swap import TOKEN, token_as
 from persres.places import located
 from persres.prompt_text import fill_each, numbered
 from persres.residuals.bank import ResidualBank, attached
-from persres.residuals.file import load_bank, load_residual, load_token
+from persres.residuals.file import load_bank
 from persres.residuals.lora import Lora, read_lora
+from persres.runs.checkpoints import read_residual
+from persres.runs.untrusted import check_base
 from persres.sampling.lag import MaskRule, guidance_rule, localised
 from persres.sampling.masked_lora import confined, in_towers
 from persres.sampling.masking import Masking, masking_of, masks_prompt
 from persres.sampling.passes import Passes, PassesTogether, averaged
 from persres.sampling.several import attached_together, check_count, stacked
 from persres.seeding import generator
+from persres.versions.ref import file_of
+from persres.versions.repository import Repository
 
 
 @dataclass
@@ -82,7 +86,19 @@ class PersonalizedPipeline:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> PersonalizedPipeline:
-        """As ``DiffusionPipeline.from_pretrained``: a hub name or a folder. Raises PersresError where the model can't be had."""
+        """Load a base model.
+
+        Args:
+            model (`str` or `Path`):
+                A hub name or a folder, of Stable Diffusion 1.x, 2.x or XL.
+            arguments (*optional*):
+                Whatever `DiffusionPipeline.from_pretrained` takes: `dtype`, `safety_checker`, `local_files_only` …
+
+        Returns:
+            [`PersonalizedPipeline`]: with no residual yet.
+
+        Raises PersresError where the model can't be had.
+        """
         try:
             return cls(DiffusionPipeline.from_pretrained(located(str(model)), **arguments), str(model))
         except (OSError, ValueError) as error:
@@ -99,35 +115,63 @@ class PersonalizedPipeline:
         (object.__setattr__ if own else setattr)(self if own else self.pipe, name, value)
 
     def to(self, *arguments: Any, **named: Any) -> PersonalizedPipeline:
-        """As the pipeline's; returns self."""
+        """As `DiffusionPipeline.to`; returns itself. Residuals follow when they are drawn with."""
         self.pipe.to(*arguments, **named)
         return self
 
     def load_residual(
         self,
-        path: str | Path,
+        path_or_ref: str | Path,
         name: str | None = None,
         *,
         subject: str | None = None,
+        repo: str | Path | Repository | None = None,
         allow_other_base: bool = False,
     ) -> PersonalizedPipeline:
-        """Read a residual and make it the active one, under ``name`` or its concept's own; returns self.
+        """Read a residual and make it the active one.
 
-        ``subject`` reads any LoRA of Stable Diffusion (PEFT's or kohya's keys), under ``name`` or the file's: the words of the prompt that
-        name what it learned, such as "dog". Raises PersresError where the file is broken or no residual, does not fit the model's layers, or
-        was trained on another model (which ``allow_other_base`` overrides: a fine-tuned model of the same layers often works).
+        Args:
+            path_or_ref (`str` or `Path`):
+                A safetensors file; or a published residual, as `persres pull` knows it: `"dog7@v3"`, `"ours/dog7@v3"`, or with `repo`
+                `"dog7"`, the newest. What was pulled is kept in the cache and checked against its version's digest.
+            name (`str`, *optional*):
+                What to call it here; if not given, its concept's name, or a LoRA file's.
+            subject (`str`, *optional*):
+                Reads any LoRA of Stable Diffusion (PEFT's or kohya's keys): the words of the prompt that name what it learned, e.g. "dog".
+            repo (`str`, `Path` or [`Repository`], *optional*):
+                Where a ref was published: a folder or a git URL; if not given, this folder. A `Repository` can name another DVC remote.
+            allow_other_base (`bool`, *optional*, defaults to `False`):
+                Take a residual though it was trained on other weights: a fine-tuned model of the same layers often works.
+
+        Returns:
+            [`PersonalizedPipeline`]: itself.
+
+        Raises PersresError where the file is broken or no residual, can't be pulled, does not fit the model's layers, or was trained on
+        another model. A hub's model and a folder can't be compared: that is logged.
+
+        Examples:
+
+        ```py
+        >>> pipe.load_residual("my_dog.safetensors")
+        >>> pipe.load_residual("dog7@v3", repo="https://github.com/you/your-persres")
+        >>> pipe.load_residual("any_lora.safetensors", subject="dog")
+        ```
         """
+        path = file_of(path_or_ref, repo)
         if subject is not None:
-            return self._load_lora(Path(path), subject, name)
-        _, info = load_residual(Path(path))
-        spec = info["spec"]
-        if not allow_other_base:
-            check_base(Path(path), spec["model"], self.model)
-        bank, base = load_bank(self.pipe.unet, Path(path)), spec["base"]
-        named = spec["settings"].get("name_class", True)
-        phrase = f"{base['token']} {spec['macro_class']}" if named else base["token"]
-        name = name or spec["concept"]
-        self.residuals[name] = Residual(bank, base["token"], base["rare_token"], phrase, load_token(Path(path)), info)
+            return self._load_lora(path, subject, name)
+        tensors, said = read_residual(path, frozenset((TOKEN,)))
+        if not allow_other_base and self.model is not None:
+            check_base(path, said.model, model_identity(self.model))
+        bank, vector, base = load_bank(self.pipe.unet, path), tensors.get(TOKEN), said.base
+        width = self._towers()[0][1].get_input_embeddings().embedding_dim
+        if vector is not None and len(vector) != width:
+            raise PersresError(
+                f"{path}: its V* has {len(vector)} numbers, this model's words {width}; load the model it was trained on"
+            )
+        vector = None if vector is None else vector.float()
+        name = name or said.concept
+        self.residuals[name] = Residual(bank, base.token, base.rare_token, said.phrase, vector, said.info)
         return self.set_residual(name)
 
     def _load_lora(self, path: Path, subject: str, name: str | None) -> PersonalizedPipeline:
@@ -140,7 +184,15 @@ class PersonalizedPipeline:
         return self.set_residual(name or path.stem)
 
     def set_residual(self, name: str | None) -> PersonalizedPipeline:
-        """Make a loaded residual the active one, or None: the base model. Returns self; raises PersresError for an unknown name."""
+        """Switch.
+
+        Args:
+            name (`str` or `None`):
+                A loaded residual's name; `None` is the base model.
+
+        Returns:
+            [`PersonalizedPipeline`]: itself. Raises PersresError for an unknown name.
+        """
         if name is not None:
             residual = self._residual(name)
             for tokenizer, encoder in self._towers() if isinstance(residual, Residual) else []:
@@ -149,8 +201,15 @@ class PersonalizedPipeline:
         return self
 
     def set_residuals(self, names: list[str]) -> PersonalizedPipeline:
-        """Let two to four loaded residuals act in one picture. Each has a V* of its own, ``<v1*>``, ``<v2*>`` … in this order: a prompt
-        names them by ``together[name].phrase`` or in braces, ``{1}`` or ``{my_dog}``. Returns self.
+        """Let several loaded residuals act in one picture, each where its own concept is.
+
+        Args:
+            names (`list[str]`):
+                Two to four. Each gets a V* of its own, `<v1*>`, `<v2*>` … in this order; prompts name them by
+                `together[name].phrase` or in braces, `{1}` or `{my_dog}`.
+
+        Returns:
+            [`PersonalizedPipeline`]: itself.
 
         Raises PersresError for an unknown name, one named twice, more than four, and residuals of other layers.
         """
@@ -171,7 +230,15 @@ class PersonalizedPipeline:
         return self
 
     def unload_residual(self, name: str) -> PersonalizedPipeline:
-        """Forget one. Returns self; raises PersresError for an unknown name."""
+        """Forget one; where it was active, the base model draws.
+
+        Args:
+            name (`str`):
+                A loaded residual's name.
+
+        Returns:
+            [`PersonalizedPipeline`]: itself. Raises PersresError for an unknown name.
+        """
         self._residual(name)
         del self.residuals[name]
         self.active = None if self.active == name else self.active
@@ -199,13 +266,33 @@ class PersonalizedPipeline:
     ) -> Any:
         """Draw with the active residual or residuals, or with none as the pipeline does.
 
-        ``lag``: only where the attention of V* and its class lies; the prompt must then name both (``residuals[name].phrase``).
-        True takes the paper's masks, ``"auto"`` ours, a :class:`persres.sampling.masking.Masking` its own. Under a LoRA the attention is
-        that of its subject's words, and all of its deltas are masked (persres.sampling.masked_lora).
-        ``strength`` scales the residual, ``uncond_rule`` is that of ``sample.methods``.
-        ``return_masks`` gives a :class:`PersonalizedOutput`; everything else goes to the pipeline.
+        Args:
+            prompt (`str` or `list[str]`):
+                Holds V* and its class (`residuals[name].phrase`), or a LoRA's subject.
+            lag (`bool`, `str` or [`Masking`], *optional*, defaults to `False`):
+                Only where the attention of V* and its class lies; the prompt must then name both. `True` takes the paper's masks, `"auto"`
+                ours, a `persres.sampling.masking.Masking` its own. Under a LoRA the attention is that of its subject's words, and all of
+                its deltas are masked.
+            strength (`float`, *optional*, defaults to 1):
+                Times the residual; 0 is the base model with V* in its prompt.
+            uncond_rule (`str`, *optional*, defaults to `"mask"`):
+                What the unconditional branch gets under LAG: its partner's `mask`, `base` or `full`.
+            return_masks (`bool`, *optional*, defaults to `False`):
+                Return LAG's masks too.
+            arguments (*optional*):
+                Whatever the pipeline inside takes: `negative_prompt`, `generator`, `num_images_per_prompt`, `latents`,
+                `callback_on_step_end`, `output_type` …
+
+        Returns:
+            What the pipeline inside returns, or with `return_masks` a [`PersonalizedOutput`].
 
         Raises PersresError where LAG has no prompt text to find the concept in, or nothing is loaded.
+
+        Examples:
+
+        ```py
+        >>> pipe("a photo of a <v*> dog on the moon", lag="auto", num_inference_steps=50, guidance_scale=6.0).images[0]
+        ```
         """
         if self.together:
             return self._draw_together(prompt, lag, strength, uncond_rule, return_masks, arguments)
@@ -301,19 +388,6 @@ def _numbered(residual: Residual, number: int) -> Residual:
     """The same under a token of its own."""
     token = numbered(residual.token, number)
     return replace(residual, token=token, phrase=residual.phrase.replace(residual.token, token))
-
-
-def check_base(path: Path, trained_on: str, model: str | None) -> None:
-    """Raises PersresError where a residual says that it was trained on another model. A hub name and a folder can't be compared."""
-    if model is None:
-        return
-    here = model_identity(model)
-    comparable = ("@" in trained_on) == ("@" in here)
-    if comparable and trained_on.rpartition("@")[2] != here.rpartition("@")[2]:
-        raise PersresError(
-            f"{path} was trained on {trained_on}, this is {here}; load that model, or say allow_other_base=True where it has the"
-            " same layers and you mean it"
-        )
 
 
 def _with_masks(found: Any, passes: Passes) -> Any:

@@ -53,6 +53,7 @@ LAYERS = [
     "miniworld.build",
     "evidence",
     "cli_options",
+    "cli_residual",
     "cli_evidence",
     "cli",
 ]

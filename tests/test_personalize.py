@@ -62,7 +62,14 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     said = capsys.readouterr().out
     assert "train: 1 units, 1 already done" in said and "sample: 3 units, 3 already done" in said
     assert (out / "My_mug.safetensors").read_bytes() == written
-    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    readme = (out / "README.md").read_text()
+    front = yaml.safe_load(readme.split("---\n")[1])
+    facts = front["persres"]
+    assert front["library_name"] == "diffusers" and "lora" in front["tags"] and front["license"] == "other"
+    assert front["instance_prompt"] == "a photo of a <v*> mug" and facts["spec_hash"] == info["spec_hash"]
+    assert facts["base_model_weights"] and len(facts["dataset_hash"]) == 64 and facts["photos"] == 3
+    assert "unknown" in facts["photos_licence"] and "scores" not in facts, "nobody said, and nothing was scored"
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert "a photo of a sks mug" in code
     monkeypatch.chdir(out)
     exec(compile(code, "README.md", "exec"), {})

@@ -14,11 +14,13 @@ TOLERANCE = 1e-4  # of final latents, in float32
 def run_export(residual: Path, to: str, out: Path, embedding: bool, verify: bool, device: str, as_json: bool) -> str:
     """Export, and what to say: lines for people, or JSON. Raises PersresError, also where ``verify`` finds another picture."""
     written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors"))}
+    v_star = None
     if embedding:
-        written["v_star"] = str(export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", device))
+        v_star = export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", device)
+        written["v_star"] = str(v_star)
     said: dict = {"written": written}
     if verify:
-        found = largest_difference(residual, Path(written[to]), device=device)
+        found = largest_difference(residual, Path(written[to]), v_star, device=device)
         said |= {"largest_difference": found, "tolerance": TOLERANCE}
         if not found <= TOLERANCE:
             raise PersresError(

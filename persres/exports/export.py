@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 
-from persres.config import Base, Drawing
+from persres.config import Drawing
 from persres.errors import PersresError
-from persres.exports.formats import FORMATS, PEFT, Factors, from_lora, to_embedding, to_kohya, to_peft
+from persres.exports.about import about
+from persres.exports.formats import EMBEDDINGS, FORMATS, PEFT, Factors, from_peft, to_embedding, to_kohya, to_peft
 from persres.exports.quiet import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
-from persres.models.swap import TOKEN
+from persres.models.swap import TOKEN, token_as
 from persres.places import located
-from persres.residuals.bank import find_targets, merged
+from persres.residuals.bank import merged
 from persres.residuals.file import load_bank
-from persres.runs.checkpoints import read_checked, read_learned, write_tensors
+from persres.runs.checkpoints import read_header, read_learned, read_residual, write_tensors
+from persres.runs.untrusted import Said
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
+
+if TYPE_CHECKING:  # seconds to import
+    from diffusers import DiffusionPipeline
+
+OWN = frozenset((TOKEN,))  # beside the layers' factors
 
 
 def layers_of(path: Path) -> dict[str, Factors]:
@@ -25,103 +36,128 @@ def layers_of(path: Path) -> dict[str, Factors]:
     tensors, info = read_learned(path)
     if info is None:
         raise PersresError(
-            f"{path} is a safetensors file but not a persres residual; to read another tool's use import_lora"
+            f"{path} is a safetensors file but not a persres residual; to read another tool's use persres import"
         )
-    paths = [
-        key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")
-    ]
-    return from_lora({key: value for key, value in tensors.items() if key != TOKEN}, paths, {})
+    try:
+        return from_peft({key: value for key, value in tensors.items() if key not in OWN})
+    except PersresError as error:
+        raise PersresError(f"{path}: {error}") from error
 
 
-def base_of(path: Path) -> Base:
-    """The base model that a residual was trained on, as its header says."""
-    _, info = read_learned(path)
-    if info is None or "spec" not in info:
-        raise PersresError(
-            f"{path} does not say which model it was trained on; it is no persres residual (generate draws with any LoRA if you say"
-            " --subject and --model)"
-        )
-    return Base(**info["spec"]["base"])
+def said_of(path: Path) -> Said:
+    """What a residual's header says: its base model, class and settings. Raises PersresError where it does not."""
+    return read_residual(path, OWN)[1]
 
 
 def export(path: Path, to: str, out: Path) -> Path:
-    """Write the residual in a format of :data:`FORMATS`; returns the file. Raises PersresError where it can't be read or written."""
+    """Write the residual in a format of :data:`FORMATS`, with a header that says where it comes from (persres/exports/about.py); returns
+    the file. Raises PersresError where it can't be read or written."""
     if to not in FORMATS:
         raise PersresError(f"no format {to!r}; one of {', '.join(FORMATS)}")
     layers = layers_of(path)
     tensors, header = (to_peft if to == PEFT else to_kohya)(layers)
-    write_tensors(out, tensors, header)
+    write_tensors(out, tensors, header | about(path, read_header(path)))
     return out
 
 
 def export_embedding(path: Path, out: Path, device: str = "auto") -> Path:
-    """Write V*'s embedding as a Textual-Inversion file: the learned one where it learned, else the rare token's, which it holds.
+    """Write V*'s embedding as a Textual-Inversion file: the learned one where it learned, else the rare token's, which it holds. Of SDXL,
+    whose towers are two, the file has two vectors, under ComfyUI's and A1111's names.
 
-    Raises PersresError for SDXL, whose two towers need two vectors, and where the base model can't be had.
+    Raises PersresError where the base model can't be had.
     """
-    tensors, _ = read_learned(path)
-    vector = tensors.get(TOKEN)
-    if vector is None:
-        base = base_of(path)
-        diffusion = load_diffusion(base, device)
-        if diffusion.second is not None:
-            raise PersresError(
-                f"{base.model}: SDXL has two text towers; write the rare token {base.rare_token!r} in prompts instead"
-            )
-        table = diffusion.text_encoder.get_input_embeddings().weight
-        vector = table[diffusion.tokenizer.convert_tokens_to_ids(base.token)]
-    write_tensors(out, *to_embedding(vector))
+    tensors, said = read_residual(path, OWN)
+    write_tensors(out, *to_embedding([tensors[TOKEN]] if TOKEN in tensors else _rare_vectors(said, device)))
     return out
 
 
-def import_lora(path: Path, unet: torch.nn.Module, place: str = "proj_out") -> dict[str, torch.Tensor]:
-    """Another tool's LoRA of output projections as a residual's state: ``<path>.up`` [m, r], ``<path>.down`` [r, m]. Every scale is in
-    A, so alpha is 1 per rank. Raises PersresError naming the first key that is of no such layer."""
-    tensors, header = read_checked(path)
-    paths = [target.path for target in find_targets(unet, place=place)]
-    layers = from_lora(tensors, paths, header)
-    return {f"{p}.up": f.up for p, f in layers.items()} | {f"{p}.down": f.down for p, f in layers.items()}
+def _rare_vectors(said: Said, device: str) -> list[torch.Tensor]:
+    """The rare token's in every text tower, which :func:`load_diffusion` has copied to V*'s."""
+    towers = load_diffusion(said.base, device).towers
+    tables = [(tokenizer, encoder.get_input_embeddings().weight) for tokenizer, encoder in towers]
+    return [table[tokenizer.convert_tokens_to_ids(said.base.token)] for tokenizer, table in tables]
 
 
 def largest_difference(
-    path: Path, exported: Path, prompt: str = "a photo of a {}", steps: int = 4, device: str = "auto"
+    path: Path,
+    exported: Path,
+    embedding: Path | None = None,
+    prompt: str = "a photo of a {}",
+    steps: int = 4,
+    device: str = "auto",
 ) -> float:
     """The largest difference of final latents between our sampler with the residual and a plain diffusers pipeline that loaded the
-    exported file, from the same noise, with the rare token in the prompt."""
-    base = base_of(path)
-    diffusion = load_diffusion(base, device)
-    _, info = read_learned(path)
-    text = prompt.format(f"{base.rare_token} {info['spec']['macro_class']}")
-    channels, factor = diffusion.latent_shape
-    noise = starting_noise([generator("verify", 0)], (channels, *[base.resolution // factor] * 2)).to(
-        diffusion.unet.device
-    )
-    drawing = Drawing(variant="ours", steps=steps)
-    cond, uncond = diffusion.encode([text]), diffusion.unconditional()
-    with merged(diffusion.unet, load_bank(diffusion.unet, path)):
-        ours = sample_ddim(guided(diffusion.unet, cond, uncond, drawing.cfg_scale), noise, diffusion.scheduler, steps)
-    theirs = _by_diffusers(base, diffusion, exported, text, noise, drawing)
+    exported file, from the same noise. The prompt holds the rare token, or V* where ``embedding``, its exported file, is loaded there too.
+
+    In float32, whatever the residual was trained beside: half precision's rounding would hide an error, or look like one.
+    """
+    said = said_of(path)
+    said = replace(said, base=said.base.model_copy(update={"dtype": "float32"}))
+    base, drawing = said.base, Drawing(variant="ours", steps=steps)
+    text = prompt.format(f"{base.rare_token if embedding is None else base.token} {said.macro_class}")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        diffusion = load_diffusion(base, device)
+        channels, factor = diffusion.latent_shape
+        noise = starting_noise([generator("verify", 0)], (channels, *[base.resolution // factor] * 2))
+        noise = noise.to(diffusion.unet.device)
+        ours = _by_us(path, diffusion, said, text, noise, drawing)
+        theirs = _by_diffusers(_plain_pipeline(said, diffusion, exported, embedding), said, text, noise, drawing)
     return float((ours - theirs).abs().max())
 
 
-def _by_diffusers(
-    base: Base, diffusion: Diffusion, exported: Path, text: str, noise: torch.Tensor, drawing: Drawing
+def _by_us(
+    path: Path, diffusion: Diffusion, said: Said, text: str, noise: torch.Tensor, drawing: Drawing
 ) -> torch.Tensor:
-    """Final latents of a pipeline of its own, which knows nothing of persres."""
+    learned = read_learned(path)[0].get(TOKEN)
+    with ExitStack() as stack:
+        if learned is not None:
+            number = diffusion.tokenizer.convert_tokens_to_ids(said.base.token)
+            stack.enter_context(token_as(diffusion.text_encoder, number, learned.to(diffusion.unet.device)))
+        cond, uncond = diffusion.encode([text]), diffusion.unconditional()
+        stack.enter_context(merged(diffusion.unet, load_bank(diffusion.unet, path)))
+        denoise = guided(diffusion.unet, cond, uncond, drawing.cfg_scale)
+        return sample_ddim(denoise, noise, diffusion.scheduler, drawing.steps)
+
+
+def _plain_pipeline(said: Said, diffusion: Diffusion, exported: Path, embedding: Path | None) -> DiffusionPipeline:
+    """A pipeline of its own, which knows nothing of persres, with our schedule and the exported files."""
     from diffusers import DiffusionPipeline
 
     quiet_loading()
-    pipe = DiffusionPipeline.from_pretrained(located(base.model), dtype=diffusion.unet.dtype).to(diffusion.unet.device)
+    pipe = DiffusionPipeline.from_pretrained(located(said.base.model), dtype=torch.float32)
+    pipe.to(diffusion.unet.device)
     pipe.scheduler = type(diffusion.scheduler).from_config(diffusion.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(str(exported.parent), weight_name=exported.name)
-    found = pipe(
+    if embedding is not None:
+        load_embedding(pipe, embedding, said.base.token)
+    return pipe
+
+
+def load_embedding(pipe: DiffusionPipeline, path: Path, token: str) -> None:
+    """Read an exported embedding into a plain pipeline, as docs/diffusers.md says it: ``load_textual_inversion`` for each text tower.
+
+    Of SDXL the pooled prompt is then read at its end token: old configs call it number 2, and transformers takes the highest number for
+    it, which the new word now has.
+    """
+    vectors = load_file(path)
+    for key, part in zip(EMBEDDINGS[len(vectors)], ("", "_2"), strict=False):
+        tokenizer, encoder = getattr(pipe, f"tokenizer{part}"), getattr(pipe, f"text_encoder{part}")
+        pipe.load_textual_inversion(vectors[key], token=token, tokenizer=tokenizer, text_encoder=encoder)
+        for module in encoder.modules() if len(vectors) > 1 else ():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = tokenizer.eos_token_id
+
+
+def _by_diffusers(
+    pipe: DiffusionPipeline, said: Said, text: str, noise: torch.Tensor, drawing: Drawing
+) -> torch.Tensor:
+    return pipe(
         text,
-        latents=noise.to(pipe.unet.dtype),
+        latents=noise,
         num_inference_steps=drawing.steps,
         guidance_scale=drawing.cfg_scale,
-        height=base.resolution,
-        width=base.resolution,
+        height=said.base.resolution,
+        width=said.base.resolution,
         output_type="latent",
-    )
-    return found.images.float()
+    ).images.float()

@@ -1,4 +1,4 @@
-"""Three file formats as plain functions from factors to tensors, and back.
+"""File formats as plain functions from factors to tensors, and from a residual's own tensors to factors.
 
 ΔW = A·B of a layer is in every one two factors and, in kohya's, ``alpha``: readers multiply by alpha / rank, so alpha = rank
 leaves ΔW as it is. PEFT's files say the same in their header, by layer: ranks are mixed (16, 32, 64 on Stable Diffusion v1), and
@@ -6,7 +6,7 @@ diffusers up to 0.39 scales such a file wrongly where the header is missing.
 
 Sources: peft ``LoraConfig`` (rank_pattern, alpha_pattern) and diffusers ``lora_adapter_metadata``; kohya-ss/sd-scripts
 ``networks/lora.py`` (key names, ``self.scale = alpha / self.lora_dim``); diffusers ``TextualInversionLoaderMixin`` (a state dict
-with one key is one vector a row) and AUTOMATIC1111's ``emb_params``.
+with one key is one vector a row) and AUTOMATIC1111's ``emb_params``; ComfyUI ``sd1_clip.load_embed`` (``clip_l``, ``clip_g``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from persres.errors import PersresError
 PEFT, KOHYA = "diffusers", "kohya"
 FORMATS = (PEFT, KOHYA)
 _KOHYA = "lora_unet_"
+# By the number of text towers; SDXL's are CLIP's ViT-L and OpenCLIP's bigG, in this order.
+EMBEDDINGS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
 
 
 @dataclass(frozen=True)
@@ -85,69 +87,38 @@ def to_kohya(layers: Mapping[str, Factors]) -> tuple[dict[str, torch.Tensor], di
     }
 
 
-def from_lora(tensors: Mapping[str, torch.Tensor], paths: list[str], header: Mapping[str, str]) -> dict[str, Factors]:
-    """Factors by layer from a PEFT or a kohya file; ``paths`` are the model's layers, since kohya's names lose their dots.
-
-    A scale other than 1 (alpha / rank, by layer) goes into A. Raises PersresError naming the first key that is of no
-    known layer, and for a layer with one factor only.
-    """
-    kohya = any(key.startswith(_KOHYA) for key in tensors)
-    pairs, alphas = (_kohya_pairs if kohya else _peft_pairs)(tensors, paths)
-    if not kohya:
-        alphas = _peft_alphas(header, {path: pair["down"].shape[0] for path, pair in pairs.items() if "down" in pair})
-    layers = {}
-    for path, pair in pairs.items():
-        if set(pair) != {"up", "down"}:
-            raise PersresError(f"layer {path} has only its {next(iter(pair))} factor; the file is not whole")
-        up, down = pair["up"].float(), pair["down"].float()
-        scale = alphas.get(path, down.shape[0]) / down.shape[0]
-        layers[path] = Factors(up.flatten(1) * scale, down.flatten(1), up.ndim == 4)
-    return layers
-
-
-Pairs = dict[str, dict[str, torch.Tensor]]
-
-
-def _kohya_pairs(tensors: Mapping[str, torch.Tensor], paths: list[str]) -> tuple[Pairs, dict[str, float]]:
-    known = {kohya_name(path): path for path in paths}
-    pairs: Pairs = {}
-    alphas: dict[str, float] = {}
-    for key, value in tensors.items():
-        name, _, part = key.partition(".")
-        if name not in known:
-            raise _unknown(key)
-        if part == "alpha":
-            alphas[known[name]] = float(value)
-        elif part in ("lora_up.weight", "lora_down.weight"):
-            pairs.setdefault(known[name], {})[part.split(".")[0].removeprefix("lora_")] = value
-        else:
-            raise _unknown(key)
-    return pairs, alphas
-
-
-def _peft_pairs(tensors: Mapping[str, torch.Tensor], paths: list[str]) -> tuple[Pairs, dict[str, float]]:
-    parts, known = {"lora_A": "down", "lora_B": "up"}, set(paths)
-    pairs: Pairs = {}
+def from_peft(tensors: Mapping[str, torch.Tensor]) -> dict[str, Factors]:
+    """A residual's factors by layer. Raises PersresError naming the first key that is no factor of a U-Net's layer, for a layer with one
+    factor only or with two that don't fit, and where there is none."""
+    parts, pairs = {"lora_A": "down", "lora_B": "up"}, {}
     for key, value in tensors.items():
         path, _, part = key.removeprefix("unet.").removesuffix(".weight").rpartition(".")
-        if path not in known or part not in parts:
-            raise _unknown(key)
+        if part not in parts or not path:
+            raise PersresError(f"key {key!r} is no factor of a residual; the file is of another kind")
         pairs.setdefault(path, {})[parts[part]] = value
-    return pairs, {}
+    if not pairs:
+        raise PersresError("the file holds no layer's factors; it is no residual")
+    for path, pair in pairs.items():
+        _check_pair(path, pair)
+    return {
+        path: Factors(pair["up"].float().flatten(1), pair["down"].float().flatten(1), pair["up"].ndim == 4)
+        for path, pair in pairs.items()
+    }
 
 
-def _peft_alphas(header: Mapping[str, str], ranks: dict[str, int]) -> dict[str, float]:
-    """By layer, from ``lora_adapter_metadata``; without one alpha = rank."""
-    config = json.loads(header.get("lora_adapter_metadata", "{}"))
-    pattern = config.get("unet.alpha_pattern", {})
-    return {path: float(pattern.get(path, config.get("unet.lora_alpha", rank))) for path, rank in ranks.items()}
+def _check_pair(path: str, pair: dict[str, torch.Tensor]) -> None:
+    if set(pair) != {"up", "down"}:
+        raise PersresError(f"layer {path} has only its {next(iter(pair))} factor; the file is not whole")
+    up, down = (pair[part].shape for part in ("up", "down"))
+    plain = all(len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)) for shape in (up, down))
+    if not plain or 0 in up or up[1] != down[0] or len(up) != len(down):
+        raise PersresError(
+            f"layer {path} has factors {list(up)} and {list(down)}, which make no matrix; the file is not whole, or of another kind"
+        )
 
 
-def _unknown(key: str) -> PersresError:
-    return PersresError(f"key {key!r} is of no layer that takes a residual here; the file is of another model or kind")
-
-
-def to_embedding(vector: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """V* as a Textual-Inversion file: one key ``emb_params`` [1, width], which AUTOMATIC1111, ComfyUI (by the file's name) and
-    diffusers (``load_textual_inversion(path, token="<v*>")``) read."""
-    return {"emb_params": vector.detach().float().reshape(1, -1).contiguous()}, {"format": "pt"}
+def to_embedding(vectors: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """V* as a Textual-Inversion file, a vector [1, width] for each text tower: ``emb_params`` of one, which AUTOMATIC1111, ComfyUI (by
+    the file's name) and diffusers (``load_textual_inversion(path, token="<v*>")``) read; ``clip_l`` and ``clip_g`` of SDXL's two."""
+    named = zip(EMBEDDINGS[len(vectors)], vectors, strict=True)
+    return {key: vector.detach().float().reshape(1, -1).contiguous() for key, vector in named}, {"format": "pt"}

@@ -6,7 +6,6 @@ All of it comes from the file's own header, the scores and the concept; nothing 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from persres.metrics.summary import score_columns
 from persres.report.table_text import markdown
 from persres.runs.checkpoints import read_header
 from persres.runs.context import Context
+from persres.runs.headers import header_facts
 from persres.runs.outputs import learned_path, read_index, scores_path
 
-UNKNOWN = "unknown: the dataset does not say"
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, as in the sheets
 PICTURES = 4  # in a preview
 
@@ -60,6 +59,11 @@ def _scores(rows: pd.DataFrame, methods: list[str]) -> dict[str, dict[str, float
 def card_text(info: dict[str, Any], concept: Concept, scores: dict[str, dict[str, float | int]], drawn: str) -> str:
     """The card. ``info`` is the learned file's ``persres`` header; ``drawn`` the method that drew the preview."""
     facts = card_facts(info, concept)
+    return f"{front_matter(facts, scores)}\n{_page(facts, scores, drawn)}"
+
+
+def front_matter(facts: dict[str, Any], scores: dict[str, dict[str, float | int]] | None = None) -> str:
+    """The head of a hub README: the hub's own keys, then ours below ``persres``; without ``scores`` where nothing was scored."""
     front = {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
@@ -68,36 +72,14 @@ def card_text(info: dict[str, Any], concept: Concept, scores: dict[str, dict[str
         "license": "other",
         "license_name": facts["photos_licence"],
         "instance_prompt": f"a photo of a {facts['v_star']} {facts['macro_class']}",
-        "persres": facts | {"scores": scores},
+        "persres": facts | ({} if scores is None else {"scores": scores}),
     }
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{head}---\n\n{_page(facts, scores, drawn)}"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---\n"
 
 
 def card_facts(info: dict[str, Any], concept: Concept) -> dict[str, Any]:
-    """What a card says of a file by name. The base model's weight hash is there where the model was a folder, as the hash of its files."""
-    spec = info["spec"]
-    model, _, weights = spec["model"].partition("@")
-    photos = sorted(photo["digest"] for photo in spec["photos"])
-    return {
-        "format": info["format"],
-        "base_model": model,
-        "base_model_weights": weights or None,
-        "resolution": spec["base"]["resolution"],
-        "concept": spec["concept"],
-        "v_star": spec["base"]["token"],
-        "rare_token": spec["base"]["rare_token"],
-        "macro_class": spec["macro_class"],
-        "variant": spec["variant"],
-        "settings": spec["settings"],
-        "spec_hash": info["spec_hash"],
-        "dataset_hash": hashlib.sha256("\n".join(photos).encode()).hexdigest(),
-        "photos": len(photos),
-        "photos_licence": concept.licence or UNKNOWN,
-        "code": spec["code"],
-        "versions": info["versions"],
-        "parameters": info["parameters"],
-    }
+    """What a card says of a file by name, which is the same for a published one and for one of a user's own photos."""
+    return header_facts(info, concept.licence)
 
 
 def _is_lora(facts: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from persres.errors import PersresError
 from persres.runs.files import written_whole
-from persres.runs.untrusted import check_finite, check_shape
+from persres.runs.untrusted import Said, check_finite, check_keys, check_said, check_shape
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -64,12 +64,30 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """All tensors of a file that a method saved, and its ``persres`` entry, None where there is none. Raises PersresError as
-    :func:`read_checked` does."""
+    :func:`read_checked` does, and where the entry is no mapping."""
     tensors, metadata = read_checked(path)
+    return tensors, _entry(path, metadata["persres"]) if "persres" in metadata else None
+
+
+def _entry(path: Path, text: str) -> dict[str, Any]:
     try:
-        return tensors, json.loads(metadata["persres"]) if "persres" in metadata else None
-    except ValueError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
+    if not isinstance(found, dict):
+        raise PersresError(
+            f"{path}: its 'persres' entry is no mapping but {str(found)[:40]!r}; fetch or train it again"
+        )
+    return found
+
+
+def read_residual(path: Path, own: frozenset[str] = frozenset()) -> tuple[dict[str, torch.Tensor], Said]:
+    """A residual's tensors and what it says of itself, all checked (persres/runs/untrusted.py); ``own``: keys beside the layers' factors
+    that it may have. Raises PersresError as :func:`read_learned` does, and for a header or a key that no residual has."""
+    tensors, info = read_learned(path)
+    said = check_said(path, info)
+    check_keys(path, tensors, own)
+    return tensors, said
 
 
 def read_header(path: Path) -> dict[str, Any]:

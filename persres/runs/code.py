@@ -28,6 +28,7 @@ ORCHESTRATION = (
     "persres.progress",
     "persres.runs",
     "persres.stages",
+    "persres.versions",  # brings files, each known by its digest
     "persres.pipeline",
     "persres.methods.common.registry",
     "persres.methods.common.base",
@@ -35,6 +36,7 @@ ORCHESTRATION = (
     "persres.evidence.beyond.part",
     "persres.evidence.provenance",
 )
+FOLDERS = ("persres.runs", "persres.stages", "persres.versions")  # of those, all modules
 
 # The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
 WORK: dict[str, tuple[str, ...]] = {
@@ -76,7 +78,7 @@ def _with_packages(module: str) -> list[str]:
 
 
 def _left_out(module: str) -> bool:
-    return module in ORCHESTRATION or any(module.startswith(f"{name}.") for name in ("persres.runs", "persres.stages"))
+    return module in ORCHESTRATION or any(module.startswith(f"{name}.") for name in FOLDERS)
 
 
 @lru_cache
