@@ -7,32 +7,38 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from s3_server import BUCKET, Server
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from s3_server import BUCKET, Server, credentials
 
 from persres.errors import PersresError, UnitFailures
 from persres.fleet import agent, parent
-from persres.fleet import store as stores
-from persres.fleet.agent import read_shard, run_shard
+from persres.fleet.agent import run_shard
 from persres.fleet.kinds import KINDS, Unfit, as_raw, check_fit, unit_from
 from persres.fleet.noop import NoopSpec, noop_unit
 from persres.fleet.objects import Damaged, blob_key, get_input, get_unit, manifest_key, put_input, put_unit
 from persres.fleet.parent import Ended, Fleet
 from persres.fleet.shards import estimates, group
-from persres.fleet.store import StoreError, open_store
+from persres.fleet.store import open_store
+from persres.images import unzip_bytes
+from persres.methods.common.draw import PACK, draw_unit
 from persres.pipeline import load_context, run_stage
 from persres.plan import read_rates
 from persres.runs.checkpoints import read_tensors
 from persres.runs.files import digest_folder
+from persres.runs.pool import run_units
 from persres.runs.specs import FileRef
-from persres.runs.units import MANIFEST, READY, Unit, batch_folder, finish, is_done
+from persres.runs.units import MANIFEST, READY, Unit, batch_folder, facts, finish, is_done
+from persres.stages.sample import sample_units
 
 
 def noops(count: int, start: int = 0, seconds: float = 0.0) -> list[Unit]:
@@ -53,13 +59,7 @@ def url(request, tmp_path, server, monkeypatch):
     if request.param == "folder":
         yield str(tmp_path / "store")
         return
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "NO_PROXY": "127.0.0.1,localhost",
-    }.items():
+    for name, value in credentials(server.endpoint).items():
         monkeypatch.setenv(name, value)
     server.refuse = lambda method, path: None
     server.client().create_bucket(Bucket=BUCKET)
@@ -83,29 +83,6 @@ class Local:
                 run_shard(self.url, shard.id, self.root / f"agent{number % self.agents}")
             tick()
         return ended
-
-
-def test_one_writer_wins_and_nothing_is_read_by_halves(url, tmp_path):
-    store = open_store(url)
-    assert store.read("a/b") is None and not store.has("a/b") and list(store.keys("a/")) == []
-    assert store.write("a/b", b"one", only_new=True) and store.read("a/b") == b"one"
-    assert not store.write("a/b", b"two", only_new=True) and store.read("a/b") == b"one"
-    assert store.write("a/b", b"three") and store.read("a/b") == b"three"
-    results = []
-    threads = [
-        threading.Thread(target=lambda i=i: results.append(store.write("race", b"%d" % i, only_new=True)))
-        for i in range(8)
-    ]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert results.count(True) == 1
-    (tmp_path / "file").write_bytes(b"x" * 100_000)
-    store.upload(tmp_path / "file", "a/large")
-    assert store.download("a/large", tmp_path / "deep" / "copy") and not store.download("a/none", tmp_path / "none")
-    assert (tmp_path / "deep" / "copy").read_bytes() == b"x" * 100_000 and not (tmp_path / "none").exists()
-    assert list(store.keys("a/")) == ["a/b", "a/large"]
-    store.remove("a/b"), store.remove("a/b")
-    assert not store.has("a/b")
 
 
 def test_units_run_elsewhere_and_come_back_whole(url, tmp_path):
@@ -229,21 +206,8 @@ def test_an_agent_of_another_commit_refuses(tmp_path, monkeypatch):
         unit_from(raw | {"spec": raw["spec"] | {"new_setting": 1}})
 
 
-def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(stores, "PAUSE", 0.05)
-    open_store.cache_clear()
-    for name, value in {"AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t", "AWS_DEFAULT_REGION": "us-east-1",
-                        "AWS_ENDPOINT_URL": server.endpoint, "NO_PROXY": "127.0.0.1"}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    server.client().create_bucket(Bucket=BUCKET)
-    url, left = f"s3://{BUCKET}/{tmp_path.name}", [6]
-
-    def away(method, path):
-        left[0] -= 1
-        return "drop" if left[0] > 0 else None
-
-    server.refuse = away
-    assert open_store(url).write("a", b"1") and left[0] <= 0
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_a_refused_manifest_is_sent_again_and_nothing_else(server, url, tmp_path):
     refused = []
 
     def deny_one_put(method, path):
@@ -256,21 +220,14 @@ def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, tmp_pa
     send = Local(url, tmp_path)
     Fleet(url, send, shards=1)(noops(3), tmp_path / "parent", noop_unit, 0, "cpu")
     assert refused and len(send.rounds) == 2 and [len(s.units) for s in send.rounds[1]] == [1]
-    monkeypatch.setattr(stores, "PATIENCE", 0.2)
-    server.refuse = lambda method, path: "deny" if method == "PUT" else None
-    with pytest.raises(StoreError, match="ask for access"):
-        open_store(url).write("b", b"1")
-    server.refuse = lambda method, path: "drop"
-    with pytest.raises(StoreError, match=r"s3://persres failed at .*; "):
-        open_store(url).read("b")
-    server.refuse = lambda method, path: None
 
 
-def test_no_such_store_and_no_such_shard_are_one_error_each(tmp_path):
-    with pytest.raises(PersresError, match="gs://x is no store"):
-        open_store("gs://x")
-    with pytest.raises(PersresError, match="holds no shard abc"):
-        read_shard(str(tmp_path / "store"), "abc")
+def test_a_run_that_failed_and_left_no_report_is_told_in_its_own_words(tmp_path):
+    def send(shards, tick):
+        return {shard.id: Ended(None, "http://server/runs/1", "S3 said AccessDenied") for shard in shards}
+
+    with pytest.raises(UnitFailures, match=r"ended without it: S3 said AccessDenied \(log: http://server/runs/1\)"):
+        Fleet(str(tmp_path / "store"), send, shards=1)(noops(1), tmp_path / "parent", noop_unit, 0, "cpu")
 
 
 def test_shards_are_alike_in_cost(tmp_path):
@@ -492,6 +449,31 @@ def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tm
     manifests = [json.loads(p.read_text()) for p in (contexts["fleet"].work / "sample").glob(f"*/{MANIFEST}")]
     base = next(m for m in manifests if m["name"] == "base/heart_mug")
     assert base["facts"]["seconds"] > 0
+
+
+def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
+    """A model that has memory for two pictures, beside one that had it for four: of the plain method, and of ours with its masks."""
+    context = chain[0]["here"]
+    monkeypatch.chdir(context.data.parent)
+    real, asked = UNet2DConditionModel.forward, []
+
+    def small(self, sample, *args, **kwargs):
+        asked.append(len(sample))
+        if len(sample) > 2 * 2:  # with and without the prompt
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", small)
+    units = [unit for unit in sample_units(context) if unit.name in ("base/heart_mug", "ours/heart_mug")]
+    run_units(units, tmp_path, partial(draw_unit, batch=4), 1, "cpu")
+    assert max(asked) == 2 * 4 and len(units) == 2
+    for unit in units:
+        assert facts(unit, tmp_path)["batch_halved_to"] == 2
+        whole, halved = (unzip_bytes(unit.folder(work) / PACK) for work in (context.work, tmp_path))
+        assert list(whole) == list(halved) and len({whole[name] for name in whole if "/" not in name}) == 4
+        for name in whole:
+            one, two = (np.asarray(Image.open(BytesIO(pack[name])), dtype=int) for pack in (whole, halved))
+            assert np.abs(one - two).max() <= 1, name
 
 
 def test_a_stage_that_agents_would_do_otherwise_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +25,6 @@ from persres.runs.disk import check_disk
 log = logging.getLogger(__name__)
 INPUTS = "inputs"  # of the work folder: what was fetched, by digest
 KEPT_GB = 50.0  # some hundred packs of pictures at the size of the paper, beside photos and residuals
-    50.0  # about a fifth of a GPU host's usual disk: photos and residuals of a whole plan, packs of some hundred units
-)
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def _locked(entry: Path) -> int:
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_SH)
             if _is_still(lock, entry):
-                os.utime(entry)
+                os.utime(entry, ns=(time.time_ns(),) * 2)  # the system's own stamps are some milliseconds coarse
                 return lock
             os.close(lock)
 
