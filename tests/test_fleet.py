@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from s3_server import BUCKET, Server, credentials
 
@@ -30,7 +29,6 @@ from persres.fleet.parent import Ended, Fleet
 from persres.fleet.shards import estimates, group
 from persres.fleet.store import open_store
 from persres.images import unzip_bytes
-from persres.methods.common.draw import PACK, draw_unit
 from persres.pipeline import load_context, run_stage
 from persres.plan import read_rates
 from persres.runs.checkpoints import read_tensors
@@ -38,7 +36,6 @@ from persres.runs.files import digest_folder
 from persres.runs.pool import run_units
 from persres.runs.specs import FileRef
 from persres.runs.units import MANIFEST, READY, Unit, batch_folder, facts, finish, is_done
-from persres.stages.sample import sample_units
 
 
 def noops(count: int, start: int = 0, seconds: float = 0.0) -> list[Unit]:
@@ -271,6 +268,7 @@ def test_sigterm_drains_an_agent(tmp_path, grace, finished):
         process.start()
         while not list(open_store(url).keys("started/")):
             process.join(0.05)
+            assert process.exitcode is None, "it ended before it began"
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)  # told twice is told once
         process.join()
@@ -453,6 +451,11 @@ def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tm
 
 def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
     """A model that has memory for two pictures, beside one that had it for four: of the plain method, and of ours with its masks."""
+    from diffusers import UNet2DConditionModel  # here: the agents that tests start read this file too
+
+    from persres.methods.common.draw import PACK, draw_unit
+    from persres.stages.sample import sample_units
+
     context = chain[0]["here"]
     monkeypatch.chdir(context.data.parent)
     real, asked = UNet2DConditionModel.forward, []

@@ -74,6 +74,8 @@ def make_room(stage: str, work: Path, most: int) -> None:
 
 def trim(work: Path, most: int) -> int:
     """Remove what was used longest ago and is not in use, until at most ``most`` bytes are kept. Returns the bytes that are."""
+    for half_gone in (path for depth in (f"{INPUTS}/*", "*") for path in work.glob(f"{depth}/.*.gone")):
+        shutil.rmtree(half_gone, ignore_errors=True)  # whoever removed it was killed at it
     entries = sorted(_entries(work), key=lambda entry: (entry[0], entry[2]))
     total = sum(size for _, size, _ in entries)
     for _, size, path in entries:
