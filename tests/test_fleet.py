@@ -248,11 +248,6 @@ def test_a_manifest_that_says_nothing_of_cost_spoils_no_estimate(tmp_path):
     assert estimates([unit], tmp_path, read_rates(Path("none")))[unit.hash] > 0
 
 
-def _shard_process(url: str, shard: str, work: str, grace: float) -> None:
-    os.setsid()
-    run_shard(url, shard, Path(work), 1, grace)
-
-
 @pytest.mark.parametrize("grace,finished", [(30.0, 1), (0.2, 0)])
 def test_sigterm_drains_an_agent(tmp_path, grace, finished):
     """It finishes the unit at hand within the grace time and begins no other; past it, it ends."""
@@ -263,7 +258,7 @@ def test_sigterm_drains_an_agent(tmp_path, grace, finished):
     def send(shards, tick):
         (shard,) = shards
         process = multiprocessing.get_context("spawn").Process(
-            target=_shard_process, args=(url, shard.id, str(tmp_path / "agent"), grace)
+            target=run_shard, args=(url, shard.id, tmp_path / "agent", 1, grace)
         )
         process.start()
         while not list(open_store(url).keys("started/")):
