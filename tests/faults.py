@@ -198,7 +198,9 @@ def prefect_server(stand: Stand, campaign: Campaign) -> str:
     stand.kill("server")
     time.sleep(10)
     stand.start_server()
-    return "the parent waited for the server; a run that could not reach it ended as Crashed, and what it had not finished was sent again"
+    return (
+        "the parent waited for the server; what a run that could not reach it had not finished, if any, was sent again"
+    )
 
 
 @fault
