@@ -17,7 +17,7 @@ help:
 	@echo "make repro      ours on the mini world's ten concepts; prints the score table"
 	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres plan --profile paper first)"
 	@echo "make test       lint and tests"
-	@echo "make test-ceph  versions against a real S3 server (make ceph installs it from Debian's packages, as root)"
+	@echo "make test-ceph  versions and the fleet's store against a real S3 server (make ceph installs it from Debian's packages, as root)"
 	@echo "make demo-s3    a version's whole round trip through S3 on this machine -> data/s3"
 	@echo "make fleet-setup  pools, deployments, automations at a Prefect server (docs/fleet.md)"
 	@echo "make fleet-demo a whole fleet on this machine"
@@ -70,7 +70,7 @@ test: lint
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not alone and not ceph'
 	python -m pytest -m 'alone and not ceph'
 
-# The tests of versions against a real S3 server. Without Debian's packages and root they are skipped, and say so.
+# The tests of versions and of the fleet's store against a real S3 server. Without Debian's packages and root they are skipped, and say so.
 test-ceph: setup-dev
 	python -m pytest -m ceph -rs
 

@@ -2,7 +2,7 @@
 
 The store may also stand in PERSRES_STORE, for a schedule; without one everything runs here, as flows/pipeline.py does. The parent
 holds DVC: stages that have units send them, gather them, and publish into data/ as ever; at the end ``dvc commit`` records them and
-``dvc push`` sends them, once.
+``dvc push`` sends them, once. As in ``persres chain``, what fails is left out of what follows, the others go on, and then the flow fails.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import flow
 
+from persres.errors import PersresError
 from persres.fleet.parent import Fleet
 from persres.fleet.store import open_store
-from persres.pipeline import STAGES, load_context, run_stage
+from persres.pipeline import STAGES, load_context, run_chain
+from persres.versions.store import s3_remote
 from persres.versions.tools import dvc
 from tasks.shards import Deployment
 from tasks.views import StageViews, logs_in_the_run, show_sheets
@@ -43,7 +45,10 @@ def fleet(
     push: bool = False,
 ) -> str:
     """``shards``: into how many a stage's units go, two or three an agent let the quick ones help; ``commit`` and ``push``: DVC's, once, at
-    the end. Raises what a stage raises when it has finished the rest: units, reasons, links to logs."""
+    the end. Raises PersresError when the rest is finished: every failed unit, reasons, links to logs. Then nothing is committed: for DVC
+    the stages would be whole."""
+    if push:
+        _check_remote()
     store = store or os.environ.get("PERSRES_STORE")
     context, views = load_context(Path(params), profile, Path(data), Path(work)), StageViews()
     if store is not None:
@@ -51,17 +56,28 @@ def fleet(
         context = replace(context, place=Fleet(store, send, shards, attempts, views, Path(data)))
     with logs_in_the_run():
         try:
-            for stage in stages or STAGES:
-                run_stage(stage, context)
+            failure = run_chain(context, stages or STAGES)
         finally:
             views.table()
-        if store is not None:
-            show_sheets(context, open_store(store))
+        try:
+            if store is not None:
+                show_sheets(context, open_store(store))
+        finally:
+            if failure is not None:
+                raise failure
         if commit:
             dvc(Path(), "commit", "--force")
         if push:
             dvc(Path(), "push")
     return data
+
+
+def _check_remote() -> None:
+    """Before a night's work, not after it. Raises PersresError where DVC has nowhere to push to."""
+    try:
+        s3_remote()
+    except PersresError as error:
+        raise PersresError(f"push: {error}; or start the run with push: false") from error
 
 
 def main() -> int:

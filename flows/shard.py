@@ -12,14 +12,23 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from persres.fleet.agent import GRACE, run_shard
+from persres.fleet.cache import KEPT_GB
 from tasks.views import logs_in_the_run
 
 
 @flow(name="persres-shard")
-def shard(store: str, shard: str, work: str = ".work/agent", workers: int = 1, grace: float = GRACE) -> State:
-    """Every unit of the shard is done or fails; then the run is Failed, naming them, if any did."""
+def shard(
+    store: str,
+    shard: str,
+    work: str = ".work/agent",
+    workers: int = 1,
+    grace: float = GRACE,
+    kept_gb: float = KEPT_GB,
+) -> State:
+    """Every unit of the shard is done or fails; then the run is Failed, naming them, if any did. ``kept_gb``: inputs and finished units that
+    may stay in ``work``, those used longest ago go first."""
     with logs_in_the_run():
-        report = run_shard(store, shard, Path(work), workers, grace)
+        report = run_shard(store, shard, Path(work), workers, grace, kept_gb)
     told = [*report.failed.values(), *report.unfinished.values()]
     if told:
         return Failed(

@@ -1,11 +1,13 @@
 """The stages in order, for DVC, Prefect, the command line and the evidence alike.
 
 :func:`run_chain` runs them so that a failed variant does not stop the others: its rows are missing, the rest stands. What fails
-is left out of what follows and named once, at the end. DVC and Prefect run stage by stage and stop at the first that fails.
+is left out of what follows and named once, at the end. So does the fleet. DVC, and the flow without agents (flows/pipeline.py), run
+stage by stage and stop at the first that fails.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -54,21 +56,32 @@ def _bytes(stage: str, context: Context) -> int | None:
     return next(line.bytes for line in lines if line.stage == stage)
 
 
-def run_chain(context: Context) -> PersresError | None:
-    """Run every stage; returns one error that names all that failed on the way, for the caller to raise when it has done
-    with the rest. Raises PersresError where nothing can go on."""
+def run_chain(context: Context, stages: Sequence[str] = STAGES) -> PersresError | None:
+    """Run every stage, or some; returns one error that names all that failed on the way, for the caller to raise when it has done
+    with the rest. Raises PersresError where nothing can go on, which names what had failed before as well."""
     problems: list[str] = []
-    for stage in STAGES:
-        while True:
-            try:
-                run_stage(stage, context)
-                break
-            except UnitFailures as failure:
-                context = replace(context, profile=without(context.profile, failure))
-                problems.append(str(failure))
+    for stage in stages:
+        try:
+            context = _run_with_less(stage, context, problems)
+        except PersresError as error:
+            if problems:
+                raise PersresError("\n".join([*problems, str(error)])) from error
+            raise
     if not problems:
         return None
-    return PersresError("\n".join([*problems, f"the other rows stand in {context.data / 'tables'}"]))
+    rows = [f"the other rows stand in {context.data / 'tables'}"] if "tables" in stages else []
+    return PersresError("\n".join([*problems, *rows]))
+
+
+def _run_with_less(stage: str, context: Context, problems: list[str]) -> Context:
+    """Run a stage with less and less until what is left of it is done; the context that it was done with."""
+    while True:
+        try:
+            run_stage(stage, context)
+            return context
+        except UnitFailures as failure:
+            context = replace(context, profile=without(context.profile, failure))
+            problems.append(str(failure))
 
 
 def without(profile, failure: UnitFailures):

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
@@ -20,11 +19,15 @@ from prefect.states import Crashed
 from persres.errors import PersresError
 from persres.fleet.parent import Ended
 from persres.fleet.shards import Shard
+from tasks.server import POLL, answered
 
 log = logging.getLogger("persres.fleet")
-POLL = 3.0  # seconds between two looks at the runs
-AWAY = 900.0  # seconds to wait for a Prefect server that does not answer
 STUCK = 300.0  # seconds that a run may be Pending: longer, and the worker that took it died before it began
+UNSERVED, AGAIN = (
+    60.0,
+    600.0,
+)  # seconds that no run is taken before one is told that no worker asks for them, and told again
+PAGE = 200  # runs that the server tells of at once
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Deployment:
         """All sent, then watched until each has ended."""
         runs = {self.submit(shard): shard.id for shard in shards}
         ended: dict[str, Ended] = {}
+        watch = Watch()
         while True:
-            for run in look(list(runs)):
+            for run in watch.look([run for run, shard in runs.items() if shard not in ended]):
                 if run.state is not None and run.state.is_final():
                     ended[runs[run.id]] = how_it_ended(run)
             tick()
@@ -49,53 +53,92 @@ class Deployment:
 
     def submit(self, shard: Shard) -> UUID:
         """A run of the shard. Named by it: a parent that was killed and comes back finds its runs, and two parents share them. A run of
-        that name that has ended is another day's: the next is a new one."""
+        that name that has ended is another day's: the next is a new one. A server that is away is waited for."""
         for again in range(1000):
-            try:
-                run = run_deployment(
-                    self.name,
-                    parameters={"store": self.store, "shard": shard.id},
-                    timeout=0,
-                    idempotency_key=f"{shard.id}-{again}",
-                    flow_run_name=f"{shard.stage}-{shard.id[:6]}-{shard.attempt}",
-                )
-            except ObjectNotFound as error:
-                raise PersresError(f"Prefect has no deployment {self.name}; make fleet-setup registers it") from error
+            run = answered(lambda key=f"{shard.id}-{again}": self._run(shard, key))
             if run.state is None or not run.state.is_final():
                 return run.id
         raise PersresError(f"shard {shard.id} ended a thousand times; look at its runs in Prefect")
 
-
-def look(runs: list[UUID]) -> list[FlowRun]:
-    """The runs as the server has them. A server that is away is waited for; a run stuck in Pending is marked Crashed. Raises PersresError
-    where the server stays away."""
-    until = time.monotonic() + AWAY
-    while True:
+    def _run(self, shard: Shard, key: str) -> FlowRun:
         try:
-            with get_client(sync_client=True) as client:
-                found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=runs)))
-                for run in found:
-                    if run.state is not None and run.state.is_pending() and _age(run) > STUCK:
-                        client.set_flow_run_state(
-                            run.id, Crashed(message="its worker died before it began"), force=True
-                        )
-            return found
-        except httpx.HTTPError as error:
-            if time.monotonic() > until:
-                raise PersresError(
-                    f"the Prefect server stays away ({error!r}); start it, then run this again"
-                ) from error
-            log.warning("fleet: the Prefect server does not answer; waiting for it")
-            time.sleep(POLL)
+            return run_deployment(
+                self.name,
+                parameters={"store": self.store, "shard": shard.id},
+                timeout=0,
+                idempotency_key=key,
+                flow_run_name=f"{shard.stage}-{shard.id[:6]}-{shard.attempt}",
+            )
+        except ObjectNotFound as error:
+            raise PersresError(f"Prefect has no deployment {self.name}; make fleet-setup registers it") from error
 
 
-def _age(run: FlowRun) -> float:
-    return time.time() - run.state.timestamp.timestamp()
+class Watch:
+    """Looks at runs, again and again. How long something lasts is told by this process's own clock, from when it was first seen: the
+    server's stamps are another machine's, and the two may be minutes apart."""
+
+    def __init__(self) -> None:
+        self.pending: dict[UUID, float] = {}  # since when
+        self.waiting: float | None = None  # since when no run has been taken
+        self.warn_at = UNSERVED  # seconds after that
+
+    def look(self, runs: list[UUID]) -> list[FlowRun]:
+        """The runs as the server has them; one stuck in Pending is marked Crashed. A server that is away is waited for, and that time is
+        not held against a run. Raises PersresError where it stays away."""
+        return answered(lambda: self._look(runs), away=self._forget)
+
+    def _look(self, runs: list[UUID]) -> list[FlowRun]:
+        with get_client(sync_client=True) as client:
+            found = []
+            for start in range(0, len(runs), PAGE):
+                some = FlowRunFilterId(any_=runs[start : start + PAGE])
+                found += client.read_flow_runs(flow_run_filter=FlowRunFilter(id=some), limit=PAGE)
+            for run in found:
+                if self._stuck(run):
+                    client.set_flow_run_state(run.id, Crashed(message="its worker died before it began"), force=True)
+            self._warn(client, found)
+        return found
+
+    def _forget(self) -> None:
+        self.pending.clear()
+        self.waiting = None
+
+    def _stuck(self, run: FlowRun) -> bool:
+        if run.state is None or not run.state.is_pending():
+            self.pending.pop(run.id, None)
+            return False
+        return time.monotonic() - self.pending.setdefault(run.id, time.monotonic()) > STUCK
+
+    def _warn(self, client: SyncPrefectClient, found: list[FlowRun]) -> None:
+        """Where every run still waits to be taken, and nobody asks for them."""
+        open_runs = [run for run in found if run.state is not None and not run.state.is_final()]
+        if not open_runs or not all(run.state.is_scheduled() for run in open_runs):
+            self.waiting, self.warn_at = None, UNSERVED
+            return
+        self.waiting = time.monotonic() if self.waiting is None else self.waiting
+        if time.monotonic() - self.waiting < self.warn_at:
+            return
+        self.warn_at += AGAIN
+        for name in sorted({run.work_pool_name for run in open_runs if run.work_pool_name}):
+            said = unserved(client, name)
+            if said:
+                log.warning("fleet: %d runs wait: %s; waiting", len(open_runs), said)
+
+
+def unserved(client: SyncPrefectClient, name: str) -> str | None:
+    """Why nobody takes a work pool's runs, and the mend; None where a worker is there, busy as it may be."""
+    pool = client.read_work_pool(name)
+    if pool.status == WorkPoolStatus.PAUSED:
+        return f"work pool {name} is paused; prefect work-pool resume {name} lets its agents go on"
+    if pool.status == WorkPoolStatus.READY:
+        return None
+    command = "python -m flows.agent" if pool.type == "process" else "prefect worker start"
+    return f"no agent asks work pool {name} for runs; {command} --pool {name} starts one"
 
 
 def how_it_ended(run: FlowRun) -> Ended:
-    """Completed and Failed runs wrote their own report; a Crashed or Cancelled one died."""
+    """A Completed run wrote its own report, a Failed one too unless its message says why not; a Crashed or Cancelled one died."""
     where = f"{PREFECT_UI_URL.value()}/runs/flow-run/{run.id}" if PREFECT_UI_URL.value() else f"flow run {run.id}"
     if run.state.is_crashed() or run.state.is_cancelled():
         return Ended(f"{run.state.name}: {run.state.message or 'no word'}", where)
-    return Ended(None, where)
+    return Ended(None, where, (run.state.message or "") if run.state.is_failed() else "")

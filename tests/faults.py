@@ -2,7 +2,8 @@
 
 Every fault strikes a campaign of units that do nothing for a second, on two agents, when some are finished and some are not. Then: seconds
 until every unit is whole, finished units that were begun again, files that are missing, files that hold something else. The table is
-written after each fault, so a run that is stopped leaves what it saw; ``python tests/faults.py worker`` strikes with one.
+written after each fault, so a run that is stopped leaves what it saw; ``python tests/faults.py worker`` strikes with one, and with
+``--out FOLDER`` the table goes elsewhere. Each row says which commit it was seen at, and with which versions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -25,6 +27,7 @@ from fleet_stand import BUCKET, REPO, Stand
 
 from persres.fleet.objects import blob_key, manifest_key
 from persres.fleet.store import open_store
+from persres.runs.files import digest_file
 from persres.runs.units import is_done
 
 OUT = REPO / "data" / "faults"
@@ -195,7 +198,9 @@ def prefect_server(stand: Stand, campaign: Campaign) -> str:
     stand.kill("server")
     time.sleep(10)
     stand.start_server()
-    return "the parent waited for the server; a run that could not reach it ended as Crashed, and what it had not finished was sent again"
+    return (
+        "the parent waited for the server; what a run that could not reach it had not finished, if any, was sent again"
+    )
 
 
 @fault
@@ -340,7 +345,21 @@ def poisoned_photo(stand: Stand) -> Outcome:
         "the two others were learned; the run failed once, naming concept and photo; mended, only that one was learned"
     )
     runs = stand.states(f"s3://{BUCKET}/poisoned")
-    return Outcome("poisoned_photo", happened, runs, round(time.monotonic() - started, 1), 1, redone, lost, 0)
+    seconds, wrong = round(time.monotonic() - started, 1), _wrongly_learned(folder)
+    return Outcome("poisoned_photo", happened, runs, seconds, 1, redone, lost, wrong)
+
+
+def _wrongly_learned(folder: Path) -> int:
+    """Published residuals that are not what their unit made, or were made of other photos than those that lie there now."""
+    photos = folder / "data" / "concepts"
+    manifests = [json.loads(path.read_text()) for path in (folder / ".work" / "train").glob("*/manifest.json")]
+    wrong = 0
+    for path in (folder / "data" / "learned").rglob("*.safetensors"):
+        now = {digest_file(photo) for photo in (photos / path.stem / "images").iterdir()}
+        made = [m for m in manifests if m["name"] == f"{path.parent.name}/{path.stem}"]
+        right = [m for m in made if {photo["digest"] for photo in m["spec"]["photos"]} <= now]
+        wrong += digest_file(path) not in {m["files"]["learned.safetensors"] for m in right}
+    return wrong
 
 
 def dvc_repro(stand: Stand) -> Outcome:
@@ -397,6 +416,19 @@ def scale(root: Path) -> list[dict[str, float]]:
     return rows
 
 
+def seen_with() -> dict[str, str]:
+    """The commit, ``+`` where the files differ from it, and the versions of what the fleet stands on."""
+    names = ("prefect", "boto3", "moto", "dvc", "torch")
+    return {"commit": _commit(), "python": sys.version.split()[0]} | {name: version(name) for name in names}
+
+
+def _commit() -> str:
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown: no repository of git's"
+
+
 def write(record: dict) -> None:
     """JSON for programs, Markdown for people."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -418,14 +450,19 @@ def write(record: dict) -> None:
             "| units | agents | s in all | s a unit | redone | lost | wrong |",
             "|---|---|---|---|---|---|---|",
         ]
-        lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in record["scale"]]
+        lines += [
+            "| " + " | ".join(str(value) for name, value in row.items() if name != "with") + " |"
+            for row in record["scale"]
+        ]
         few, many = record["scale"][0], record["scale"][-1]
         further = (many["seconds"] - few["seconds"]) / (many["units"] - few["units"])
         lines += [
             "",
             f"The agents' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
         ]
-    (OUT / "faults.md").write_text("\n".join(lines) + "\n")
+    told = {json.dumps(row["with"]) for row in [*record["faults"], *record["scale"]] if "with" in row}
+    lines += ["", *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(told))]
+    (OUT / "faults.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def jumping_clock(root: Path) -> str | None:
@@ -440,6 +477,10 @@ def jumping_clock(root: Path) -> str | None:
 
 def main(chosen: list[str]) -> int:
     """0 where nothing was lost, redone or wrong."""
+    global OUT
+    if "--out" in chosen:
+        place = chosen.index("--out")
+        OUT, chosen = Path(chosen[place + 1]), [*chosen[:place], *chosen[place + 2 :]]
     root = Path(tempfile.mkdtemp(prefix="persres-faults-"))
     names, record = chosen or [*FAULTS, *WHOLE, "scale"], {"faults": [], "scale": [], "not_run": {}}
     old = json.loads((OUT / "faults.json").read_text()) if chosen and (OUT / "faults.json").exists() else record
@@ -457,10 +498,10 @@ def main(chosen: list[str]) -> int:
             for name in (name for name in names if name != "scale"):
                 outcome = WHOLE[name](stand) if name in WHOLE else struck(stand, name)
                 print(asdict(outcome), flush=True)
-                record["faults"].append(asdict(outcome))
+                record["faults"].append(asdict(outcome) | {"with": seen_with()})
                 write(record)
     if "scale" in names:
-        record["scale"] = scale(root)
+        record["scale"] = [row | {"with": seen_with()} for row in scale(root)]
     write(record)
     shutil.rmtree(root, ignore_errors=True)
     return int(any(row["redone"] or row["lost"] or row["wrong"] for row in [*record["faults"], *record["scale"]]))

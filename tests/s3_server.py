@@ -16,6 +16,17 @@ BUCKET = "persres"
 DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
+def credentials(endpoint: str) -> dict[str, str]:
+    """What a client's environment has to say."""
+    return {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
 class Server:
     """``refuse(method, path)`` may answer "deny" (403), "drop" (the connection ends with no word) or seconds to wait first.
 

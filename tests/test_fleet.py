@@ -7,32 +7,37 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import fleet_demo
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from s3_server import BUCKET, Server
+from fleet_demo import compared
+from PIL import Image
+from s3_server import BUCKET, Server, credentials
 
 from persres.errors import PersresError, UnitFailures
 from persres.fleet import agent, parent
-from persres.fleet import store as stores
-from persres.fleet.agent import read_shard, run_shard
+from persres.fleet.agent import run_shard
 from persres.fleet.kinds import KINDS, Unfit, as_raw, check_fit, unit_from
 from persres.fleet.noop import NoopSpec, noop_unit
 from persres.fleet.objects import Damaged, blob_key, get_input, get_unit, manifest_key, put_input, put_unit
 from persres.fleet.parent import Ended, Fleet
 from persres.fleet.shards import estimates, group
-from persres.fleet.store import StoreError, open_store
+from persres.fleet.store import open_store
+from persres.images import unzip_bytes
 from persres.pipeline import load_context, run_stage
 from persres.plan import read_rates
 from persres.runs.checkpoints import read_tensors
 from persres.runs.files import digest_folder
+from persres.runs.pool import run_units
 from persres.runs.specs import FileRef
-from persres.runs.units import MANIFEST, READY, Unit, batch_folder, finish, is_done
+from persres.runs.units import MANIFEST, READY, Unit, batch_folder, facts, finish, is_done
 
 
 def noops(count: int, start: int = 0, seconds: float = 0.0) -> list[Unit]:
@@ -53,13 +58,7 @@ def url(request, tmp_path, server, monkeypatch):
     if request.param == "folder":
         yield str(tmp_path / "store")
         return
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "NO_PROXY": "127.0.0.1,localhost",
-    }.items():
+    for name, value in credentials(server.endpoint).items():
         monkeypatch.setenv(name, value)
     server.refuse = lambda method, path: None
     server.client().create_bucket(Bucket=BUCKET)
@@ -83,29 +82,6 @@ class Local:
                 run_shard(self.url, shard.id, self.root / f"agent{number % self.agents}")
             tick()
         return ended
-
-
-def test_one_writer_wins_and_nothing_is_read_by_halves(url, tmp_path):
-    store = open_store(url)
-    assert store.read("a/b") is None and not store.has("a/b") and list(store.keys("a/")) == []
-    assert store.write("a/b", b"one", only_new=True) and store.read("a/b") == b"one"
-    assert not store.write("a/b", b"two", only_new=True) and store.read("a/b") == b"one"
-    assert store.write("a/b", b"three") and store.read("a/b") == b"three"
-    results = []
-    threads = [
-        threading.Thread(target=lambda i=i: results.append(store.write("race", b"%d" % i, only_new=True)))
-        for i in range(8)
-    ]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert results.count(True) == 1
-    (tmp_path / "file").write_bytes(b"x" * 100_000)
-    store.upload(tmp_path / "file", "a/large")
-    assert store.download("a/large", tmp_path / "deep" / "copy") and not store.download("a/none", tmp_path / "none")
-    assert (tmp_path / "deep" / "copy").read_bytes() == b"x" * 100_000 and not (tmp_path / "none").exists()
-    assert list(store.keys("a/")) == ["a/b", "a/large"]
-    store.remove("a/b"), store.remove("a/b")
-    assert not store.has("a/b")
 
 
 def test_units_run_elsewhere_and_come_back_whole(url, tmp_path):
@@ -229,21 +205,8 @@ def test_an_agent_of_another_commit_refuses(tmp_path, monkeypatch):
         unit_from(raw | {"spec": raw["spec"] | {"new_setting": 1}})
 
 
-def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(stores, "PAUSE", 0.05)
-    open_store.cache_clear()
-    for name, value in {"AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t", "AWS_DEFAULT_REGION": "us-east-1",
-                        "AWS_ENDPOINT_URL": server.endpoint, "NO_PROXY": "127.0.0.1"}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    server.client().create_bucket(Bucket=BUCKET)
-    url, left = f"s3://{BUCKET}/{tmp_path.name}", [6]
-
-    def away(method, path):
-        left[0] -= 1
-        return "drop" if left[0] > 0 else None
-
-    server.refuse = away
-    assert open_store(url).write("a", b"1") and left[0] <= 0
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_a_refused_manifest_is_sent_again_and_nothing_else(server, url, tmp_path):
     refused = []
 
     def deny_one_put(method, path):
@@ -256,21 +219,14 @@ def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, tmp_pa
     send = Local(url, tmp_path)
     Fleet(url, send, shards=1)(noops(3), tmp_path / "parent", noop_unit, 0, "cpu")
     assert refused and len(send.rounds) == 2 and [len(s.units) for s in send.rounds[1]] == [1]
-    monkeypatch.setattr(stores, "PATIENCE", 0.2)
-    server.refuse = lambda method, path: "deny" if method == "PUT" else None
-    with pytest.raises(StoreError, match="ask for access"):
-        open_store(url).write("b", b"1")
-    server.refuse = lambda method, path: "drop"
-    with pytest.raises(StoreError, match=r"s3://persres failed at .*; "):
-        open_store(url).read("b")
-    server.refuse = lambda method, path: None
 
 
-def test_no_such_store_and_no_such_shard_are_one_error_each(tmp_path):
-    with pytest.raises(PersresError, match="gs://x is no store"):
-        open_store("gs://x")
-    with pytest.raises(PersresError, match="holds no shard abc"):
-        read_shard(str(tmp_path / "store"), "abc")
+def test_a_run_that_failed_and_left_no_report_is_told_in_its_own_words(tmp_path):
+    def send(shards, tick):
+        return {shard.id: Ended(None, "http://server/runs/1", "S3 said AccessDenied") for shard in shards}
+
+    with pytest.raises(UnitFailures, match=r"ended without it: S3 said AccessDenied \(log: http://server/runs/1\)"):
+        Fleet(str(tmp_path / "store"), send, shards=1)(noops(1), tmp_path / "parent", noop_unit, 0, "cpu")
 
 
 def test_shards_are_alike_in_cost(tmp_path):
@@ -294,11 +250,6 @@ def test_a_manifest_that_says_nothing_of_cost_spoils_no_estimate(tmp_path):
     assert estimates([unit], tmp_path, read_rates(Path("none")))[unit.hash] > 0
 
 
-def _shard_process(url: str, shard: str, work: str, grace: float) -> None:
-    os.setsid()
-    run_shard(url, shard, Path(work), 1, grace)
-
-
 @pytest.mark.parametrize("grace,finished", [(30.0, 1), (0.2, 0)])
 def test_sigterm_drains_an_agent(tmp_path, grace, finished):
     """It finishes the unit at hand within the grace time and begins no other; past it, it ends."""
@@ -309,11 +260,12 @@ def test_sigterm_drains_an_agent(tmp_path, grace, finished):
     def send(shards, tick):
         (shard,) = shards
         process = multiprocessing.get_context("spawn").Process(
-            target=_shard_process, args=(url, shard.id, str(tmp_path / "agent"), grace)
+            target=run_shard, args=(url, shard.id, tmp_path / "agent", 1, grace)
         )
         process.start()
         while not list(open_store(url).keys("started/")):
             process.join(0.05)
+            assert process.exitcode is None, "it ended before it began"
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)  # told twice is told once
         process.join()
@@ -363,17 +315,21 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
     return contexts, send
 
 
-def test_the_fleets_tables_are_the_local_runs(chain):
+def test_the_fleets_tables_are_the_local_runs(chain, monkeypatch, tmp_path):
     contexts, send = chain
     assert {shard.stage for shards in send.rounds for shard in shards} == {"class_images", "train", "sample", "score"}
     assert not (contexts["fleet"].work / "train" / "inputs").exists()
     assert digest_folder(contexts["here"].data / "learned") == digest_folder(contexts["fleet"].data / "learned")
-    here, there = (pd.read_parquet(contexts[name].data / "scores" / "scores.parquet") for name in ("here", "fleet"))
-    pd.testing.assert_frame_equal(here, there, atol=1e-5, check_exact=False)
-    for name in ("table1", "methods"):
-        tables = [pd.read_csv(contexts[n].data / "tables" / f"{name}.csv") for n in ("here", "fleet")]
-        costs = [c for c in tables[0] if c.endswith("_s") or c.endswith("_mib") or c.endswith("_seconds")]
-        pd.testing.assert_frame_equal(*(table.drop(columns=costs) for table in tables), atol=1e-5)
+    here, there = (contexts[name].data.parent for name in ("here", "fleet"))
+    found = compared(here, there)
+    assert {"scores", "table1", "methods"} <= set(found) and max(found.values()) <= 1e-5
+    monkeypatch.setattr(fleet_demo, "TOLERANCE", 1e-9)
+    path = shutil.copytree(there / "data", tmp_path / "data") / "scores" / "scores.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[0, rows.select_dtypes("float").columns[0]] += 1e-6
+    rows.to_parquet(path)
+    with pytest.raises(AssertionError, match=r"scores\.parquet"):
+        compared(there, tmp_path)
 
 
 def test_a_poisoned_photo_is_named_as_the_parent_knows_it_and_the_others_are_learned(chain, monkeypatch, tmp_path):
@@ -492,6 +448,36 @@ def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tm
     manifests = [json.loads(p.read_text()) for p in (contexts["fleet"].work / "sample").glob(f"*/{MANIFEST}")]
     base = next(m for m in manifests if m["name"] == "base/heart_mug")
     assert base["facts"]["seconds"] > 0
+
+
+def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
+    """A model that has memory for two pictures, beside one that had it for four: of the plain method, and of ours with its masks."""
+    from diffusers import UNet2DConditionModel  # here: the agents that tests start read this file too
+
+    from persres.methods.common.draw import PACK, draw_unit
+    from persres.stages.sample import sample_units
+
+    context = chain[0]["here"]
+    monkeypatch.chdir(context.data.parent)
+    real, asked = UNet2DConditionModel.forward, []
+
+    def small(self, sample, *args, **kwargs):
+        asked.append(len(sample))
+        if len(sample) > 2 * 2:  # with and without the prompt
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", small)
+    units = [unit for unit in sample_units(context) if unit.name in ("base/heart_mug", "ours/heart_mug")]
+    run_units(units, tmp_path, partial(draw_unit, batch=4), 1, "cpu")
+    assert max(asked) == 2 * 4 and len(units) == 2
+    for unit in units:
+        assert facts(unit, tmp_path)["batch_halved_to"] == 2
+        whole, halved = (unzip_bytes(unit.folder(work) / PACK) for work in (context.work, tmp_path))
+        assert list(whole) == list(halved) and len({whole[name] for name in whole if "/" not in name}) == 4
+        for name in whole:
+            one, two = (np.asarray(Image.open(BytesIO(pack[name])), dtype=int) for pack in (whole, halved))
+            assert np.abs(one - two).max() <= 1, name
 
 
 def test_a_stage_that_agents_would_do_otherwise_is_refused(tmp_path):

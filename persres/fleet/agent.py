@@ -14,13 +14,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from persres.errors import PersresError, UnitFailures
+from persres.fleet.cache import INPUTS, KEPT_GB, in_use, make_room, trim
 from persres.fleet.kinds import Unfit, check_fit, kind_of, unit_from
 from persres.fleet.objects import Damaged, input_place, localised, manifest_key, put_unit, references
 from persres.fleet.shards import Shard
@@ -32,7 +33,6 @@ from persres.runs.pool import run_units
 from persres.runs.units import Unit, finish_noted, is_done
 
 log = logging.getLogger(__name__)
-INPUTS = "inputs"  # of the work folder: what was fetched, by digest
 GRACE = 120.0  # seconds that a drained agent may still use for the units at hand
 
 
@@ -66,10 +66,18 @@ def read_shard(store_url: str, shard_id: str) -> Shard:
     return Shard.model_validate_json(data)
 
 
-def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace: float = GRACE) -> Report:
+def run_shard(
+    store_url: str, shard_id: str, work: Path, workers: int = 1, grace: float = GRACE, kept_gb: float = KEPT_GB
+) -> Report:
     """Do a shard's units; those that another agent finished are left. Every unit ends or fails, then the report is written. On SIGTERM no
-    further unit is begun, and those at hand have ``grace`` seconds."""
+    further unit is begun, and those at hand have ``grace`` seconds. At most ``kept_gb`` of what is not in use stay in ``work``; where its
+    disk is full none is begun."""
     store, shard, notes = open_store(store_url), read_shard(store_url, shard_id), work / "shards" / shard_id
+    keep = int(kept_gb * 1e9)
+    try:
+        make_room(shard.stage, work, keep)
+    except PersresError as error:
+        return _reported(store, shard, Report({}, {raw["hash"]: str(error) for raw in shard.units}))
     shutil.rmtree(notes, ignore_errors=True)
     notes.mkdir(parents=True)
     failed, unfinished, units = {}, {}, []
@@ -82,7 +90,7 @@ def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace
     for unit in units:  # done here before, by a shard that died before it could say so: run_units leaves them out
         if is_done(unit, work):
             put_unit(store, unit, work)
-    function = _work(store_url, shard, work, notes)
+    function = _work(store_url, shard, work, notes, keep)
     with _drained_by_sigterm(notes, grace):
         try:
             run_units(units, work, function, workers, shard.device)
@@ -91,14 +99,17 @@ def run_shard(store_url: str, shard_id: str, work: Path, workers: int = 1, grace
                 if unit.name in error.failures:
                     kind, reason = _note(notes, unit) or ("unfinished", error.failures[unit.name])
                     (failed if kind == "failed" else unfinished)[unit.hash] = reason
-    report = Report(failed, unfinished)
-    store.write(report_key(shard_id), report.as_json())
+    return _reported(store, shard, Report(failed, unfinished))
+
+
+def _reported(store: Store, shard: Shard, report: Report) -> Report:
+    store.write(report_key(shard.id), report.as_json())
     return report
 
 
-def _work(url: str, shard: Shard, work: Path, notes: Path) -> Work:
+def _work(url: str, shard: Shard, work: Path, notes: Path, keep: int) -> Work:
     """What does the shard's units, several at once where something can and the shard allows it."""
-    said = {"store": url, "shard": shard.id, "notes": notes}
+    said = {"store": url, "shard": shard.id, "notes": notes, "keep": keep}
     one = partial(shared_unit, options=shard.options, **said)
     own = kind_of(shard.stage).batches(shard.options, shard.together) if shard.together != 1 else None
     if own is None:
@@ -111,49 +122,84 @@ def _measure(
     units: Iterable[Unit], device: str, workers: int, *, measure: Callable[..., int], store: str, work: Path
 ) -> int:
     """Of the unit that is read first; its files are fetched when it is."""
-    return measure((_localised(unit, open_store(store), work) for unit in units), device, workers)
+    with ExitStack() as using:
+        return measure((_localised(unit, open_store(store), work, using) for unit in units), device, workers)
 
 
-def _localised(unit: Unit, store: Store, work: Path) -> Unit:
-    return Unit(unit.stage, unit.name, localised(store, unit.spec, work / INPUTS))
+def _localised(unit: Unit, store: Store, work: Path, using: ExitStack, keep: int | None = None) -> Unit:
+    """The unit with its inputs here, held with its own folder until ``using`` ends. ``keep``: bytes that may stay of what nobody uses."""
+    places = [input_place(reference, work / INPUTS) for reference in references(unit.spec)]
+    for entry in [unit.folder(work), *(place.parent for place in places)]:
+        using.enter_context(in_use(entry))
+    new = not all(place.exists() for place in places)
+    here = Unit(unit.stage, unit.name, localised(store, unit.spec, work / INPUTS))
+    if new and keep is not None:
+        trim(work, keep)
+    return here
 
 
 def shared_unit(
-    unit: Unit, work: Path, device: str, *, store: str, shard: str, options: dict[str, Any], notes: Path
+    unit: Unit,
+    work: Path,
+    device: str,
+    *,
+    store: str,
+    shard: str,
+    options: dict[str, Any],
+    notes: Path,
+    keep: int | None = None,
 ) -> None:
     """Fetch, do, put back. Raises what the unit raises, having noted whose fault it was."""
     try:
         _check_drain(unit, notes)
-        _fetch_do_put(unit, work, device, store, shard, options)
+        with ExitStack() as using:
+            _fetch_do_put(unit, work, device, store, shard, options, using, keep)
     except BaseException as error:
         _take_note(error, unit, work, notes)
         raise
 
 
 def shared_units(
-    units: list[Unit], work: Path, device: str, *, store: str, shard: str, batches: Batches, notes: Path
+    units: list[Unit],
+    work: Path,
+    device: str,
+    *,
+    store: str,
+    shard: str,
+    batches: Batches,
+    notes: Path,
+    keep: int | None = None,
 ) -> dict[str, Exception]:
     """As :func:`shared_unit`, of several done at once: each is marked, and put back by itself. Returns errors by name, noted too."""
     open_, errors = open_store(store), {}
     here: dict[str, Unit] = {}
-    for unit in units:
-        try:
-            _check_drain(unit, notes)
-            if not open_.has(manifest_key(unit)):
-                check_fit(unit)
-                here[unit.name] = _localised(unit, open_, work)
-        except Exception as error:
-            errors[unit.name] = error
-    todo = [unit for unit in here.values() if not is_done(unit, work)]
-    with _marked(todo, open_, shard):
-        errors |= do_batch(batches, todo, work, device) if todo else {}
-    for unit in [unit for name, unit in here.items() if name not in errors]:
-        try:
-            put_unit(open_, unit, work)
-        except Exception as error:
-            errors[unit.name] = error
+    with ExitStack() as using:
+        for unit in units:
+            try:
+                _check_drain(unit, notes)
+                if not open_.has(manifest_key(unit)):
+                    check_fit(unit)
+                    here[unit.name] = _localised(unit, open_, work, using, keep)
+            except Exception as error:
+                errors[unit.name] = error
+        errors |= _do_put_together(here, open_, shard, batches, work, device)
     for unit in [unit for unit in units if unit.name in errors]:
         _take_note(errors[unit.name], unit, work, notes)
+    return errors
+
+
+def _do_put_together(
+    here: dict[str, Unit], store: Store, shard: str, batches: Batches, work: Path, device: str
+) -> dict[str, Exception]:
+    """Those that were fetched, by name; errors by name."""
+    todo = [unit for unit in here.values() if not is_done(unit, work)]
+    with _marked(todo, store, shard):
+        errors = do_batch(batches, todo, work, device) if todo else {}
+    for unit in [unit for name, unit in here.items() if name not in errors]:
+        try:
+            put_unit(store, unit, work)
+        except Exception as error:
+            errors[unit.name] = error
     return errors
 
 
@@ -176,12 +222,21 @@ def _said(error: BaseException, unit: Unit, work: Path) -> str:
     return text
 
 
-def _fetch_do_put(unit: Unit, work: Path, device: str, url: str, shard: str, options: dict[str, Any]) -> None:
+def _fetch_do_put(
+    unit: Unit,
+    work: Path,
+    device: str,
+    url: str,
+    shard: str,
+    options: dict[str, Any],
+    using: ExitStack,
+    keep: int | None,
+) -> None:
     store, kind = open_store(url), kind_of(unit.stage)
     if store.has(manifest_key(unit)):  # another agent's; whether it can be trusted is the parent's to see
         return
     check_fit(unit)
-    local = _localised(unit, store, work)
+    local = _localised(unit, store, work, using, keep)
     if not is_done(local, work):
         with _marked([unit], store, shard):
             with_memory_guard(partial(kind.function, **options), local, work, device)

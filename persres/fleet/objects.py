@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from pydantic import BaseModel
 
 from persres.errors import PersresError
 from persres.fleet.store import Store
-from persres.runs.files import digest_file, digest_files, write_atomic
+from persres.runs.files import digest_file, digest_files, digest_folder, write_atomic
 from persres.runs.specs import FileRef
 from persres.runs.units import MANIFEST, Unit
+
+STORED = "in_store"  # of a unit's folder on an agent: a file that says that the store has it all
 
 
 class Damaged(PersresError):
@@ -81,9 +85,14 @@ def input_place(reference: FileRef, cache: Path) -> Path:
 
 
 def get_input(store: Store, reference: FileRef, cache: Path) -> FileRef:
-    """The same, in a folder of this machine, fetched where it isn't there. Raises Damaged or StoreError naming the object."""
+    """The same, in a folder of this machine, fetched where it isn't there or is no longer what it was. All bytes are looked at each time:
+    the unit reads them anyway, and that costs it more. Raises Damaged or StoreError naming the object."""
     place = input_place(reference, cache)
-    if not place.exists() or (place.is_file() and digest_file(place) != reference.digest):
+    if place.is_dir() and digest_folder(place) != reference.digest:
+        gone = place.with_name(f".{place.name}.{uuid.uuid4().hex}.gone")  # whole until its name is free
+        place.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    if not place.is_dir():
         _fetch(store, reference.digest, place)
     return reference.fetched(place)
 
@@ -112,6 +121,7 @@ def put_unit(store: Store, unit: Unit, work: Path) -> None:
         if not store.has(blob_key(digest)):
             store.upload(folder / name, blob_key(digest))
     store.write(manifest_key(unit), json.dumps(manifest, sort_keys=True).encode(), only_new=True)
+    (folder / STORED).touch()
 
 
 def get_unit(store: Store, unit: Unit, work: Path) -> bool:

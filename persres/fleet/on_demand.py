@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from persres.datasets.layout import check_name
 from persres.errors import PersresError
 from persres.fleet.store import open_store
 from persres.personalization import personalize
@@ -16,8 +17,9 @@ def personalize_from(
     """Learn the photos below ``photos`` (a folder or s3://…) and leave what was made below ``to``; returns its keys. A run that was killed
     goes on where its work folder is still there.
 
-    Raises PersresError where there is no photo, or as :func:`persres.personalization.personalize` does.
+    Raises PersresError where there is no photo or the name is none for a folder, or as :func:`persres.personalization.personalize` does.
     """
+    check_name(name)  # first: what is emptied below is named by it
     source, target, folder = open_store(photos), open_store(to), work / "photos" / name
     shutil.rmtree(folder, ignore_errors=True)
     for key in source.keys(""):

@@ -52,10 +52,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a shard's run ended: ``died`` says why where it did not end by itself; ``log`` is where its log is."""
+    """How a shard's run ended: ``died`` says why where it did not end by itself; ``log`` is where its log is; ``said`` is its own last
+    word where it failed, which counts where it left no report."""
 
     died: str | None = None
     log: str = ""
+    said: str = ""
 
 
 # Runs shards, calls ``tick`` now and then, returns when all have ended, by shard id.
@@ -181,7 +183,7 @@ class _Run:
             if key in report.failed:
                 failed[key] = report.failed[key] + log_line
                 continue
-            reason = ended.died or report.unfinished.get(key) or "its agent ended without it"
+            reason = ended.died or report.unfinished.get(key) or _without(ended)
             self.reasons[key] = self.reasons.get(key) or reason + log_line
             if self.was_at(shard, key) >= DEATHS:
                 failed[key] = f"set aside: its worker died {DEATHS} times while at it: {reason}{log_line}"
@@ -199,3 +201,7 @@ class _Run:
         """Empty where the agent died before it wrote one."""
         data = self.store.read(report_key(shard.id))
         return Report(**json.loads(data)) if data else Report()
+
+
+def _without(ended: Ended) -> str:
+    return f"its agent ended without it: {ended.said}" if ended.said else "its agent ended without it"

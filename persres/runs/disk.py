@@ -18,8 +18,7 @@ def used(folder: Path) -> int:
 def check_disk(stage: str, work: Path, data: Path, needs: int | None, published: str) -> None:
     """``needs``: bytes that the whole stage takes in ``work`` and in ``data`` together, None where that is not known. What is there already
     counts. Raises PersresError naming the folder, what is free and what is wanted."""
-    there = used(work / stage) + used(data / published)
-    wanted = max(LEAST, (needs or 0) - there)
+    wanted = LEAST if needs is None else max(LEAST, needs - used(work / stage) - used(data / published))
     folder = next(place for place in (work, *work.absolute().parents) if place.exists())
     free = shutil.disk_usage(folder).free
     if free < wanted:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,10 @@ def digest_folder(root: Path) -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; when all is written it takes the path's name, so a reader never sees half a file."""
+    """A place beside ``path`` to write to; when all is written it takes the path's name, so a reader never sees half a file. Its name is
+    nobody else's: containers that share a folder have processes of the same number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         with partial.open("rb+") as file:
