@@ -53,7 +53,9 @@ LAYERS = [
     "miniworld.build",
     "evidence",
     "cli_options",
+    "cli_examples",
     "cli_evidence",
+    "cli_versions",
     "cli",
 ]
 
