@@ -5,12 +5,14 @@ DVC has nothing to do here, so it is not asked; with it, and with a server: test
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
 from persres.errors import PersresError
+from persres.versions import demo
 from persres.versions import publish as publishing
 from persres.versions.housekeeping import _check_fetched
 from persres.versions.publish import Plan, plan_publication, publish
@@ -196,3 +198,33 @@ def test_housekeeping_asks_for_all_that_a_remote_has(work, tmp_path):
     git(tmp_path / "origin.git", "tag", "v1", "main")
     with pytest.raises(PersresError, match=r"lacks \(v1\)"):
         _check_fetched(work, "origin", old_commits=False)
+
+
+class Quick:
+    """A trip that really writes what a pull would, and nothing else."""
+
+    def persres(self, says: str, folder: Path, *arguments: str) -> str:
+        if arguments[0] == "pull":
+            (folder / "rally_car.safetensors").write_bytes(b"v1")
+        return "{}" if "--json" in arguments else "picture.png"
+
+
+def test_the_round_trip_fails_where_its_goal_is_missed_or_v1_is_another(tmp_path, monkeypatch):
+    digests = {"v1": hashlib.md5(b"v1").hexdigest(), "v2": hashlib.md5(b"v2").hexdigest()}
+    for name in ("in time", "late", "another"):
+        (tmp_path / name).mkdir()
+    found = demo._elsewhere(Quick(), tmp_path, tmp_path / "in time", digests)
+    assert found["pulled_and_drawn_s"] <= found["goal_s"] == 60
+    with pytest.raises(PersresError, match="v1 came back as"):
+        demo._elsewhere(Quick(), tmp_path, tmp_path / "another", digests | {"v1": "0"})
+    monkeypatch.setattr(demo, "DRAWN_WITHIN", -1.0)
+    with pytest.raises(PersresError, match="the goal is -1 s"):
+        demo._elsewhere(Quick(), tmp_path, tmp_path / "late", digests)
+
+
+def test_the_round_trip_records_the_code_that_did_it(work):
+    (work / "persres").mkdir()
+    assert demo._provenance(work)["commit"] == git(work, "rev-parse", "HEAD").strip()
+    (work / "params.yaml").write_text("a: 2\n")
+    found = demo._provenance(work)
+    assert found["commit"].endswith("-dirty") and found["moto"] and found["torch"]
