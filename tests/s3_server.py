@@ -35,6 +35,7 @@ class Server:
         )  # a server that stands behind looks at signatures itself; moto takes any
         self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
+        self.running, self.lock = 0, threading.Lock()
         self.asked: list[tuple[str, str]] = []
         self.let_through: list[tuple[str, str]] = []
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, a traceback a drop
@@ -43,6 +44,20 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def __call__(self, environ, start_response):
+        with self.lock:
+            self.running += 1
+        try:
+            return self._answer(environ, start_response)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def settle(self) -> None:
+        """Wait for requests that whoever asked no longer waits for."""
+        while self.running:
+            time.sleep(0.01)
+
+    def _answer(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
         answer = self.refuse(method, path)
