@@ -91,6 +91,9 @@ def relay(said: BinaryIO, what: str = "") -> str:
             bars = [plain(part).strip() for part in (*whole, rest) if "%" in part]
             told = time.monotonic()
             log.info("%s: %s", what, bars[-1] if bars else "goes on")
+    if what and sys.stderr.isatty() and not plain(rest).startswith("ERROR"):
+        sys.stderr.write(rest)  # the last movement, which puts the cursor back
+        sys.stderr.flush()
     return b"".join(pieces).decode(errors="replace")
 
 

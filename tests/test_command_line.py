@@ -63,7 +63,7 @@ class Terminal(io.StringIO):
         return True
 
 
-SAID = b"\r 10%|#   |Pushing 1/9\x1b[A\r 90%|### |Pushing 8/9\r\x1b[31mERROR\x1b[39m: failed to push\nwarning: slow\n"
+SAID = b"\r 10%|#   |Pushing 1/9\x1b[A\r 90%|### |Pushing 8/9\r\x1b[31mERROR\x1b[39m: failed to push\nwarning: slow\n\x1b[A"
 
 
 def test_bars_of_a_program_reach_a_terminal_and_its_errors_do_not(monkeypatch):
@@ -71,7 +71,9 @@ def test_bars_of_a_program_reach_a_terminal_and_its_errors_do_not(monkeypatch):
     monkeypatch.setattr(sys, "stderr", seen)
     assert relay(io.BufferedReader(io.BytesIO(SAID)), "push").encode() == SAID, "the caller has all of it"
     assert "10%|" in seen.getvalue() and "90%|" in seen.getvalue() and "warning: slow" in seen.getvalue()
-    assert "failed to push" not in seen.getvalue()
+    assert "failed to push" not in seen.getvalue() and seen.getvalue().endswith("\n\x1b[A"), (
+        "the cursor is where it was"
+    )
     seen.truncate(0)
     relay(io.BufferedReader(io.BytesIO(SAID)))
     assert "%" not in seen.getvalue(), "short work draws nothing"

@@ -50,7 +50,9 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     out = tmp_path / "out"
     arguments = ["--class", "mug", "--out", str(out), "--prompt", "a {} on the moon", "--prompt", "a red {}"]
     assert run(tiny_params, photos, *arguments) == 0
-    said = capsys.readouterr().err
+    captured = capsys.readouterr()
+    said = captured.err
+    assert captured.out == f"{out}\n"
     assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
     assert all(str(out / name) in said for name in done(out))
     assert said.count("left out clip.mov") == 1 and "only" not in said
