@@ -183,7 +183,7 @@ def generate(
 
 @app.command()
 def doctor(as_json: Json = False) -> int:
-    """What a run here would need: GPU, versions, disk, git, remote, server, each with its mend. Fails where one fails."""
+    """What a run here would need: GPU, versions, disk, git, S3 keys, remote, server, each with its mend. Fails where one fails."""
     from persres import doctor as examination
 
     findings = examination.examine()

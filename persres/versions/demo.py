@@ -117,6 +117,7 @@ def round_trip(root: Path, work: Path, out: Path) -> Path:
     folder = work.resolve() / "persres-demo-s3"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    provenance = _provenance(root)  # now: somebody may commit meanwhile
     with s3_server() as endpoint:
         trip = RoundTrip(_environment(folder))
         os.environ |= {key: trip.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
@@ -128,7 +129,7 @@ def round_trip(root: Path, work: Path, out: Path) -> Path:
             trip.persres(f"published as {name}", studio, "publish", name, "-m", f"{steps} iterations")
             digests[name] = md5_of(studio / LEARNED)
         record = _elsewhere(trip, origin, folder, digests)
-    record |= {"digests": digests, "steps": trip.steps, "provenance": _provenance(root)}
+    record |= {"digests": digests, "steps": trip.steps, "provenance": provenance}
     out.mkdir(parents=True, exist_ok=True)
     path = out / "round_trip.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
