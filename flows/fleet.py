@@ -68,7 +68,7 @@ def fleet(
         if commit:
             dvc(Path(), "commit", "--force")
         if push:
-            dvc(Path(), "push")
+            dvc(Path(), "push", shown="data to DVC's remote")
     return data
 
 

@@ -13,25 +13,21 @@ from typing import Annotated, Literal
 import typer
 from typer.exceptions import TyperException
 
-from persres import cli_evidence, cli_residual
+from persres import cli_evidence, cli_examples, cli_residual, cli_versions
 from persres.cli_options import (
     DATA,
     WORK,
     Data,
     Dtype,
-    Endpoint,
     Json,
     Out,
     Params,
     Profile,
-    Remote,
-    Repo,
     Work,
     params_file,
 )
 from persres.errors import PersresError
 from persres.progress import show_logs
-from persres.runs.lean import be_lean
 from persres.stages import POOLED, STAGES
 
 app = typer.Typer(
@@ -42,12 +38,6 @@ app = typer.Typer(
 
 Stage = Literal[STAGES]
 STOPPED = 130  # as shells say it
-
-
-def _repository(where: str, remote: str | None, endpoint: str | None):
-    from persres.versions.repository import Repository
-
-    return Repository(where, remote, endpoint)
 
 
 @app.command()
@@ -130,89 +120,15 @@ def personalize(
     """A folder of photos of one thing becomes a residual and a sheet of pictures."""
     from persres.personalization import personalize as learn_and_draw
 
-    learn_and_draw(
+    out = learn_and_draw(
         photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile
     )
-
-
-@app.command(name="list")
-def list_versions(
-    rev: Annotated[str | None, typer.Option(help="what was learned in this version; if left out, all versions")] = None,
-    repo: Repo = ".",
-    remote: Remote = None,
-    endpoint: Endpoint = None,
-    as_json: Json = False,
-) -> None:
-    """Versions that were published, or what one of them holds."""
-    from persres.versions.listing import listed
-
-    print(listed(_repository(repo, remote, endpoint), rev, as_json))
-
-
-@app.command()
-def pull(
-    concept: Annotated[str, typer.Argument(help="its name, or variant/name where several variants learned it")],
-    rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; if left out, the newest")] = None,
-    repo: Repo = ".",
-    out: Annotated[Path, typer.Option(help="the folder to write into")] = Path(),
-    remote: Remote = None,
-    endpoint: Endpoint = None,
-) -> None:
-    """Fetch one residual of a version, checked against its digest; what was fetched once is kept."""
-    from persres.versions.pull import pull as fetch
-
-    print(fetch(concept, rev, _repository(repo, remote, endpoint), out))
-
-
-@app.command()
-def link(
-    concept: Annotated[str, typer.Argument(help="its name, or variant/name")],
-    rev: Annotated[str | None, typer.Option(help="a version; if left out, the newest")] = None,
-    hours: Annotated[float, typer.Option(min=0.01, max=168, help="how long it lives")] = 24,
-) -> None:
-    """A link to a residual in S3, for someone who has no key."""
-    from persres.versions.pull import make_link
-
-    print(make_link(concept, rev, int(hours * 3600)))
-
-
-@app.command()
-def publish(
-    version: Annotated[str, typer.Argument(help="the tag, e.g. v3; it never changes afterwards")],
-    message: Annotated[str | None, typer.Option("--message", "-m", help="of the commit and the tag")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be published, and stop")] = False,
-    as_json: Json = False,
-) -> None:
-    """Push data to DVC's remote, then commit and tag in one push; refuses what is unfinished or not a run's own."""
-    from persres.versions.publish import plan_publication
-    from persres.versions.publish import publish as push
-
-    plan = plan_publication(version)
-    print(plan.as_json() if as_json else plan.text())
-    if not dry_run:
-        push(plan, message)
-        print(f"published {version}", file=sys.stderr if as_json else sys.stdout)
-
-
-@app.command()
-def diff(
-    before: str,
-    after: str,
-    repo: Repo = ".",
-    remote: Remote = None,
-    endpoint: Endpoint = None,
-    as_json: Json = False,
-) -> None:
-    """Settings and scores of two versions, side by side."""
-    from persres.versions import compare as versions
-
-    found = versions.differences(before, after, _repository(repo, remote, endpoint))
-    print(versions.as_json(found) if as_json else versions.as_text(found))
+    print(out)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> int:
-    """What a run here would need: GPU, versions, disk, git, remote, server, each with its mend. Fails where one fails."""
+    """What a run here would need: GPU, versions, disk, git, S3 keys, remote, server, each with its mend. Fails where one fails."""
     from persres import doctor as examination
 
     findings = examination.examine()
@@ -302,7 +218,9 @@ def deps(write: Annotated[bool, typer.Option("--write", help="write them into dv
 
 
 cli_residual.add_to(app)
+cli_versions.add_to(app)
 cli_evidence.add_to(app)
+cli_examples.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -329,6 +247,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["run"]:  # a process of its own for one stage, as DVC starts it
-        be_lean()
     sys.exit(main())

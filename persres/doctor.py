@@ -1,4 +1,4 @@
-"""``persres doctor``: what a run here would need, each with its mend: GPU, versions, disk, git, the remote, the server."""
+"""``persres doctor``: what a run here would need, each with its mend: GPU, versions, disk, git, credentials, the remote, the server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from persres.errors import PersresError
 
 ENOUGH_GIB = 20  # Stable Diffusion's weights, encoders, and room to work
 NEEDED = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "safetensors")
+INSTALL_PIPELINE = "pip install 'persres[pipeline]' -c constraints.txt, if versions or flows are wanted here"
+LOOK = "dvc remote list, dvc doctor and docs/versions.md tell more"
+WHERE = {"env": "the environment", "shared-credentials-file": "~/.aws/credentials", "iam-role": "the instance's role"}
 PIPELINE = ("dvc", "dvc-s3", "boto3", "prefect")
 
 
@@ -32,7 +35,9 @@ class Finding:
 
 def examine(folder: Path = Path()) -> list[Finding]:
     """Look at everything; one thing that fails hides no other."""
-    checks: tuple[Callable[[Path], Finding], ...] = (_libraries, _pipeline, _gpu, _disk, _git, _remote, _server)
+    checks: tuple[Callable[[Path], Finding], ...] = (
+        _libraries, _pipeline, _gpu, _disk, _git, _credentials, _remote, _server,
+    )  # fmt: skip
     return [check(folder) for check in checks]
 
 
@@ -68,14 +73,15 @@ def _libraries(folder: Path) -> Finding:
 def _pipeline(folder: Path) -> Finding:
     found, missing = _versions(PIPELINE)
     if missing:
-        mend = "pip install 'persres[pipeline]' -c constraints.txt, if versions or flows are wanted here"
-        return Finding("pipeline", "note", f"{', '.join(missing)} missing", mend)
+        return Finding("pipeline", "note", f"{', '.join(missing)} missing", INSTALL_PIPELINE)
     return Finding("pipeline", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
 def _gpu(folder: Path) -> Finding:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:  # "libraries" says how to install it
+        return Finding("GPU", "note", f"can't be looked for without torch ({error})", "install the libraries first")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return Finding(
@@ -106,17 +112,38 @@ def _git(folder: Path) -> Finding:
     return Finding("git", "ok", f"at {commit}{', with changes not committed' if dirty else ''}")
 
 
+def _credentials(folder: Path) -> Finding:
+    """S3's, as boto3 and DVC find them; of the key only its end is told, of the secret nothing."""
+    mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    try:
+        from boto3.session import Session
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return Finding("S3 keys", "note", "can't be looked for without boto3", INSTALL_PIPELINE)
+    try:
+        found = Session().get_credentials()
+        key = found and found.get_frozen_credentials().access_key
+    except BotoCoreError as error:  # half of a pair, a profile that there is not, a role that is not given
+        return Finding("S3 keys", "fails", str(error), mend)
+    if not key:
+        return Finding("S3 keys", "note", "none found", f"only a remote in S3 needs them: {mend}")
+    return Finding("S3 keys", "ok", f"…{key[-4:]}, from {WHERE.get(found.method, found.method)}")
+
+
 def _remote(folder: Path) -> Finding:
     from persres.versions.publish import default_remote
     from persres.versions.store import check_health, s3_remote
+    from persres.versions.tools import MendedError, NoDVC, NoRemote, configuration
 
     try:
-        named = default_remote(folder)
-        remote = s3_remote(folder)
+        settings = configuration(folder)
+        named, remote = default_remote(settings), s3_remote(settings)
         if remote is not None:
             check_health(remote)
-    except PersresError as error:
-        return Finding("remote", "note" if "no DVC remote" in str(error) else "fails", str(error))
+    except NoDVC as error:  # "pipeline" only notes it too
+        return Finding("remote", "note", f"not looked at: {error.says}", INSTALL_PIPELINE)
+    except MendedError as error:
+        return Finding("remote", "note" if isinstance(error, NoRemote) else "fails", error.says, error.mend or LOOK)
     tried = "; an object was written, read and deleted" if remote else "; not in S3, nothing was tried"
     return Finding("remote", "ok", f"{named}{tried}")
 

@@ -17,7 +17,6 @@ from persres.methods.common.registry import load_profile, make_profile
 from persres.plan import make_plan, read_rates
 from persres.runs.context import Context
 from persres.runs.disk import check_disk
-from persres.runs.lean import lean_imports
 from persres.stages import STAGES
 
 PUBLISHED = {
@@ -42,9 +41,7 @@ def run_stage(name: str, context: Context) -> None:
         raise PersresError(f"unknown stage {name!r}; one of {', '.join(STAGES)}")
     needs = _bytes(name, context) if name in PUBLISHED else None
     check_disk(name, context.work, context.data, needs, PUBLISHED.get(name, name))
-    with lean_imports():
-        stage = import_module(f"persres.stages.{name}")
-    getattr(stage, name)(context)
+    getattr(import_module(f"persres.stages.{name}"), name)(context)
 
 
 def _bytes(stage: str, context: Context) -> int | None:

@@ -192,11 +192,12 @@ def server(monkeypatch):
 
 
 SLOWEST_FIRST = (
-    "test_versions",
     "test_dvc",
     "test_world",
     "test_evidence",
     "test_chain",
+    "test_versions",
+    "test_versions_trouble",
     "test_fleet",
     "test_new_method",
     "test_code",

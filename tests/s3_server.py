@@ -9,11 +9,18 @@ import time
 from collections.abc import Callable
 
 import boto3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 BUCKET = "persres"
 DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+UNSIGNED = (
+    b"<?xml version='1.0'?><Error><Code>SignatureDoesNotMatch</Code><Message>The request signature we calculated does not match the"
+    b" signature you provided.</Message></Error>"
+)
 
 
 def credentials(endpoint: str) -> dict[str, str]:
@@ -34,8 +41,12 @@ class Server:
     """
 
     def __init__(self, app=None) -> None:
+        self.secret = (
+            None if app else "testing"
+        )  # a server that stands behind looks at signatures itself; moto takes any
         self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
+        self.running, self.lock = 0, threading.Lock()
         self.asked: list[tuple[str, str]] = []
         self.let_through: list[tuple[str, str]] = []
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, a traceback a drop
@@ -44,12 +55,27 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def __call__(self, environ, start_response):
+        with self.lock:
+            self.running += 1
+        try:
+            return self._answer(environ, start_response)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def settle(self) -> None:
+        """Wait for requests that whoever asked no longer waits for."""
+        while self.running:
+            time.sleep(0.01)
+
+    def _answer(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
         answer = self.refuse(method, path)
-        if answer == "deny":
-            start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(DENIED)))])
-            return [DENIED]
+        if answer == "deny" or (self.secret and not signed_with(self.secret, environ)):
+            why = DENIED if answer == "deny" else UNSIGNED
+            start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(why)))])
+            return [why]
         if answer == "drop":
             environ["werkzeug.socket"].shutdown(
                 socket.SHUT_RDWR
@@ -66,3 +92,18 @@ class Server:
     def stop(self) -> None:
         self.http.shutdown()
         self.http.server_close()
+
+
+def signed_with(secret: str, environ) -> bool:
+    """Whether a request's header was signed with that secret (AWS' Signature Version 4); a link's query is not looked at."""
+    scheme, _, told = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme != "AWS4-HMAC-SHA256":
+        return "HTTP_AUTHORIZATION" not in environ
+    parts = dict(part.strip().split("=", 1) for part in told.split(","))
+    key, _, region, service, _ = parts["Credential"].split("/")
+    named = {name: name.upper().replace("-", "_") for name in parts["SignedHeaders"].split(";")}
+    headers = {name: environ.get(f"HTTP_{field}", environ.get(field)) for name, field in named.items()}
+    request = AWSRequest(environ["REQUEST_METHOD"], f"http://{environ['HTTP_HOST']}{environ['RAW_URI']}", headers)
+    request.context["timestamp"] = headers["x-amz-date"]
+    auth = S3SigV4Auth(Credentials(key, secret), service, region)
+    return auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request) == parts["Signature"]

@@ -54,7 +54,7 @@ class Agent:
         command = [sys.executable, "-c", AGENT, str(patience), sys.executable, "-c", WORKER, RUN]
         self.process = subprocess.Popen(
             [*command, str(ends_after), str(imports)], cwd=folder, env=os.environ | {"PYTHONPATH": str(repo), "TMPDIR": str(folder)},
-            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )  # fmt: skip
 

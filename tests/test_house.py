@@ -54,7 +54,9 @@ LAYERS = [
     "evidence",
     "cli_options",
     "cli_residual",
+    "cli_examples",
     "cli_evidence",
+    "cli_versions",
     "cli",
 ]
 

@@ -12,8 +12,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from persres.runs import lean
-
 METHOD = '''
 """A method of this test's own: the U-Net's last bias learns."""
 
@@ -52,7 +50,7 @@ def copy(repo, tmp_path) -> Path:
 
 
 def persres(copy: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(copy), lean.VARIABLE: "1"}
+    environment = os.environ | {"PYTHONPATH": str(copy)}
     command = [sys.executable, "-m", "persres.cli", *arguments]
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
 

@@ -50,7 +50,9 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     out = tmp_path / "out"
     arguments = ["--class", "mug", "--out", str(out), "--prompt", "a {} on the moon", "--prompt", "a red {}"]
     assert run(tiny_params, photos, *arguments) == 0
-    said = capsys.readouterr().out
+    captured = capsys.readouterr()
+    said = captured.err
+    assert captured.out == f"{out}\n"
     assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
     assert all(str(out / name) in said for name in done(out))
     assert said.count("left out clip.mov") == 1 and "only" not in said
@@ -59,7 +61,7 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     assert rows(out / "My_mug.png") == 2, "every prompt, though both are of one group"
     written = (out / "My_mug.safetensors").read_bytes()
     assert run(tiny_params, photos, *arguments) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "train: 1 units, 1 already done" in said and "sample: 3 units, 3 already done" in said
     assert (out / "My_mug.safetensors").read_bytes() == written
     readme = (out / "README.md").read_text()
@@ -80,7 +82,7 @@ def test_without_a_class_it_is_found_and_told_with_its_confidence(tiny_params, p
     out = tmp_path / "out"
     (photos / "c.jpg").unlink()
     assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "only 2 photo(s)" in said
     assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", said), "with what comes next"
     _, info = load_residual(out / "cup-1.safetensors")

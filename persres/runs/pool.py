@@ -23,8 +23,7 @@ from persres.runs.memory import do_batch, with_memory_guard
 from persres.runs.units import Unit, finish_noted, is_done
 
 log = logging.getLogger(__name__)
-# Imported first and last by the process that workers are forked from.
-WARM, WARMED = "persres.runs.warm", "persres.runs.warmed"
+WARM = "persres.runs.warm"  # imported first by the process that workers are forked from
 
 
 def run_units(units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
@@ -55,7 +54,7 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
 def warm_up(module: str) -> None:
     """Start the process that workers are forked from, once: it imports ``module`` meanwhile, which with diffusers takes seconds. A
     clean process, since a fork of this one could inherit CUDA or a lock that another thread holds."""
-    get_context("forkserver").set_forkserver_preload([WARM, module, WARMED])
+    get_context("forkserver").set_forkserver_preload([WARM, module])
     forkserver.ensure_running()
 
 

@@ -112,10 +112,12 @@ def _settings(studio: Path, steps: int) -> None:
 
 def round_trip(root: Path, work: Path, out: Path) -> Path:
     """Do all of it, in a folder outside of any checkout (DVC would take a repository within it for the checkout itself); returns the
-    record. Raises PersresError where a step fails, or v1 comes back other than it was published."""
+    record. Raises PersresError where a step fails, v1 comes back other than it was published, or is drawn too late; then no record is
+    written."""
     folder = work.resolve() / "persres-demo-s3"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    provenance = _provenance(root)  # now: somebody may commit meanwhile
     with s3_server() as endpoint:
         trip = RoundTrip(_environment(folder))
         os.environ |= {key: trip.environment[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
@@ -127,7 +129,7 @@ def round_trip(root: Path, work: Path, out: Path) -> Path:
             trip.persres(f"published as {name}", studio, "publish", name, "-m", f"{steps} iterations")
             digests[name] = md5_of(studio / LEARNED)
         record = _elsewhere(trip, origin, folder, digests)
-    record |= {"server": f"moto {version('moto')}", "dvc": version("dvc"), "digests": digests, "steps": trip.steps}
+    record |= {"digests": digests, "steps": trip.steps, "provenance": provenance}
     out.mkdir(parents=True, exist_ok=True)
     path = out / "round_trip.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -135,7 +137,7 @@ def round_trip(root: Path, work: Path, out: Path) -> Path:
 
 
 def _elsewhere(trip: RoundTrip, origin: Path, folder: Path, digests: dict[str, str]) -> dict:
-    """Somebody with git's address and a key: v1, checked and drawn with."""
+    """Somebody with git's address and a key: v1, checked and drawn with. Raises PersresError where that is not v1, or took too long."""
     place = folder / "elsewhere"
     place.mkdir()
     started = time.monotonic()
@@ -147,12 +149,26 @@ def _elsewhere(trip: RoundTrip, origin: Path, folder: Path, digests: dict[str, s
     seconds = round(time.monotonic() - started, 1)
     if md5_of(place / f"{CONCEPT}.safetensors") != digests["v1"] or digests["v1"] == digests["v2"]:
         raise PersresError(f"v1 came back as {md5_of(place / f'{CONCEPT}.safetensors')}; published were {digests}")
+    if seconds > DRAWN_WITHIN:
+        raise PersresError(
+            f"v1 was pulled and drawn in {seconds:.1f} s, and the goal is {DRAWN_WITHIN:.0f} s; look at the steps above, and try again on"
+            " an idle machine"
+        )
     versions = json.loads(trip.persres("versions listed", place, "list", "--repo", str(origin), "--json"))
     compared = json.loads(
         trip.persres("v1 and v2 compared", place, "diff", "v1", "v2", "--repo", str(origin), "--json")
     )
     log.info("pulled and drawn in %.1f s (goal %.0f): %s", seconds, DRAWN_WITHIN, place / drawn)
     return {"versions": versions, "pulled_and_drawn_s": seconds, "goal_s": DRAWN_WITHIN, "difference": compared}
+
+
+def _provenance(root: Path) -> dict[str, str]:
+    """Which code did it, with which libraries. A commit that ends in ``-dirty`` is not what ran."""
+    from persres.runs.provenance import library_versions
+
+    dirty = "-dirty" if git(root, "status", "--porcelain", "--", "persres", "params.yaml", "dvc.yaml").strip() else ""
+    tools = {name: version(name) for name in ("dvc", "dvc-s3", "boto3", "moto")}
+    return {"commit": git(root, "rev-parse", "HEAD").strip() + dirty} | library_versions() | tools
 
 
 def _environment(folder: Path) -> dict[str, str]:

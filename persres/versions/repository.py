@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from persres.errors import PersresError
@@ -48,11 +49,16 @@ class Repository:
         """Whether it is a folder of this machine."""
         return Path(self.where).is_dir()
 
-    def versions(self) -> list[str]:
-        """Its tags, the newest version first. Raises PersresError where there is no repository."""
+    @cached_property
+    def _tags(self) -> list[str]:
+        """Its versions as they were when first asked for: a command asks several times, and each is a way over the network."""
         lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", self._url()).splitlines()
         tags = [line.split("refs/tags/")[1] for line in lines]
         return [tag for tag in tags if "@" not in tag]  # those are DVC's, of single artifacts
+
+    def versions(self) -> list[str]:
+        """Its tags, the newest version first. Raises PersresError where there is no repository."""
+        return list(self._tags)
 
     def newest(self) -> str:
         """The newest version. Raises PersresError where nothing was published."""
@@ -103,8 +109,8 @@ class Repository:
         chosen = ["--remote", self.remote] if self.remote else []
         return [*chosen, "--remote-config", f"endpointurl={self.endpoint}"] if self.endpoint else chosen
 
-    def read(self, rev: str, file: StoredFile) -> Path:
-        """The file's place in the cache, fetched where it was not there. Raises PersresError where it is missing from the remote,
+    def read(self, rev: str, file: StoredFile, shown: str = "") -> Path:
+        """The file's place in the cache, fetched where it was not there; ``shown`` names that as long work. Raises PersresError where it is missing from the remote,
         or what the remote has is not what the version names."""
         kept = cache_folder() / "files" / file.md5[:2] / file.md5
         if kept.exists() and md5_of(kept) == file.md5:
@@ -112,7 +118,8 @@ class Repository:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".pull-") as folder:
             fresh = Path(folder) / "file"
-            dvc(Path(), "get", self._url(), file.path, "--rev", rev, "-o", str(fresh), *self._choice())
+            command = ["get", self._url(), file.path, "--rev", rev, "-o", str(fresh), *self._choice()]
+            dvc(Path(), *command, shown=shown)
             found = md5_of(fresh)
             if found != file.md5:
                 raise PersresError(
@@ -122,9 +129,9 @@ class Repository:
             os.replace(fresh, kept)
         return kept
 
-    def copy(self, rev: str, file: StoredFile, target: Path) -> None:
+    def copy(self, rev: str, file: StoredFile, target: Path, shown: str = "") -> None:
         """Write the file to ``target``, whole or not at all. Raises PersresError as :meth:`read` does."""
-        source = self.read(rev, file)
+        source = self.read(rev, file, shown)
         try:
             with written_whole(target) as partial:
                 shutil.copyfile(source, partial)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from persres.errors import PersresError
 from persres.versions.repository import StoredFile
-from persres.versions.tools import configuration, mend_for
+from persres.versions.tools import MendedError, NoRemote, mend_for
 
 SECONDS = 10  # to wait for a server that does not answer
 LONGEST = 7 * 24 * 3600  # what S3 signs for
@@ -36,22 +35,22 @@ class S3Remote:
             import boto3
             from botocore.config import Config
         except ImportError as error:
-            raise PersresError("boto3 is not installed here; pip install 'persres[pipeline]'") from error
+            raise MendedError("boto3 is not installed here", "pip install 'persres[pipeline]'") from error
         config = Config(
             connect_timeout=SECONDS, read_timeout=SECONDS, retries={"max_attempts": 2}, signature_version="s3v4"
         )
         return boto3.session.Session().client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
 
 
-def s3_remote(folder: Path = Path(), name: str | None = None) -> S3Remote | None:
-    """DVC's remote of a name, or its default one; None where that is not in S3. Raises PersresError where there is no such remote."""
-    settings = configuration(folder)
+def s3_remote(settings: dict[str, str], name: str | None = None) -> S3Remote | None:
+    """The remote of a name in DVC's configuration, or its default one; None where that is not in S3. Raises NoRemote where there is
+    none."""
     name = name or settings.get("core.remote")
     if name is None:
-        raise PersresError("there is no DVC remote: dvc remote add -d store s3://BUCKET/PREFIX (docs/versions.md)")
+        raise NoRemote("there is no DVC remote", "dvc remote add -d store s3://BUCKET/PREFIX (docs/versions.md)")
     url = settings.get(f"remote.{name}.url")
     if url is None:
-        raise PersresError(f"there is no DVC remote {name}; dvc remote list names those that there are")
+        raise NoRemote(f"there is no DVC remote {name}", "dvc remote list names those that there are")
     place = urlsplit(url)
     if place.scheme != "s3":
         return None
@@ -60,7 +59,7 @@ def s3_remote(folder: Path = Path(), name: str | None = None) -> S3Remote | None
 
 
 def check_health(remote: S3Remote) -> None:
-    """Put an object, read it, delete it. Raises PersresError with what failed and the mend."""
+    """Put an object, read it, delete it. Raises MendedError with what failed and the mend."""
     client, key = remote.client(), "/".join(part for part in (remote.prefix, f".persres-{uuid.uuid4().hex}") if part)
     what = f"reading bucket {remote.bucket}"
     try:
@@ -71,7 +70,7 @@ def check_health(remote: S3Remote) -> None:
         client.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
         client.delete_object(Bucket=remote.bucket, Key=key)
     except Exception as error:
-        raise PersresError(f"{what} at {remote.endpoint or 'AWS'} failed: {error}; {_mend(error)}") from error
+        raise MendedError(f"{what} at {remote.endpoint or 'AWS'} failed: {error}", _mend(error)) from error
 
 
 def _mend(error: Exception) -> str:

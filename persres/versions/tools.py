@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.progress import plain, relay
+from persres.versions.starter import NotStarted, Starter, code_of
 
 # What a server or its client says, in whatever words surround it, and the mend. The first that fits is told.
 MENDS = (
@@ -26,21 +31,94 @@ MENDS = (
 )  # fmt: skip
 
 
-def mend_for(said: str) -> str | None:
-    """The mend for what a server, its client or a program said; None where none is known."""
-    return next((mend for pattern, mend in MENDS if re.search(pattern, said, re.IGNORECASE)), None)
+class MendedError(PersresError):
+    """``says`` what is wrong, ``mend`` what to do about it (or empty); together they are the sentence."""
+
+    def __init__(self, says: str, mend: str = "") -> None:
+        super().__init__(f"{says}; {mend}" if mend else says)
+        self.says, self.mend = says, mend
+
+
+class NoRemote(MendedError):
+    """DVC knows no default remote."""
+
+
+class NoDVC(MendedError):
+    """DVC is not installed."""
+
+
+def mend_for(said: str) -> str:
+    """The mend for what a server, its client or a program said; empty where none is known."""
+    return next((mend for pattern, mend in MENDS if re.search(pattern, said, re.IGNORECASE)), "")
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git prints. Raises PersresError with what it complains of."""
-    return _call(folder, ["git", *arguments], "git", os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+    """What git prints. Raises MendedError with what it complains of."""
+    command, environment = ["git", *arguments], os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise MendedError(
+            f"git can't be run in {folder} ({error.strerror})", "install it, or name another folder"
+        ) from error
+    if done.returncode:
+        raise _complaint("git", arguments, done.stderr + done.stdout)
+    return done.stdout
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """What dvc prints. Raises PersresError with what it complains of and the mend, and where dvc is not installed."""
+def dvc(folder: Path, *arguments: str, shown: str = "") -> str:
+    """What dvc prints. ``shown`` names long work: its bar is passed on to a terminal, a line now and then elsewhere. Raises MendedError
+    with what it complains of and the mend, and where dvc is not installed."""
     if find_spec("dvc") is None:
-        raise PersresError("dvc is not installed here; pip install 'persres[pipeline]'")
-    return _call(folder, [sys.executable, "-m", "dvc", *arguments], "dvc", os.environ | {"DVC_NO_ANALYTICS": "1"})
+        raise NoDVC("dvc is not installed here", "pip install 'persres[pipeline]'")
+    if not folder.is_dir():
+        raise MendedError(f"dvc can't be run in {folder}, which is no folder", "name another")
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    if shown:  # DVC draws no bar into a pipe of its own accord, nor can it see the terminal's width there
+        columns, lines = shutil.get_terminal_size()
+        environment |= {"DVC_IGNORE_ISATTY": "1", "COLUMNS": str(columns), "LINES": str(lines)}
+    try:
+        code, out, err = _forked(folder, list(arguments), environment, shown)
+    except NotStarted:
+        code, out, err = _alone(folder, list(arguments), environment, shown)
+    if code:
+        raise _complaint("dvc", arguments, err + out)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _starter() -> Starter:
+    return Starter()
+
+
+def _forked(folder: Path, arguments: list[str], environment: dict[str, str], shown: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of dvc, forked from a process that has imported it. Raises NotStarted."""
+    with tempfile.TemporaryFile("w+") as out:
+        ours, its = os.pipe()
+        with os.fdopen(ours, "rb") as said:
+            try:
+                answer = _starter().start(folder, arguments, environment, out.fileno(), its)
+            finally:
+                os.close(its)
+            err = relay(said, shown)
+        code = code_of(answer)
+        out.seek(0)
+        return code, out.read(), err
+
+
+def _alone(folder: Path, arguments: list[str], environment: dict[str, str], shown: str) -> tuple[int, str, str]:
+    """The same of a process that imports dvc itself."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with tempfile.TemporaryFile("w+") as out:
+        run = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.PIPE)
+        try:
+            err = relay(run.stderr, shown)
+            code = run.wait()
+        finally:  # after Ctrl-C
+            run.stderr.close()
+            run.wait()
+        out.seek(0)
+        return code, out.read(), err
 
 
 def configuration(folder: Path) -> dict[str, str]:
@@ -49,22 +127,9 @@ def configuration(folder: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
-def _call(folder: Path, command: list[str], name: str, environment: dict[str, str]) -> str:
-    try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise PersresError(
-            f"{name} can't be run in {folder} ({error.strerror}); install it, or name another folder"
-        ) from error
-    if done.returncode:
-        raise PersresError(_sentence(name, command, done.stderr + done.stdout))
-    return done.stdout
-
-
-def _sentence(name: str, command: list[str], said: str) -> str:
-    verb = command[command.index(name) + 1] if name in command else ""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _complaint(name: str, arguments: tuple[str, ...], said: str) -> MendedError:
+    """One sentence of what a program said before it failed."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", plain(said)) if line.strip()]
     told = [line for line in lines if re.match(r"(ERROR|fatal|error|! \[)", line)] or lines[-1:] or ["no word said"]
     reason = " ".join(told)[:500].removeprefix("ERROR: ")
-    mend = mend_for(said)
-    return f"{name} {verb} failed: {reason}" + (f"; {mend}" if mend else "")
+    return MendedError(f"{name} {arguments[0]} failed: {reason}", mend_for(said))
