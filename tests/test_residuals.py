@@ -64,10 +64,12 @@ def test_rank_rule(width, ratio, fixed, rank):
     assert rank_of(width, ratio, fixed) == rank
 
 
-def test_zero_residual_is_the_base_model_exactly(unet):
-    unet = unet.to(
-        memory_format=torch.channels_last
-    )  # as the stages load it: else convolutions behind it add up otherwise
+LAYOUTS = [torch.channels_last, torch.contiguous_format]  # as the stages load a model on the CPU, and on a GPU
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zero_residual_is_the_base_model_exactly(unet, layout):
+    unet = unet.to(memory_format=layout)
     x, t, text = inputs()
     bank = ResidualBank(find_targets(unet)).requires_grad_(False)
     with attached(unet, bank, Routing.everywhere(2)):
@@ -75,9 +77,10 @@ def test_zero_residual_is_the_base_model_exactly(unet):
     assert torch.equal(inside, run(unet, x, t, text))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("linear", [False, True])
-def test_attached_equals_merged_and_leaves_no_trace(linear):
-    unet = tiny_unet(linear).requires_grad_(False)
+def test_attached_equals_merged_and_leaves_no_trace(linear, layout):
+    unet = tiny_unet(linear).requires_grad_(False).to(memory_format=layout)
     x, t, text = inputs()
     before, weights = run(unet, x, t, text), {k: v.clone() for k, v in unet.state_dict().items()}
     bank = random_bank(unet)
@@ -233,3 +236,23 @@ def test_ablation_targets_on_stable_diffusions_shapes():
 def test_an_unknown_target_is_refused():
     with pytest.raises(PersresError, match="unknown target 'bias'; one of proj_out, proj_in, attn_kv"):
         find_targets(tiny_unet(), place="bias")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("concepts", [1, 3])
+def test_how_pictures_lie_changes_no_sum(unet, concepts, gated):
+    """Pixels are rows of what lies channels last and columns of what lies channels first; gradients are the same too."""
+    bank = ResidualBank(find_targets(unet), concepts)
+    for concept in range(concepts):
+        bank.initialise(concept, "normal", 0.3, torch.Generator().manual_seed(concept))
+    width = bank.targets[0].width
+    x, output = torch.randn(4, width, 6, 5), torch.randn(4, width, 6, 5)
+    rows, gate = torch.tensor([0, concepts - 1, 0, concepts // 2]), torch.rand(4, 30) if gated else None
+    found, gradients = [], []
+    for layout in LAYOUTS:
+        lies = [v.to(memory_format=layout) for v in (x, output)]
+        found.append(bank.added(0, *lies, rows, gate))
+        assert found[-1].is_contiguous(memory_format=layout), "what comes out lies as what went in"
+        gradients.append(torch.autograd.grad(found[-1].square().sum(), [bank.up[0], bank.down[0]]))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)

@@ -166,9 +166,10 @@ def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload:
     for part in (pipe.vae, *(encoder for _, encoder in diffusion.towers)):
         part.to("cpu" if offload else place).eval().requires_grad_(False)
     pipe.unet.to(place).eval().requires_grad_(False)
-    for part in (pipe.unet, pipe.vae):
-        # convolutions read pictures channels last: on the CPU a tenth faster (data/bench), on a GPU what its tensor cores take
-        part.to(memory_format=torch.channels_last)
+    if place.type == "cpu":
+        for part in (pipe.unet, pipe.vae):
+            # convolutions that read pictures channels last are a tenth faster here, and a tenth slower on a GPU (docs/speed.md)
+            part.to(memory_format=torch.channels_last)
     return diffusion
 
 

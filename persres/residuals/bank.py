@@ -139,6 +139,8 @@ class ResidualBank(nn.Module):
         The gate is put on B x, which is narrow: M ⊗ A(B x) = A(M ⊗ B x). The sum is the second product's own.
         """
         conv, up, down = self.targets[index].conv, self.up[index].to(x.dtype), self.down[index].to(x.dtype)
+        if conv and output.is_contiguous():
+            return _added_to_planes(up, down, x, output, rows, gate)
         # pixels as rows: of what lies channels last this is a view
         tokens, base = (v.permute(0, 2, 3, 1).flatten(1, 2) if conv else v for v in (x, output))
         if self.concepts == 1:
@@ -196,6 +198,21 @@ class ResidualBank(nn.Module):
                             )
                         stack[i][concept].copy_(value)
         return bank
+
+
+def _added_to_planes(
+    up: torch.Tensor,
+    down: torch.Tensor,
+    x: torch.Tensor,
+    output: torch.Tensor,
+    rows: torch.Tensor,
+    gate: torch.Tensor | None,
+) -> torch.Tensor:
+    """:meth:`ResidualBank.added` of a convolution whose pictures lie channels first: pixels as columns, which is a view of those."""
+    up, down = (f[:1].expand(len(x), -1, -1) if len(f) == 1 else f[rows] for f in (up, down))
+    low = torch.bmm(down, x.flatten(2))
+    low = low if gate is None else low * gate[:, None].to(low.dtype)
+    return torch.baddbmm(output.flatten(2), up, low).view_as(output)
 
 
 @dataclass
