@@ -17,7 +17,7 @@ from persres.errors import PersresError
 from persres.evidence.beyond.part import NAMES, blocks_of, part_named
 from persres.evidence.provenance import CHAIN_CODE, EVIDENCE_CODE, code_line, code_of, stands_for
 from persres.evidence.same import carry, sides
-from persres.evidence.same.carry import Runs, check_maker, entry, run_same
+from persres.evidence.same.carry import Runs, entry, made_there, run_same
 from persres.evidence.same.differences import counts, differences
 from persres.evidence.same.subjects import LEFT_OUT, PROFILES, Subject, cut_down, names_of, subject_named
 from persres.evidence.same.tolerances import check, measured, tolerance, worst_rows
@@ -186,11 +186,29 @@ def test_every_subject_has_its_figures_and_its_script(repo, name):
 
 
 def test_older_code_must_be_what_made_the_figures():
-    check_maker({"code": "made"}, "made", EVIDENCE)
-    check_maker({"code": "made", "same": {"code": "bits", "compared": {}}}, "bits", EVIDENCE)
-    for provenance in ({"code": "made"}, {"code": "made", "same": {"code": "near", "largest": {}}}):
-        with pytest.raises(PersresError, match="were made by the code made, and that checkout has near"):
-            check_maker(provenance, "near", EVIDENCE)
+    assert made_there({"code": "made"}, "made", EVIDENCE)
+    assert made_there({"code": "made", "same": {"code": "bits", "compared": {}}}, "bits", EVIDENCE)
+    assert not made_there({"code": "made", "same": {"code": "near", "largest": {}}}, "near", EVIDENCE)
+    with pytest.raises(PersresError, match="were made by the code made, and that checkout has other"):
+        made_there({"code": "made", "same": {"code": "near", "largest": {}}}, "other", EVIDENCE)
+
+
+def test_what_was_carried_within_tolerances_is_carried_on_by_the_same_bits_alone(faked, repo, tmp_path, monkeypatch):
+    near = {"code": "near", "compared": {}, "largest": {"dino": 1e-5}, "tolerance": {}, "control": {}}
+    path = tmp_path / "out" / EVIDENCE.path
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"of": {"code": "old", "same": near}}))
+    monkeypatch.setattr(carry, "Runs", lambda _older, _work: faked)
+    monkeypatch.setattr(carry, "digest_at", lambda _side, _subject: "near")
+    monkeypatch.setattr(carry, "check_claims", lambda _root, _subject: None)
+    run_same(repo, ("evidence",), tmp_path, tmp_path / "out")
+    today = near | {"code": code_of(EVIDENCE_CODE), "through": ["near"]}
+    assert json.loads(path.read_text()) == {"of": {"code": "old", "same": today}}, "what was found then still is"
+    path.write_text(json.dumps({"of": {"code": "old", "same": near}}))
+    learn(faked.lie["today"], 1 + 1e-6)
+    faked.tables.clear()
+    with pytest.raises(PersresError, match="not the same to the bit"):
+        run_same(repo, ("evidence",), tmp_path, tmp_path / "out")
 
 
 def test_what_makes_claims_must_be_the_same_text(repo, tmp_path):

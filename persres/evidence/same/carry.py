@@ -22,34 +22,42 @@ SAID = "the older code against itself, by narrower vector instructions and drawi
 
 def run_same(older: Path, names: tuple[str, ...], work: Path, out: Path, exact: bool = False) -> dict[str, dict]:
     """By name, what was recorded beside the digest of the committed figures below ``out``: of profiles (``evidence``, ``tables``) and parts.
-    Figures that share a run are compared by one. ``exact``: only the same bits will do.
+    Figures that share a run are compared by one. ``exact``: only the same bits will do. Figures that were carried within tolerances before
+    can be carried on from the code that they were carried to, by the same bits alone: what was found then is found of today's code too.
 
     Raises PersresError naming the first thing that differs by more than its tolerance; what was recorded before then stands.
     """
     if not (older / "params.yaml").exists():
         raise PersresError(f"{older} is no checkout of persres; git worktree add {older} COMMIT makes one")
     subjects, runs, found = [subject_named(name) for name in dict.fromkeys(names)], Runs(older.resolve(), work), {}
+    made = {}
     for subject in subjects:
-        check_maker(record_of(subject, out)[2], digest_at(runs.older, subject), subject)
+        made[subject.name] = made_there(record_of(subject, out)[2], digest_at(runs.older, subject), subject)
         check_claims(runs.older.root, subject)
     for subject in subjects:
-        found[subject.name] = entry(subject, runs, exact)
+        fresh = entry(subject, runs, exact or not made[subject.name])
         path, said, provenance = record_of(subject, out)
+        found[subject.name] = fresh if made[subject.name] else carried_on(provenance["same"], fresh)
         provenance["same"] = found[subject.name]
         path.write_text(json.dumps(said, indent=1) + "\n")
         log.info("%s: recorded in %s", subject.name, path)
     return found
 
 
-def check_maker(provenance: dict, older: str, subject: Subject) -> None:
-    """That the checkout with the digest ``older`` made the figures, or computes the same bits as what made them: small differences must not
-    add up from one comparison to the next. Raises PersresError."""
+def made_there(provenance: dict, older: str, subject: Subject) -> bool:
+    """Whether the checkout with the digest ``older`` made the figures, or computes the same bits as what made them. False where they were
+    carried to it within tolerances: small differences must not add up from one comparison to the next. Raises PersresError elsewhere."""
     same = provenance.get("same", {})
-    if older == provenance.get("code") or (older == same.get("code") and "largest" not in same):
-        return
+    if older in (provenance.get("code"), same.get("code")):
+        return older == provenance.get("code") or "largest" not in same
     raise PersresError(
         f"{subject.name}: its figures were made by the code {provenance.get('code')}, and that checkout has {older}: name one that has it"
     )
+
+
+def carried_on(before: dict, fresh: dict) -> dict:
+    """What was recorded, of today's code: the same bits as the code it was recorded of, which ``through`` names."""
+    return before | {"code": fresh["code"], "through": [*before.get("through", []), before["code"]]}
 
 
 class Runs:
