@@ -59,4 +59,39 @@ def h100(found: dict[str, dict]) -> str:
     return said + table(["batch", "a picture, s", "pictures a second", "with LAG, s", "LAG, of without"], rows)
 
 
-BLOCKS = {f.__name__: f for f in (suite, chain, nouns, h100)}
+def gpu(found: dict[str, dict]) -> str:
+    """``persres bench sd14`` on a GPU."""
+    return markdown(found["sd14_gpu"]) if "sd14_gpu" in found else "Not measured yet: `make bench-gpu` does.\n"
+
+
+def layouts(found: dict[str, dict]) -> str:
+    """How pictures lie on a GPU, and where a batch's time goes."""
+    one = found["h100_layouts"]
+    ways = {"channels last": "cl", "autoencoder alone channels first": "cl,cf", "channels first": "cf"}
+    rows = []
+    for name, key in ways.items():
+        drawn = [
+            one["draw_s"][b][f"{what} {key if ',' in key else f'{key},{key}'}"]
+            for b in ("4", "16")
+            for what in ("ours", "lag")
+        ]
+        train = one["train_step_s"].get(key)
+        rows.append(
+            [
+                name,
+                *(f"{s:.5f}" for s in drawn),
+                *([f"{train['ours']:.3f}", f"{train['8 together']:.3f}"] if train else ["", ""]),
+            ]
+        )
+    bases = [f"{one['draw_s'][b]['base']:.5f}" for b in ("4", "16")]
+    rows.append(["StableDiffusionPipeline, base model", bases[0], "", bases[1], "", "", ""])
+    heads = ["a step's seconds", "a picture of 4", "LAG", "a picture of 16", "LAG", "training, alone", "8 in one pass"]
+    cost = one["profile_ms"]["lag cf"]
+    dear = ", ".join(f"`{name}` {ms:.0f}" for name, ms in cost.items() if name != "wall")
+    return (
+        table(heads, rows)
+        + f"\nLAG at batch 16, channels first, three steps and decoding, {cost['wall']:.0f} ms in all, of which on the GPU: {dear}.\n"
+    )
+
+
+BLOCKS = {f.__name__: f for f in (suite, chain, nouns, h100, gpu, layouts)}
