@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import hears_ctrl_c, in_a_fork
+from conftest import hears_ctrl_c, in_a_fork, seconds_to_stop
 from PIL import Image
 
 from persres.cli import main
@@ -217,17 +217,18 @@ def test_ctrl_c_stops_within_seconds(tiny_params):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 120
-    while not list((where.work / "train").glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
+    began = time.monotonic()
+    while not list((where.work / "train").glob("*/checkpoint.safetensors")) and time.monotonic() < began + 240:
         time.sleep(0.05)
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5  # 0.6 s on an idle machine
+    _, error = process.communicate(timeout=60)
+    limit = seconds_to_stop(started - began)
+    assert time.monotonic() - started < limit  # 0.6 s on an idle machine
     assert process.returncode == 130
     assert "stopped" in error and "Traceback" not in error
     assert not (where.data / "learned").exists()
-    while time.monotonic() - started < 5 and group_members(process.pid):
+    while time.monotonic() - started < limit and group_members(process.pid):
         time.sleep(0.05)
     assert not group_members(process.pid), "no worker stays behind"
 
