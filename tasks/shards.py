@@ -22,7 +22,9 @@ from persres.fleet.shards import Shard
 from tasks.server import POLL, answered
 
 log = logging.getLogger("persres.fleet")
-STUCK = 300.0  # seconds that a run may be Pending: longer, and the worker that took it died before it began
+# Seconds that a run may be Pending: longer, and the worker that took it died before it began. More than flows/setup.py's automation waits,
+# which knows of images that are still being pulled; this is for servers without it.
+STUCK = 660.0
 UNSERVED, AGAIN = (
     60.0,
     600.0,
