@@ -65,9 +65,9 @@ lint: setup-dev
 	ruff check .
 	ruff format --check .
 
-# Side by side what can be; then, with nothing beside them, the tests that watch the clock and kill processes.
+# Side by side what can be, one more than there are processors since servers are waited for; then, with nothing beside them, the tests that watch the clock and kill processes.
 test: lint
-	python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not alone and not ceph'
+	python -m pytest -n $$(( $$(nproc) + 1 )) --dist loadfile --no-loadscope-reorder -m 'not alone and not ceph'
 	python -m pytest -m 'alone and not ceph'
 
 # The tests of versions and of the fleet's store against a real S3 server. Without Debian's packages and root they are skipped, and say so.

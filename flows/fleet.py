@@ -23,7 +23,7 @@ from persres.fleet.parent import Fleet
 from persres.fleet.store import open_store
 from persres.pipeline import STAGES, load_context, run_chain
 from persres.versions.store import s3_remote
-from persres.versions.tools import dvc
+from persres.versions.tools import configuration, dvc
 from tasks.shards import Deployment
 from tasks.views import StageViews, logs_in_the_run, show_sheets
 
@@ -75,7 +75,7 @@ def fleet(
 def _check_remote() -> None:
     """Before a night's work, not after it. Raises PersresError where DVC has nowhere to push to."""
     try:
-        s3_remote()
+        s3_remote(configuration(Path()))
     except PersresError as error:
         raise PersresError(f"push: {error}; or start the run with push: false") from error
 

@@ -305,15 +305,14 @@ def test_a_failed_unit_does_not_keep_the_others_from_their_tables(prefect_server
 
 def test_a_push_without_a_remote_is_told_before_the_nights_work(prefect_server, tiny_params, stages_run, monkeypatch):
     import flows.fleet
-    from persres.versions import store
 
     run, called = stages_run[0], []
-    monkeypatch.setattr(store, "configuration", lambda folder: {})
+    monkeypatch.setattr(flows.fleet, "configuration", lambda folder: {})
     state = run_fleet(tiny_params, commit=True, push=True)
     assert state.is_failed() and not run
-    assert "push: there is no DVC remote: dvc remote add -d store" in state.message
+    assert "push: there is no DVC remote; dvc remote add -d store" in state.message
     assert "or start the run with push: false" in state.message
-    monkeypatch.setattr(store, "configuration", lambda f: {"core.remote": "s", "remote.s.url": "s3://bucket/dvc"})
+    monkeypatch.setattr(flows.fleet, "configuration", lambda f: {"core.remote": "s", "remote.s.url": "s3://bucket/dvc"})
     monkeypatch.setattr(flows.fleet, "dvc", lambda folder, *arguments: called.append(arguments))
     flows.fleet.fleet.fn(str(tiny_params), commit=True, push=True)
     assert called == [("commit", "--force"), ("push",)]

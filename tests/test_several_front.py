@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from test_personalized import CALL, noise, write
+from test_personalized import CALL, hold_as_stages_do, noise, write
 
 from persres.cli import main
 from persres.config import Base, Drawing
@@ -37,6 +37,7 @@ def pipe(model, tmp_path):
     made = PersonalizedPipeline.from_pretrained(model)
     made.scheduler = DDIMScheduler.from_config(made.scheduler.config, clip_sample=False)
     made.set_progress_bar_config(disable=True)
+    hold_as_stages_do(made)
     for seed in range(2):
         write(model, tmp_path / f"r{seed}.safetensors", seed)
         made.load_residual(tmp_path / f"r{seed}.safetensors")

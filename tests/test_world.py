@@ -60,12 +60,13 @@ def test_a_plain_diffusers_pipeline_draws(weights):
 
 @pytest.fixture(scope="module")
 def rows(repo, tmp_path_factory) -> pd.DataFrame:
-    """Three concepts, eight prompts, real and broken methods, at the mini profile's own training."""
+    """Three concepts, four prompts, real and broken methods, at the mini profile's own training."""
     folder = tmp_path_factory.mktemp("world")
     settings = yaml.safe_load((repo / "params.yaml").read_text())["evidence"]
     settings["fetch"]["concepts"] = CONCEPTS
+    settings["runtime"] |= {"workers": 1}  # here, where diffusers is imported already
     methods = {name: settings["sample"]["methods"][name] for name in METHODS}
-    settings["sample"] = {"prompts": 8, "steps": 25, "images_per_prompt": 1, "methods": methods}
+    settings["sample"] = {"prompts": 4, "steps": 20, "images_per_prompt": 1, "methods": methods}
     text = yaml.safe_dump({"profile": "evidence", "evidence": settings}, sort_keys=False)
     (folder / "params.yaml").write_text(text)
     context = load_context(folder / "params.yaml", None, folder / "data", folder / "work")
