@@ -286,7 +286,7 @@ def test_a_failed_unit_does_not_keep_the_others_from_their_tables(prefect_server
     settings["tiny"]["sample"]["methods"] = {"base": {}, "ours": {"variant": "ours"}, "prior": {"variant": "prior"}}
     tiny_params.write_text(yaml.safe_dump(settings))
     called = []
-    monkeypatch.setattr(flows.fleet, "dvc", lambda folder, *arguments: called.append(arguments))
+    monkeypatch.setattr(flows.fleet, "dvc", lambda folder, *arguments, **_shown: called.append(arguments))
     fails["train"] = [UnitFailures("train", {"prior/heart_mug": "000.png is no picture (log: http://x)"}, 4)]
     fails["score"] = [UnitFailures("score", {"ours/heart_mug": "out of memory"}, 4)]
     state = run_fleet(tiny_params, commit=True)
@@ -313,7 +313,7 @@ def test_a_push_without_a_remote_is_told_before_the_nights_work(prefect_server, 
     assert "push: there is no DVC remote; dvc remote add -d store" in state.message
     assert "or start the run with push: false" in state.message
     monkeypatch.setattr(flows.fleet, "configuration", lambda f: {"core.remote": "s", "remote.s.url": "s3://bucket/dvc"})
-    monkeypatch.setattr(flows.fleet, "dvc", lambda folder, *arguments: called.append(arguments))
+    monkeypatch.setattr(flows.fleet, "dvc", lambda folder, *arguments, **_shown: called.append(arguments))
     flows.fleet.fleet.fn(str(tiny_params), commit=True, push=True)
     assert called == [("commit", "--force"), ("push",)]
 
