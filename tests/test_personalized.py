@@ -108,6 +108,7 @@ def test_the_pipeline_is_left_as_it_was(model, pipe):
     plain = DiffusionPipeline.from_pretrained(model, **({} if "sdxl" in str(model) else {"safety_checker": None}))
     plain.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     plain.set_progress_bar_config(disable=True)
+    hold_as_stages_do(plain)
     pipe(list(TEXTS), lag=True, latents=latents, **CALL)
     text = ["a photo of a mug", "a cat"]
     ours = pipe.set_residual(None)(text, latents=latents, output_type="pt", **CALL).images
