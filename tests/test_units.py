@@ -104,6 +104,18 @@ def test_a_fan_out_finishes_then_fails_once_naming_the_failed(tmp_path, workers)
     assert "2 of 4 units failed" in str(caught.value)
 
 
+def finishes_then_raises(unit: Unit, work, device: str) -> None:
+    """As an agent's work whose put is refused: the manifest is here, and the unit is not where it should be."""
+    write_name(unit, work, device)
+    raise PersresError("put refused")
+
+
+def test_what_goes_wrong_after_the_manifest_is_a_failure_too(tmp_path):
+    with pytest.raises(UnitFailures, match="put refused") as caught:
+        run_units(units({}, {"a": 1}), tmp_path, finishes_then_raises, 1, "cpu")
+    assert set(caught.value.failures) == {"unit0", "unit1"}
+
+
 def test_a_dead_worker_is_a_named_failure(tmp_path):
     with pytest.raises(UnitFailures, match="worker process died"):
         run_units(units({"die": True}, {"a": 1}, {"a": 2}), tmp_path, write_name, 2, "cpu")

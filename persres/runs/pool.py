@@ -142,7 +142,8 @@ def _attempt(some: list[Unit], work: Path, function: Work, device: str) -> dict[
         else:
             with_memory_guard(function, some[0], work, device)
     except Exception as error:
-        errors = {unit.name: error for unit in some if not is_done(unit, work)}
+        # One by itself has failed whatever lies in its folder: what an agent does after its manifest, the put, is its work too.
+        errors = {unit.name: error for unit in some if len(some) == 1 or not is_done(unit, work)}
     folders = {unit.name: unit.folder(work) for unit in some}
     return {name: _reason(error, folders[name]) for name, error in errors.items()}
 
