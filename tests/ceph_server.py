@@ -13,8 +13,13 @@ import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import pytest
+from s3_server import Server
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 CONFIG = """
@@ -140,3 +145,19 @@ class Forward:
         connection.close()
         start_response(f"{answer.status} {answer.reason}", told)
         return [content]
+
+
+@contextmanager
+def serving(kind: str, tmp_path_factory) -> Iterator[Server]:
+    """moto's server (``moto``), or one before Ceph's gateway (``ceph``), which skips the test where that can't be had; ``is_real`` says which."""
+    ceph = None
+    if kind == "ceph":
+        if why_not():
+            pytest.skip(why_not())
+        ceph = Ceph(tmp_path_factory.mktemp("ceph"))
+    served = Server(Forward(ceph.endpoint) if ceph else None)
+    served.is_real = ceph is not None
+    yield served
+    served.stop()
+    if ceph:
+        ceph.stop()

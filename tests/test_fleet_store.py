@@ -7,7 +7,7 @@ import threading
 
 import ceph_server
 import pytest
-from s3_server import BUCKET, Server, credentials
+from s3_server import BUCKET, credentials
 
 from persres.errors import PersresError
 from persres.fleet import on_demand
@@ -19,16 +19,8 @@ from persres.runs.files import written_whole
 
 @pytest.fixture(scope="module", params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def server(request, tmp_path_factory):
-    ceph = None
-    if request.param == "ceph":
-        if ceph_server.why_not():
-            pytest.skip(ceph_server.why_not())
-        ceph = ceph_server.Ceph(tmp_path_factory.mktemp("ceph"))
-    served = Server(ceph_server.Forward(ceph.endpoint) if ceph else None)
-    yield served
-    served.stop()
-    if ceph:
-        ceph.stop()
+    with ceph_server.serving(request.param, tmp_path_factory) as served:
+        yield served
 
 
 @pytest.fixture

@@ -35,6 +35,11 @@ def said(path) -> dict:
     return json.loads(Image.open(path).text["persres"])
 
 
+def asked(residual, out) -> list[str]:
+    """The command line for a picture of two steps."""
+    return ["generate", str(residual), "--prompt", PROMPT, "--steps", "2", "--device", "cpu", "--out", str(out)]
+
+
 def test_a_picture_belongs_to_its_seed_prompt_and_number(residual, tmp_path):
     three = drawn(residual, tmp_path / "a", count=3)
     again = drawn(residual, tmp_path / "b", ("a {} in the snow", PROMPT), count=2)
@@ -49,18 +54,7 @@ def test_a_picture_belongs_to_its_seed_prompt_and_number(residual, tmp_path):
 
 
 def test_without_lag_it_is_another_picture_of_another_name(residual, tmp_path, capsys):
-    call = [
-        "generate",
-        str(residual),
-        "--prompt",
-        PROMPT,
-        "--steps",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    call = asked(residual, tmp_path / "o")
     for how in ([], ["--no-lag"], ["--masks", "paper"], ["--strength", "0.5", "--no-lag"]):
         assert main([*call, *how]) == 0
     names = capsys.readouterr().out.split()
@@ -102,18 +96,7 @@ def test_a_base_model_of_other_weights_is_drawn_with_only_when_asked(residual, m
     here = drawn(residual, tmp_path / "a")
     there = drawn(residual, tmp_path / "b", model=str(moved / "same"))
     assert np.array_equal(next(iter(here.values())), next(iter(there.values())))
-    call = [
-        "generate",
-        str(residual),
-        "--prompt",
-        PROMPT,
-        "--steps",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    call = asked(residual, tmp_path / "o")
     assert main([*call, "--model", str(moved / "other")]) == 1
     error = capsys.readouterr().err
     assert "was trained on" in error and "--other-base" in error and not (tmp_path / "o").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ceph_server
 import pytest
-from s3_server import BUCKET, Server
+from s3_server import BUCKET
 
 from persres.versions.publish import plan_publication, publish
 from persres.versions.tools import dvc, git
@@ -46,17 +46,8 @@ def table(dino: float) -> str:
 @pytest.fixture(scope="module", params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def server(request, tmp_path_factory):
     """moto's in every run; Ceph's in the marked one (make test-ceph)."""
-    ceph = None
-    if request.param == "ceph":
-        if ceph_server.why_not():
-            pytest.skip(ceph_server.why_not())
-        ceph = ceph_server.Ceph(tmp_path_factory.mktemp("ceph"))
-    served = Server(ceph_server.Forward(ceph.endpoint) if ceph else None)
-    served.is_real = ceph is not None
-    yield served
-    served.stop()
-    if ceph:
-        ceph.stop()
+    with ceph_server.serving(request.param, tmp_path_factory) as served:
+        yield served
 
 
 @pytest.fixture(scope="module", autouse=True)
