@@ -79,7 +79,7 @@ ceph:
 
 # Server, v1, v2, v1 pulled elsewhere and drawn: all on this machine, in clones in the temporary folder.
 demo-s3: setup-dev
-	python -m persres.versions.demo
+	python -m persres.experiments.s3_demo
 
 # Work pools, deployments and the automations that mark dead runs Crashed, at the server of PREFECT_API_URL.
 fleet-setup: setup
@@ -87,11 +87,11 @@ fleet-setup: setup
 
 # A Prefect server, an S3 server and two agents in clones of their own; the mini pipeline through them. Says where to look.
 fleet-demo: setup-dev
-	PYTHONPATH=. python tests/fleet_demo.py
+	PYTHONPATH=. python tests/support/fleet_demo.py
 
 # kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults. FAULTS="parent s3_down": these alone
 faults: setup-dev
-	PYTHONPATH=. python tests/faults.py $(FAULTS)
+	PYTHONPATH=. python tests/support/faults.py $(FAULTS)
 
 evidence: setup
 	persres evidence

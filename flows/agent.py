@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persres.progress import show_logs
+from persres.logging import show_logs
 
 log = logging.getLogger("persres.fleet.stop")  # as a program this module has another name
 GRACE = 120.0  # what flows/shard.py gives the units at hand: a shard that is told ends by itself before the agent's patience does

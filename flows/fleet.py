@@ -19,11 +19,11 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from prefect import flow
 
 from persres.errors import PersresError
-from persres.fleet.parent import Fleet
+from persres.fleet.scheduler import Fleet
 from persres.fleet.store import open_store
-from persres.pipeline import STAGES, load_context, run_chain
+from persres.versions.git_dvc import configuration, dvc
 from persres.versions.store import s3_remote
-from persres.versions.tools import configuration, dvc
+from persres.workflow import STAGES, load_context, run_chain
 from tasks.shards import Deployment
 from tasks.views import StageViews, logs_in_the_run, show_sheets
 

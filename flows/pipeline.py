@@ -15,7 +15,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import flow
 
-from persres.pipeline import STAGES
+from persres.workflow import STAGES
 from tasks.stages import run_stage_task
 
 

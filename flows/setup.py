@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from persres.errors import PersresError
-from persres.progress import show_logs
+from persres.logging import show_logs
 
 log = logging.getLogger("persres.fleet.setup")  # as a program this module has another name
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from persres.fleet.agent import GRACE, run_shard
-from persres.fleet.cache import KEPT_GB
+from persres.fleet.cache import CACHE_GB
+from persres.fleet.worker import GRACE, run_shard
 from tasks.views import logs_in_the_run
 
 
@@ -23,7 +23,7 @@ def shard(
     work: str = ".work/agent",
     workers: int = 1,
     grace: float = GRACE,
-    kept_gb: float = KEPT_GB,
+    kept_gb: float = CACHE_GB,
 ) -> State:
     """Every unit of the shard is done or fails; then the run is Failed, naming them, if any did. ``kept_gb``: inputs and finished units that
     may stay in ``work``, those used longest ago go first."""

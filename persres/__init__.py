@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _PUBLIC = {
-    "PersonalizedPipeline": "persres.personalized",
+    "PersonalizedPipeline": "persres.pipeline",
     "PersresError": "persres.errors",
     "find_targets": "persres.residuals.bank",
     "load_bank": "persres.residuals.file",

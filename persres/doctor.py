@@ -102,7 +102,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _git(folder: Path) -> Finding:
-    from persres.versions.tools import git
+    from persres.versions.git_dvc import git
 
     try:
         commit = git(folder, "rev-parse", "--short", "HEAD").strip()
@@ -131,9 +131,9 @@ def _credentials(folder: Path) -> Finding:
 
 
 def _remote(folder: Path) -> Finding:
+    from persres.versions.git_dvc import CommandError, NoDVC, NoRemote, configuration
     from persres.versions.publish import default_remote
     from persres.versions.store import check_health, s3_remote
-    from persres.versions.tools import MendedError, NoDVC, NoRemote, configuration
 
     try:
         settings = configuration(folder)
@@ -142,7 +142,7 @@ def _remote(folder: Path) -> Finding:
             check_health(remote)
     except NoDVC as error:  # "pipeline" only notes it too
         return Finding("remote", "note", f"not looked at: {error.says}", INSTALL_PIPELINE)
-    except MendedError as error:
+    except CommandError as error:
         return Finding("remote", "note" if isinstance(error, NoRemote) else "fails", error.says, error.mend or LOOK)
     tried = "; an object was written, read and deleted" if remote else "; not in S3, nothing was tried"
     return Finding("remote", "ok", f"{named}{tried}")

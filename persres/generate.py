@@ -13,17 +13,17 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.errors import PersresError
-from persres.exports.export import said_of
-from persres.exports.quiet import quiet_loading
+from persres.exports.export import read_residual_header
+from persres.exports.quiet_loading import quiet_loading
+from persres.logging import progress
 from persres.models.loading import pick_device
-from persres.personalized import PersonalizedPipeline
-from persres.progress import progress
-from persres.prompt_text import fill, fill_each
-from persres.runs.files import digest_file, write_atomic
+from persres.pipeline import PersonalizedPipeline
+from persres.prompts import fill, fill_each
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
+from persres.units.files import digest_file, write_atomic
 
 WORDS = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
 
@@ -60,7 +60,7 @@ def generate(
     _check_prompts(prompts, files)
     if subject is not None and others:
         raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
-    base = said_of(residual).base if subject is None else _base_for_lora(residual, model)
+    base = read_residual_header(residual).base if subject is None else _base_for_lora(residual, model)
     quiet_loading()
     how = {
         "dtype": getattr(torch, base.dtype),

@@ -12,23 +12,23 @@ import re
 import shutil
 from pathlib import Path
 
-from persres.config import Profile
+from persres.config.load import default_params
+from persres.config.schema import Profile
 from persres.datasets.folder import NEUTRAL_PROMPTS
 from persres.datasets.layout import check_name
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import load_photo
-from persres.params import default_params
-from persres.places import located
-from persres.prompt_text import fill
-from persres.runs.context import Context
-from persres.runs.files import publishing, write_atomic
+from persres.package_paths import located
+from persres.prompts import fill
+from persres.units.context import Context
+from persres.units.files import publishing, write_atomic
 
 log = logging.getLogger(__name__)
 FEWEST = 3  # photos; the paper's benchmark has 3 to 15 of each concept
-METHODS = {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
+CONFIGS = {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
 STAGES = ("fetch", "macro_class", "train", "sample")
-_OWN_SAMPLING = {"methods", "images_per_prompt", "prompts"}
+_OWN_SAMPLING = {"configs", "images_per_prompt", "prompts"}
 
 
 def personalize(
@@ -43,13 +43,13 @@ def personalize(
 ) -> Path:
     """Train, draw and leave ``<name>.safetensors``, ``<name>.png`` and ``README.md``; returns their folder.
 
-    Without ``macro_class`` it is found by itself (persres/metrics/found_class.py) and logged with its confidence, without ``name`` the folder's, without ``prompts`` neutral ones,
+    Without ``macro_class`` it is found by itself (persres/metrics/zero_shot_class.py) and logged with its confidence, without ``name`` the folder's, without ``prompts`` neutral ones,
     without ``out`` ``personal/<name>``, without ``params`` ./params.yaml or else the package's.
 
     Raises PersresError naming the photo, prompt, profile or model that is wrong, before anything is written.
     """
     from persres.methods.common.registry import load_profile
-    from persres.pipeline import run_stage
+    from persres.workflow import run_stage
 
     photos = Path(photos)
     name = check_name(name or _name_of(photos))
@@ -127,12 +127,12 @@ def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> P
     """The chosen profile's models and training, on this one concept, with few pictures."""
     from persres.methods.common.registry import make_profile
 
-    macro = {"source": "found" if look_for_class else "dataset", "nearest": False, "found": False}
+    macro = {"source": "zero_shot" if look_for_class else "dataset", "nearest": False, "zero_shot": False}
     settings = profile.model_dump(include={"base", "encoders", "runtime"}) | {
         "fetch": {"dataset": "folder", "folder": str(photos), "concepts": (name,)},
         "macro_class": profile.macro_class.model_dump() | macro,
         "train": profile.train.model_dump(exclude={"variants"}) | {"variants": {"ours": {}}},
-        "sample": profile.sample.model_dump(exclude=_OWN_SAMPLING) | {"images_per_prompt": 1, "methods": METHODS},
+        "sample": profile.sample.model_dump(exclude=_OWN_SAMPLING) | {"images_per_prompt": 1, "configs": CONFIGS},
         "tables": {"sheet_scale": profile.tables.sheet_scale},
     }
     return make_profile(settings)
@@ -142,8 +142,8 @@ def _leave(context: Context, name: str, out: Path) -> None:
     from persres.datasets.layout import read_concepts
     from persres.report.cards import card_facts, front_matter
     from persres.report.sheets import write_sheets
-    from persres.runs.checkpoints import read_header
-    from persres.runs.outputs import read_macro_classes
+    from persres.units.checkpoints import read_header
+    from persres.units.outputs import read_macro_classes
 
     residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"
     with publishing(context.data / "sheets") as sheets:
@@ -161,7 +161,7 @@ def how_to_load(profile: Profile, name: str, macro_class: str) -> str:
     """Below a hub README's front matter: a short note with code for diffusers; prompts hold the rare token, whose embedding V* has."""
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
     model = str(Path(located(model)).resolve()) if Path(located(model)).is_dir() else model
-    drawing = profile.sample
+    sampling = profile.sample
     return f"""# {name}
 
 `{name}.safetensors` is a LoRA file for `{model}`. In prompts write `{phrase}`; run this in this folder:
@@ -174,7 +174,7 @@ pipe = DiffusionPipeline.from_pretrained("{model}")
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".", weight_name="{name}.safetensors")
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-picture = pipe("a photo of a {phrase} on the beach", num_inference_steps={drawing.steps}, guidance_scale={drawing.cfg_scale})
+picture = pipe("a photo of a {phrase} on the beach", num_inference_steps={sampling.steps}, guidance_scale={sampling.cfg_scale})
 picture.images[0].save("beach.png")
 ```
 

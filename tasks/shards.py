@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Crashed
 
 from persres.errors import PersresError
-from persres.fleet.parent import Ended
+from persres.fleet.scheduler import ShardOutcome
 from persres.fleet.shards import Shard
 from tasks.server import POLL, answered
 
@@ -34,15 +34,15 @@ PAGE = 200  # runs that the server tells of at once
 
 @dataclass(frozen=True)
 class Deployment:
-    """Sends shards (:data:`persres.fleet.parent.Send`) to the agents of a Prefect deployment."""
+    """Sends shards (:data:`persres.fleet.scheduler.Send`) to the agents of a Prefect deployment."""
 
     name: str
     store: str
 
-    def __call__(self, shards: list[Shard], tick: Callable[[], None]) -> dict[str, Ended]:
+    def __call__(self, shards: list[Shard], tick: Callable[[], None]) -> dict[str, ShardOutcome]:
         """All sent, then watched until each has ended."""
         runs = {self.submit(shard): shard.id for shard in shards}
-        ended: dict[str, Ended] = {}
+        ended: dict[str, ShardOutcome] = {}
         watch = Watch()
         while True:
             for run in watch.look([run for run, shard in runs.items() if shard not in ended]):
@@ -138,9 +138,9 @@ def unserved(client: SyncPrefectClient, name: str) -> str | None:
     return f"no agent asks work pool {name} for runs; {command} --pool {name} starts one"
 
 
-def how_it_ended(run: FlowRun) -> Ended:
+def how_it_ended(run: FlowRun) -> ShardOutcome:
     """A Completed run wrote its own report, a Failed one too unless its message says why not; a Crashed or Cancelled one died."""
     where = f"{PREFECT_UI_URL.value()}/runs/flow-run/{run.id}" if PREFECT_UI_URL.value() else f"flow run {run.id}"
     if run.state.is_crashed() or run.state.is_cancelled():
-        return Ended(f"{run.state.name}: {run.state.message or 'no word'}", where)
-    return Ended(None, where, (run.state.message or "") if run.state.is_failed() else "")
+        return ShardOutcome(f"{run.state.name}: {run.state.message or 'no word'}", where)
+    return ShardOutcome(None, where, (run.state.message or "") if run.state.is_failed() else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from persres.pipeline import load_context, run_stage
+from persres.workflow import load_context, run_stage
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True)

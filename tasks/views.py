@@ -18,9 +18,9 @@ from prefect.artifacts import (
 )
 from prefect.logging.handlers import APILogHandler
 
-from persres.fleet.parent import Progress
+from persres.fleet.scheduler import Progress
 from persres.fleet.store import Store
-from persres.runs.context import Context
+from persres.units.context import Context
 from tasks.server import shown
 
 log = logging.getLogger("persres.fleet")
@@ -28,7 +28,7 @@ RENEWED = 60.0  # seconds between two versions of a stage's table
 
 
 class StageViews:
-    """A report for :class:`persres.fleet.parent.Fleet`: a progress artifact and a table a stage, and a table of all stages at the end. What
+    """A report for :class:`persres.fleet.scheduler.Fleet`: a progress artifact and a table a stage, and a table of all stages at the end. What
     the server does not take is left out until there is news: units do not wait for a page."""
 
     def __init__(self) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads would only wait for one another
@@ -14,60 +12,17 @@ import pytest
 import torch
 
 import persres.models  # noqa: F401  (declares torchvision's operators before diffusers imports it)
+from tests.support.small_models import tiny_unet
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
-def hears_ctrl_c() -> None:
-    """For ``preexec_fn``: a shell's background job, and all that it starts, would ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def seconds_to_stop(started_in: float) -> float:
-    """What a run may take to stop that took so long to start: machines are of many speeds, and a unit here would train for far longer."""
-    return max(5.0, started_in / 2)
-
-
-def in_a_fork(function, *arguments):
-    """A process of its own group that does this and ends; it has what is imported here, where a new Python would import for many
-    seconds. ``.pid``, ``.join()``, ``.exitcode`` as multiprocessing has them."""
-
-    def act() -> None:
-        os.setsid()
-        function(*arguments)
-
-    process = get_context("fork").Process(target=act)
-    process.start()
-    return process
-
-
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The repository's root."""
     return ROOT
-
-
-def tiny_unet(linear: bool = False, layers: int = 1, seed: int = 0):
-    """A U-Net of a few thousand weights with every kind of block that Stable Diffusion has."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        use_linear_projection=linear,
-        transformer_layers_per_block=layers,
-    ).eval()
 
 
 @pytest.fixture
@@ -124,8 +79,8 @@ def tiny_encoders(tmp_path_factory) -> dict:
     """CLIP and DINO folders with random weights, as params name them."""
     from safetensors.torch import save_file
 
-    from persres.miniworld.build.clip import new_clip, write_empty
-    from persres.miniworld.build.dino import ARCHITECTURE, MODEL_ARGS, save_dino
+    from persres.experiments.miniworld_training.clip import new_clip, write_empty
+    from persres.experiments.miniworld_training.dino import ARCHITECTURE, MODEL_ARGS, save_dino
     from persres.miniworld.recipe import RECIPE
 
     folder = tmp_path_factory.mktemp("encoders")
@@ -186,8 +141,8 @@ def logged(caplog, monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A local server to download from (tests/local_server.py)."""
-    from local_server import start
+    """A local server to download from (tests/support/local_server.py)."""
+    from tests.support.local_server import start
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     served = start()
@@ -200,12 +155,12 @@ SLOWEST_FIRST = (
     "test_dvc",
     "test_world",
     "test_evidence",
-    "test_chain",
+    "test_workflow",
     "test_versions",
     "test_versions_trouble",
     "test_fleet",
     "test_new_method",
-    "test_code",
+    "test_code_digest",
 )
 
 

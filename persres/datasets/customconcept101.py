@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from persres.config import Fetch
+from persres.config.schema import Fetch
 from persres.datasets.download import from_hub, from_web
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos

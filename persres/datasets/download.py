@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.runs.files import digest_file, write_atomic
+from persres.units.files import digest_file, write_atomic
 
 log = logging.getLogger(__name__)
 TIMEOUT = 60  # seconds to connect, and between two pieces

@@ -11,7 +11,7 @@ import logging
 import re
 from pathlib import Path
 
-from persres.config import Fetch
+from persres.config.schema import Fetch
 from persres.datasets.download import from_web
 from persres.datasets.layout import Concept, check_concept
 from persres.datasets.photos import copy_concept, find_photos

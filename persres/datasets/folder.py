@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from persres.config import Fetch
+from persres.config.schema import Fetch
 from persres.datasets.layout import Concept, check_concept, check_name
 from persres.datasets.photos import copy_concept, find_photos
 from persres.errors import PersresError

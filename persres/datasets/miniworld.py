@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persres.config import Fetch
+from persres.config.schema import Fetch
 from persres.datasets.layout import Concept, write_concept
 from persres.errors import PersresError
 from persres.miniworld import concepts as drawn

@@ -12,7 +12,7 @@ from types import ModuleType
 from persres.errors import PersresError
 
 DATASETS = ("miniworld", "folder", "customconcept101", "dreambooth")
-JUDGES = {"miniworld": "persres.miniworld.judge"}
+CLASSIFIERS = {"miniworld": "persres.miniworld.attribute_classifier"}
 
 
 def dataset_named(name: str) -> ModuleType:
@@ -22,11 +22,11 @@ def dataset_named(name: str) -> ModuleType:
     return import_module(f"persres.datasets.{name}")
 
 
-def judged_datasets() -> frozenset[str]:
+def datasets_with_classifier() -> frozenset[str]:
     """Those whose pictures a judge can read."""
-    return frozenset(JUDGES)
+    return frozenset(CLASSIFIERS)
 
 
-def judge_module(dataset: str) -> ModuleType:
+def classifier_module(dataset: str) -> ModuleType:
     """The judge of a dataset: ``load_judge``, ``judge_images`` and ``followed``."""
-    return import_module(JUDGES[dataset])
+    return import_module(CLASSIFIERS[dataset])

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from persres.errors import PersresError
-from persres.runs.files import publishing
+from persres.units.files import publishing
 
 MOST_UNPACKED = 20 << 30  # bytes; the archives that we know are below 2 GiB
 MOST_EXPANSION = 100  # times the archive's size: photos hardly shrink, a bomb does

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from persres.runs.headers import header_facts
+from persres.units.header_facts import header_facts
 
 log = logging.getLogger(__name__)
 ENTRY = "persres_about"
 MOST_CARD = 1 << 20  # bytes; ours have 3 KiB
 
 
-def about(path: Path, info: dict[str, Any]) -> dict[str, str]:
+def export_metadata(path: Path, info: dict[str, Any]) -> dict[str, str]:
     """The header entry for an export of the residual ``path``, whose ``persres`` entry is ``info``: JSON, with base model and weight hash,
     concept, V*, settings, spec's and photos' hash, code; nothing where the header is not one that training writes."""
     try:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from persres.config import Drawing
+from persres.config.schema import SamplingConfig
 from persres.errors import PersresError
-from persres.exports.about import about
+from persres.exports.about import export_metadata
 from persres.exports.formats import EMBEDDINGS, FORMATS, PEFT, Factors, from_peft, to_embedding, to_kohya, to_peft
-from persres.exports.quiet import quiet_loading
+from persres.exports.quiet_loading import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
-from persres.models.swap import TOKEN, token_as
-from persres.places import located
-from persres.residuals.bank import merged
+from persres.models.weight_patching import TOKEN, patched_token
+from persres.package_paths import located
+from persres.residuals.bank import merged_weights
 from persres.residuals.file import load_bank
-from persres.runs.checkpoints import read_header, read_learned, read_residual, write_tensors
-from persres.runs.untrusted import Said
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
+from persres.units.checkpoints import read_header, read_learned, read_residual, write_tensors
+from persres.units.header_validation import ResidualHeader
 
 if TYPE_CHECKING:  # seconds to import
     from diffusers import DiffusionPipeline
@@ -44,7 +44,7 @@ def layers_of(path: Path) -> dict[str, Factors]:
         raise PersresError(f"{path}: {error}") from error
 
 
-def said_of(path: Path) -> Said:
+def read_residual_header(path: Path) -> ResidualHeader:
     """What a residual's header says: its base model, class and settings. Raises PersresError where it does not."""
     return read_residual(path, OWN)[1]
 
@@ -56,7 +56,7 @@ def export(path: Path, to: str, out: Path) -> Path:
         raise PersresError(f"no format {to!r}; one of {', '.join(FORMATS)}")
     layers = layers_of(path)
     tensors, header = (to_peft if to == PEFT else to_kohya)(layers)
-    write_tensors(out, tensors, header | about(path, read_header(path)))
+    write_tensors(out, tensors, header | export_metadata(path, read_header(path)))
     return out
 
 
@@ -71,7 +71,7 @@ def export_embedding(path: Path, out: Path, device: str = "auto") -> Path:
     return out
 
 
-def _rare_vectors(said: Said, device: str) -> list[torch.Tensor]:
+def _rare_vectors(said: ResidualHeader, device: str) -> list[torch.Tensor]:
     """The rare token's in every text tower, which :func:`load_diffusion` has copied to V*'s."""
     towers = load_diffusion(said.base, device).towers
     tables = [(tokenizer, encoder.get_input_embeddings().weight) for tokenizer, encoder in towers]
@@ -91,35 +91,37 @@ def largest_difference(
 
     In float32, whatever the residual was trained beside: half precision's rounding would hide an error, or look like one.
     """
-    said = said_of(path)
+    said = read_residual_header(path)
     said = replace(said, base=said.base.model_copy(update={"dtype": "float32"}))
-    base, drawing = said.base, Drawing(variant="ours", steps=steps)
+    base, sampling = said.base, SamplingConfig(variant="ours", steps=steps)
     text = prompt.format(f"{base.rare_token if embedding is None else base.token} {said.macro_class}")
     with torch.backends.cudnn.flags(allow_tf32=False):
         diffusion = load_diffusion(base, device)
         channels, factor = diffusion.latent_shape
         noise = starting_noise([generator("verify", 0)], (channels, *[base.resolution // factor] * 2))
         noise = noise.to(diffusion.unet.device)
-        ours = _by_us(path, diffusion, said, text, noise, drawing)
-        theirs = _by_diffusers(_plain_pipeline(said, diffusion, exported, embedding), said, text, noise, drawing)
+        ours = _by_us(path, diffusion, said, text, noise, sampling)
+        theirs = _by_diffusers(_plain_pipeline(said, diffusion, exported, embedding), said, text, noise, sampling)
     return float((ours - theirs).abs().max())
 
 
 def _by_us(
-    path: Path, diffusion: Diffusion, said: Said, text: str, noise: torch.Tensor, drawing: Drawing
+    path: Path, diffusion: Diffusion, said: ResidualHeader, text: str, noise: torch.Tensor, sampling: SamplingConfig
 ) -> torch.Tensor:
     learned = read_learned(path)[0].get(TOKEN)
     with ExitStack() as stack:
         if learned is not None:
             number = diffusion.tokenizer.convert_tokens_to_ids(said.base.token)
-            stack.enter_context(token_as(diffusion.text_encoder, number, learned.to(diffusion.unet.device)))
+            stack.enter_context(patched_token(diffusion.text_encoder, number, learned.to(diffusion.unet.device)))
         cond, uncond = diffusion.encode([text]), diffusion.unconditional()
-        stack.enter_context(merged(diffusion.unet, load_bank(diffusion.unet, path)))
-        denoise = guided(diffusion.unet, cond, uncond, drawing.cfg_scale)
-        return sample_ddim(denoise, noise, diffusion.scheduler, drawing.steps)
+        stack.enter_context(merged_weights(diffusion.unet, load_bank(diffusion.unet, path)))
+        denoise = guided(diffusion.unet, cond, uncond, sampling.cfg_scale)
+        return sample_ddim(denoise, noise, diffusion.scheduler, sampling.steps)
 
 
-def _plain_pipeline(said: Said, diffusion: Diffusion, exported: Path, embedding: Path | None) -> DiffusionPipeline:
+def _plain_pipeline(
+    said: ResidualHeader, diffusion: Diffusion, exported: Path, embedding: Path | None
+) -> DiffusionPipeline:
     """A pipeline of its own, which knows nothing of persres, with our schedule and the exported files."""
     from diffusers import DiffusionPipeline
 
@@ -150,13 +152,13 @@ def load_embedding(pipe: DiffusionPipeline, path: Path, token: str) -> None:
 
 
 def _by_diffusers(
-    pipe: DiffusionPipeline, said: Said, text: str, noise: torch.Tensor, drawing: Drawing
+    pipe: DiffusionPipeline, said: ResidualHeader, text: str, noise: torch.Tensor, sampling: SamplingConfig
 ) -> torch.Tensor:
     return pipe(
         text,
         latents=noise,
-        num_inference_steps=drawing.steps,
-        guidance_scale=drawing.cfg_scale,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.cfg_scale,
         height=said.base.resolution,
         width=said.base.resolution,
         output_type="latent",

@@ -8,15 +8,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.datasets.layout import check_name
 from persres.errors import PersresError
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
-from persres.residuals.bank import Target, find_targets
+from persres.residuals.bank import TargetLayer, find_targets
 from persres.residuals.file import save_residual
 from persres.residuals.lora import Delta, read_lora
-from persres.runs.files import digest_file
+from persres.units.files import digest_file
 
 OURS = {
     "rank_ratio": 0.05,
@@ -90,7 +90,7 @@ def _sized(base: Base, pixels: int) -> Base:
 
 def _fitted(
     state: dict[str, torch.Tensor], unet: nn.Module
-) -> tuple[list[Target], dict[str, object], dict[str, torch.Tensor]]:
+) -> tuple[list[TargetLayer], dict[str, object], dict[str, torch.Tensor]]:
     """The state on all of the model's layers, at ranks that settings can tell: ours where they are these, else the highest in every
     layer. Rows and columns of zeros leave ΔW as it is."""
     ranks = {key.removesuffix(".down"): value.shape[0] for key, value in state.items() if key.endswith(".down")}

@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.fleet.objects import STORED
-from persres.runs.disk import check_disk
+from persres.fleet.content_store import STORED_STAGES
+from persres.units.disk import check_disk
 
 log = logging.getLogger(__name__)
 INPUTS = "inputs"  # of the work folder: what was fetched, by digest
-KEPT_GB = 50.0  # some hundred packs of pictures at the size of the paper, beside photos and residuals
+CACHE_GB = 50.0  # some hundred packs of pictures at the size of the paper, beside photos and residuals
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def trim(work: Path, most: int) -> int:
 
 def _entries(work: Path) -> Iterator[tuple[float, int, Path]]:
     """(last used, bytes, folder) of every input and of every unit that the store has."""
-    for path in [*work.glob(f"{INPUTS}/*/*"), *(mark.parent for mark in work.glob(f"*/*/{STORED}"))]:
+    for path in [*work.glob(f"{INPUTS}/*/*"), *(mark.parent for mark in work.glob(f"*/*/{STORED_STAGES}"))]:
         with suppress(FileNotFoundError):  # taken away by another process
             if path.is_dir() and not path.name.startswith("."):
                 yield path.stat().st_mtime, _bytes(path), path

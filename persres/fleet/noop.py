@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persres.runs.files import write_atomic
-from persres.runs.specs import Spec
-from persres.runs.units import Unit, finish
+from persres.units.files import write_atomic
+from persres.units.specs import Spec
+from persres.units.unit import Unit, finish
 
 
 class NoopSpec(Spec):

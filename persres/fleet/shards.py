@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from persres.fleet.kinds import kind_of
-from persres.plan import IMAGE_STEPS, PAPER_BATCH, Rates
-from persres.runs.units import MANIFEST, Unit
+from persres.estimate import IMAGE_STEPS, PAPER_BATCH, MeasuredSeconds
+from persres.fleet.jobs import job_type
+from persres.units.unit import MANIFEST, Unit
 
 SECONDS_PER_SCORED = 0.1  # a picture, where nothing was measured yet; no published rate is known
 
@@ -66,13 +66,13 @@ def group(units: list[Unit], seconds: dict[str, float], count: int) -> list[list
     return groups
 
 
-def estimates(units: list[Unit], work: Path, rates: Rates) -> dict[str, float]:
+def estimates(units: list[Unit], work: Path, rates: MeasuredSeconds) -> dict[str, float]:
     """Seconds by unit hash: the median of what the same method took here before per step and picture, else of the stage, else the plan's
     figures. They decide who does what, never the result, so a wrong one only costs time."""
     measured, stage = _measured(units[0].stage, work), units[0].stage
     whole = [rate for rates_of in measured.values() for rate in rates_of]
     fallback = median(whole) if whole else _planned(stage, rates)
-    size = kind_of(stage).size
+    size = job_type(stage).size
     return {u.hash: size(u.spec) * median(measured.get(_group(u.name), [fallback])) for u in units}
 
 
@@ -96,7 +96,7 @@ def _measured(stage: str, work: Path) -> dict[str, list[float]]:
 
 
 def _size(stage: str, spec: dict[str, Any]) -> float:
-    """As :class:`persres.fleet.kinds.Kind` has it, of a manifest's spec."""
+    """As :class:`persres.fleet.jobs.JobType` has it, of a manifest's spec."""
     if stage == "train":
         return spec["settings"]["steps"] * spec["settings"]["batch_size"]
     if stage == "sample":
@@ -106,7 +106,7 @@ def _size(stage: str, spec: dict[str, Any]) -> float:
     return len(spec["items"]) if stage == "score" else 1.0
 
 
-def _planned(stage: str, rates: Rates) -> float:
+def _planned(stage: str, rates: MeasuredSeconds) -> float:
     if stage == "train":
         return rates.train_step_s / PAPER_BATCH
     if stage in ("sample", "class_images"):

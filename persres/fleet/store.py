@@ -18,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from persres.errors import PersresError
-from persres.runs.files import write_atomic, written_whole
+from persres.units.files import write_atomic, written_whole
+from persres.versions.git_dvc import fix_for
 from persres.versions.store import LONGEST, error_code
-from persres.versions.tools import mend_for
 
 PATIENCE, PAUSE = 120.0, 2.0  # seconds to wait for a server that is away, and between two tries
 T = TypeVar("T")
@@ -231,7 +231,7 @@ class S3Store:
                     error.__context__ if type(error).__name__ == "S3UploadFailedError" else error
                 )  # boto3 wraps it
             if not _is_away(trouble) or time.monotonic() > until:
-                mend = mend_for(f"{type(trouble).__name__} {trouble}") or "look at the server, then run again"
+                mend = fix_for(f"{type(trouble).__name__} {trouble}") or "look at the server, then run again"
                 raise StoreError(
                     f"the store s3://{self.bucket} failed at {place['Key']}: {trouble}; {mend}"
                 ) from trouble

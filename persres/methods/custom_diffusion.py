@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 
-from persres.config import Base, ClassImageRequest
+from persres.config.schema import Base, ClassImageRequest
 from persres.images import to_tensor
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion, posterior
-from persres.models.swap import TOKEN
-from persres.prompt_text import fill
-from persres.training.lessons import Batch, Pictures, Plan, plain_batch, rows_of, with_class_images
+from persres.models.weight_patching import TOKEN
+from persres.prompts import fill
+from persres.training.batches import Batch, EncodedImages, Plan, plain_batch, rows_of, with_class_images
 from persres.training.settings import WithClassImages
 
 
@@ -81,7 +81,7 @@ def resized(photo: Image.Image, draw: torch.Generator) -> tuple[Image.Image, tor
 
 
 def augmented_batch(
-    diffusion: Diffusion, photos: Pictures, caption: str, settings: CustomDiffusion, draw: torch.Generator
+    diffusion: Diffusion, photos: EncodedImages, caption: str, settings: CustomDiffusion, draw: torch.Generator
 ) -> Batch:
     """Resized and flipped photos, encoded on the spot; the loss counts where there is a picture."""
     pictures, masks, captions = [], [], []
@@ -102,8 +102,8 @@ def augmented_batch(
 def plan(
     diffusion: Diffusion,
     settings: CustomDiffusion,
-    photos: Pictures,
-    prior: Pictures | None,
+    photos: EncodedImages,
+    prior: EncodedImages | None,
     base: Base,
     macro_class: str,
 ) -> Plan:

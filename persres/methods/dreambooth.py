@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion
-from persres.prompt_text import fill
-from persres.training.lessons import Batch, Pictures, Plan, plain_batch, with_class_images
+from persres.prompts import fill
+from persres.training.batches import Batch, EncodedImages, Plan, plain_batch, with_class_images
 from persres.training.settings import WithClassImages
 
 
@@ -42,8 +42,8 @@ def trained_names(diffusion: Diffusion, text_encoder: bool) -> list[str]:
 def plan(
     diffusion: Diffusion,
     settings: DreamBooth,
-    photos: Pictures,
-    prior: Pictures | None,
+    photos: EncodedImages,
+    prior: EncodedImages | None,
     base: Base,
     macro_class: str,
 ) -> Plan:

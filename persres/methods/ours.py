@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.images import to_tensor
-from persres.methods.common.base import Learned, Loaded, Material, OnStep, Source
+from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, TrainingData, TrainingResult
 from persres.models.conditioning import Conditioning
 from persres.models.diffusion import SDXL, Diffusion
-from persres.models.swap import TOKEN, replaced, start_values
-from persres.prompt_text import fill
+from persres.models.weight_patching import TOKEN, patched_weights, trainable_copies
+from persres.prompts import fill
 from persres.training.settings import ResidualSettings
 
 if TYPE_CHECKING:
     from persres.residuals.bank import ResidualBank
-    from persres.training.residuals import Lesson
+    from persres.training.residual_training import EncodedConcept
 
 
 class Ours(ResidualSettings):
@@ -35,9 +35,9 @@ class Ours(ResidualSettings):
     method: Literal["ours"] = "ours"
 
 
-def read_lesson(diffusion: Diffusion, material: Material, settings: Ours) -> Lesson:
+def encode_concept(diffusion: Diffusion, material: TrainingData, settings: Ours) -> EncodedConcept:
     """Cached latents of the photos and the cached embedding of the training prompt, and of class images where asked."""
-    from persres.training.residuals import Lesson
+    from persres.training.residual_training import EncodedConcept
 
     phrase = METHOD.phrase(settings, material.base, material.macro_class)
     prompts = [fill(settings.prompt, phrase), fill(settings.prompt, material.macro_class)]
@@ -50,9 +50,9 @@ def read_lesson(diffusion: Diffusion, material: Material, settings: Ours) -> Les
 
     prior = None
     if material.class_images:
-        images = material.class_images[: settings.prior_images]
-        prior = Lesson(f"{material.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
-    return Lesson(material.concept, *diffusion.posterior(to_tensor(material.photos)), text, prior)
+        images = material.class_images[: settings.num_class_images]
+        prior = EncodedConcept(f"{material.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
+    return EncodedConcept(material.concept, *diffusion.posterior(to_tensor(material.photos)), text, prior)
 
 
 @contextmanager
@@ -62,8 +62,8 @@ def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[st
         yield {}
         return
     token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
-    values = start_values(diffusion, [TOKEN], token_id)
-    with replaced(diffusion, values, token_id):
+    values = trainable_copies(diffusion, [TOKEN], token_id)
+    with patched_weights(diffusion, values, token_id):
         yield values
 
 
@@ -94,7 +94,7 @@ class PersonalizedResiduals:
     name = "ours"
     settings = Ours
     needs_photo = False
-    draws_mixed = True
+    batched_sampling = True
 
     def phrase(self, settings: Ours, base: Base, macro_class: str) -> str:
         """V* before the class; V* alone in the ablation without it."""
@@ -108,49 +108,49 @@ class PersonalizedResiduals:
         """V*'s own embedding is learned in one text tower only."""
         return "train_token" if settings.train_token and family == SDXL else None
 
-    def can_offload(self, settings: Ours) -> bool:
+    def can_cpu_offload(self, settings: Ours) -> bool:
         """The text is read once, unless V*'s embedding learns: then the tower works in every step."""
         return not settings.train_token
 
     def train(
-        self, diffusion: Diffusion, material: Material, settings: Ours, checkpoint: Path, on_step: OnStep
-    ) -> Learned:
+        self, diffusion: Diffusion, material: TrainingData, settings: Ours, checkpoint: Path, on_step: OnStep
+    ) -> TrainingResult:
         """150 steps on the photos, or fewer under ``stop: settled``."""
-        return self.train_together(diffusion, [material], settings, checkpoint, on_step)[0]
+        return self.train_batched(diffusion, [material], settings, checkpoint, on_step)[0]
 
-    def can_train_together(self, settings: Ours, base: Base) -> bool:
+    def can_train_batched(self, settings: Ours, base: Base) -> bool:
         """Not where V*'s embedding learns too, which concepts would share; nor in float16, where one concept's overflow would make
         all of them leave out a step."""
         return not settings.train_token and base.dtype != "float16"
 
-    def train_together(
-        self, diffusion: Diffusion, materials: list[Material], settings: Ours, checkpoint: Path, on_step: OnStep
-    ) -> list[Learned]:
+    def train_batched(
+        self, diffusion: Diffusion, materials: list[TrainingData], settings: Ours, checkpoint: Path, on_step: OnStep
+    ) -> list[TrainingResult]:
         """One bank for all: every draw belongs to a concept's name, no parameter is shared."""
         from persres.residuals.bank import find_targets
-        from persres.training.residuals import new_bank, train
+        from persres.training.residual_training import new_bank, train
 
-        lessons = [read_lesson(diffusion, material, settings) for material in materials]
+        lessons = [encode_concept(diffusion, material, settings) for material in materials]
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, lessons, settings).to(diffusion.unet.device)
         with _token(diffusion, materials[0].base, settings) as extra:
             log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, checkpoint, on_step, extra)
         parameters = bank.count() + sum(value.numel() for value in extra.values())
         return [
-            Learned(parameters, _own_rows(log.rows, concept), partial(_save, bank, concept, extra.get(TOKEN)))
+            TrainingResult(parameters, _own_rows(log.rows, concept), partial(_save, bank, concept, extra.get(TOKEN)))
             for concept in range(len(lessons))
         ]
 
-    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+    def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """A bank of one concept, and V*'s embedding where it learned too."""
         from persres.residuals.file import load_bank, load_token
 
         bank, token = load_bank(diffusion.unet, source.path).scaled(strength), load_token(source.path)
         if token is None:
-            return Loaded(bank.count(), bank)
+            return LoadedMethod(bank.count(), bank)
         token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)
-        inside = partial(replaced, diffusion, {TOKEN: token}, token_id)
-        return Loaded(bank.count() + token.numel(), bank, inside, tensors={TOKEN: token})
+        inside = partial(patched_weights, diffusion, {TOKEN: token}, token_id)
+        return LoadedMethod(bank.count() + token.numel(), bank, inside, tensors={TOKEN: token})
 
 
 METHOD = PersonalizedResiduals()

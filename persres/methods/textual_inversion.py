@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.methods.common.rival import Rival
-from persres.methods.common.words import WordSettings, captions_of, start_vector, word_alone
+from persres.methods.common.word_embeddings import WordEmbeddingSettings, captions_of, start_vector, token_alone
 from persres.models.diffusion import Diffusion
-from persres.models.swap import TOKEN
-from persres.training.lessons import Pictures, Plan, plain_batch
+from persres.models.weight_patching import TOKEN
+from persres.training.batches import EncodedImages, Plan, plain_batch
 
 
-class TextualInversion(WordSettings):
+class TextualInversion(WordEmbeddingSettings):
     """rinongal/textual_inversion: lr 5e-3 × batch (scale_lr is on), batch 2, 6,100 steps, one vector, neutral templates."""
 
     method: Literal["textual_inversion"] = "textual_inversion"
@@ -26,8 +26,8 @@ class TextualInversion(WordSettings):
 def plan(
     diffusion: Diffusion,
     settings: TextualInversion,
-    photos: Pictures,
-    prior: Pictures | None,
+    photos: EncodedImages,
+    prior: EncodedImages | None,
     base: Base,
     macro_class: str,
 ) -> Plan:
@@ -42,4 +42,4 @@ def plan(
     )
 
 
-METHOD = Rival("textual_inversion", TextualInversion, word_alone, plan)
+METHOD = Rival("textual_inversion", TextualInversion, token_alone, plan)

@@ -22,25 +22,25 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pydantic import Field
 from torch import nn
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.images import load_photo, square, to_tensor
-from persres.methods.common.base import Loaded, Source
+from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.rival import Rival
 from persres.methods.common.state_file import load_state
-from persres.methods.common.words import WordSettings, captions_of, start_vector, word_alone
-from persres.models.attention import HeardAttention
+from persres.methods.common.word_embeddings import WordEmbeddingSettings, captions_of, start_vector, token_alone
+from persres.models.attention import RecordingAttnProcessor
 from persres.models.diffusion import Diffusion
-from persres.models.prompts import concept_positions, prompt_ids, prompt_states
-from persres.models.swap import TOKEN
-from persres.runs.specs import Item
+from persres.models.text_encoding import concept_positions, prompt_ids, prompt_states
+from persres.models.weight_patching import TOKEN
 from persres.seeding import generator
-from persres.training.lessons import Batch, Pictures, Plan, masked_error, plain_batch, rows_of
-from persres.training.residuals import diffusion_target
+from persres.training.batches import Batch, EncodedImages, Plan, masked_error, plain_batch, rows_of
+from persres.training.residual_training import diffusion_target
+from persres.units.specs import ImageSpec
 
 PREFIX = "image."
 
 
-class ViCo(WordSettings):
+class ViCo(WordEmbeddingSettings):
     """haoosz/ViCo: V* at 5e-3, image cross-attention in four decoder blocks at 1e-5, attention regularisation 5e-4,
     checkpoint 400. Its own paper samples at guidance 7.5: say ``cfg_scale: 7.5`` in its method for that."""
 
@@ -168,7 +168,7 @@ class WithReference:
             return torch.cat([torch.where(asked[:, None, None], looked, output[:n]), output[n:]])
 
         before = block.attn2.processor
-        block.attn2.set_processor(HeardAttention(seen.append))
+        block.attn2.set_processor(RecordingAttnProcessor(seen.append))
         return before, block.register_forward_hook(after), block
 
 
@@ -188,7 +188,12 @@ def positions(diffusion: Diffusion, prompts: list[str], token: str) -> tuple[tor
 
 
 def plan(
-    diffusion: Diffusion, settings: ViCo, photos: Pictures, prior: Pictures | None, base: Base, macro_class: str
+    diffusion: Diffusion,
+    settings: ViCo,
+    photos: EncodedImages,
+    prior: EncodedImages | None,
+    base: Base,
+    macro_class: str,
 ) -> Plan:
     """A photo under a neutral caption beside another photo as its reference."""
     captions = captions_of(settings, base.token)
@@ -232,7 +237,7 @@ class _ViCo(Rival):
 
     needs_photo = True
 
-    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+    def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """V* goes into the model; the image blocks draw beside the photo, noised with one noise for all steps."""
         state, _ = load_state(source.path)
         own = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
@@ -240,12 +245,12 @@ class _ViCo(Rival):
         return replace(self.loaded(diffusion, source, state, own), predictor=predictor)
 
 
-def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: Source) -> Callable[[list[Item]], Any]:
+def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: LearnedFile) -> Callable[[list[ImageSpec]], Any]:
     photo = square(load_photo(source.photo), source.base.resolution)
     latents, _ = diffusion.posterior(to_tensor([photo]))
     noise = torch.randn(latents.shape, generator=generator("reference", source.concept)).to(latents.device)
 
-    def predictor(items: list[Item]) -> WithReference:
+    def predictor(items: list[ImageSpec]) -> WithReference:
         prompts = [""] * len(items) + [item.prompt for item in items]
         sizes = (len(prompts), -1, -1, -1)
         where = positions(diffusion, prompts, source.base.token)
@@ -254,4 +259,4 @@ def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: Source) -> Cal
     return predictor
 
 
-METHOD = _ViCo("vico", ViCo, word_alone, plan)
+METHOD = _ViCo("vico", ViCo, token_alone, plan)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from persres.config import Clip
+from persres.config.schema import Clip
 from persres.metrics.short_texts import context_of, lengths
 from persres.models.loading import pick_device, unavailable
-from persres.places import located
+from persres.package_paths import located
 
 
 class ClipEncoder:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from persres.config import Dino
+from persres.config.schema import Dino
 from persres.models.loading import pick_device, unavailable
-from persres.places import located
+from persres.package_paths import located
 
 
 def preprocessing(settings: Dino, mean: tuple[float, ...], std: tuple[float, ...]) -> transforms.Compose:

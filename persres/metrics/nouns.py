@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from persres.config import Clip
+from persres.config.schema import Clip
 from persres.datasets.wordnet import load_candidates
+from persres.logging import progress
 from persres.metrics import short_texts
 from persres.metrics.clip_scores import ClipEncoder, load_clip
 from persres.models.loading import model_identity
-from persres.progress import progress
-from persres.prompt_text import fill
-from persres.runs.checkpoints import read_tensors, write_tensors
-from persres.runs.code import code_digest
-from persres.runs.pool import run_units
-from persres.runs.specs import NounsSpec
-from persres.runs.units import Unit, finish
+from persres.prompts import fill
+from persres.units.checkpoints import read_tensors, write_tensors
+from persres.units.code_digest import code_digest
+from persres.units.pool import run_units
+from persres.units.specs import NounsSpec
+from persres.units.unit import Unit, finish
 
 log = logging.getLogger(__name__)
 CHUNK = 4096  # words

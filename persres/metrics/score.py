@@ -10,46 +10,51 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from persres.metrics import kept
+from persres.metrics import feature_cache
 from persres.metrics.background import background_change
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
-from persres.metrics.cut_out import cut_out, object_alignment
 from persres.metrics.dino_scores import load_dino
-from persres.metrics.kept import Eyes, References, Source, pixels
-from persres.metrics.summary import JUDGED
+from persres.metrics.feature_cache import EncoderSet, References, Source, pixels
+from persres.metrics.object_crops import object_alignment, object_crops
+from persres.metrics.summary import CLASSIFIER_SCORES
 from persres.models.loading import pick_device
-from persres.runs.provenance import measured
-from persres.runs.specs import Item, ScoreSpec
-from persres.runs.units import Unit, finish
+from persres.units.provenance import measured
+from persres.units.specs import ImageSpec, ScoreSpec
+from persres.units.unit import Unit, finish
 
 FILE = "scores.parquet"
 
 
-def _judged(spec: ScoreSpec, eyes: Eyes, theirs: References, batch: int) -> dict[str, np.ndarray]:
+def _judged(spec: ScoreSpec, eyes: EncoderSet, theirs: References, batch: int) -> dict[str, np.ndarray]:
     """What only a judge can tell: the object's identity without its background, whether the picture shows what the
     prompt asks for, and the change outside the objects against the base model's picture of the same name."""
     if spec.judge is None:
-        return {column: np.full(len(spec.items), np.nan) for column in JUDGED}
-    own, names = Source.of(spec.pack), tuple(item.name for item in spec.items)
+        return {column: np.full(len(spec.items), np.nan) for column in CLASSIFIER_SCORES}
+    own, names = Source.of(spec.archive), tuple(item.name for item in spec.items)
     texts = {prompt.number: prompt.text for prompt in spec.prompts}
-    drawn, said = pixels([kept.pictures(own)[name] for name in names]), kept.verdict(own, names, spec.judge)
-    alone = load_dino(eyes.dino, eyes.device).images(cut_out(drawn, said.masks), batch)
+    drawn, said = (
+        pixels([feature_cache.image_features(own)[name] for name in names]),
+        feature_cache.verdict(own, names, spec.judge),
+    )
+    alone = load_dino(eyes.dino, eyes.device).images(object_crops(drawn, said.masks), batch)
     return {
         "dino_object": object_alignment(alone, theirs.objects, said.masks),
-        "followed": kept.load_judge(spec.judge).followed(said, [texts[item.number] for item in spec.items]),
+        "followed": feature_cache.load_classifier(spec.judge).followed(
+            said, [texts[item.number] for item in spec.items]
+        ),
         "background_change": _background(spec, names, drawn, said.masks),
     }
 
 
 def _background(spec: ScoreSpec, names: tuple[str, ...], drawn: np.ndarray, masks: np.ndarray) -> np.ndarray:
     change = np.full(len(names), np.nan)
-    if spec.base_pack is None:
+    if spec.base_archive is None:
         return change
-    pack = Source.of(spec.base_pack)
-    base = kept.pictures(pack)
+    archive = Source.of(spec.base_archive)
+    base = feature_cache.image_features(archive)
     shared = [i for i, name in enumerate(names) if name in base]
     if shared:
-        said = kept.verdict(pack, tuple(names[i] for i in shared), spec.judge)
+        said = feature_cache.verdict(archive, tuple(names[i] for i in shared), spec.judge)
         theirs = pixels([base[names[i]] for i in shared])
         change[shared] = background_change(drawn[shared], theirs, masks[shared], said.masks)
     return change
@@ -59,19 +64,19 @@ def _groups(spec: ScoreSpec, batch: int) -> Iterable[list[Image.Image]]:
     """The pack's pictures, ``batch`` at a time; from those that are kept where a judge looks at them too."""
     names = [item.name for item in spec.items]
     if spec.judge is None:
-        return kept.read_pictures(Path(spec.pack.path), names, batch)
-    found = kept.pictures(Source.of(spec.pack))
+        return feature_cache.read_archive(Path(spec.archive.path), names, batch)
+    found = feature_cache.image_features(Source.of(spec.archive))
     return ([found[name] for name in names[k : k + batch]] for k in range(0, len(names), batch))
 
 
-def _compared(spec: ScoreSpec, eyes: Eyes, theirs: References, batch: int) -> dict[str, np.ndarray]:
+def _compared(spec: ScoreSpec, eyes: EncoderSet, theirs: References, batch: int) -> dict[str, np.ndarray]:
     """CLIP's and DINO's scores, both from one decode of each picture."""
     clip, dino, by_clip, by_dino = load_clip(eyes.clip, eyes.device), load_dino(eyes.dino, eyes.device), [], []
     for images in _groups(spec, batch):
         by_clip.append(clip.images(images, batch))
         by_dino.append(dino.images(images, batch))
     features = torch.cat(by_clip)
-    texts = kept.prompt_features(tuple(item.plain for item in spec.items), eyes.clip, eyes.device)
+    texts = feature_cache.prompt_features(tuple(item.plain for item in spec.items), eyes.clip, eyes.device)
     return {
         "clip_text": _array(clip_text_score(features, texts)),
         "clip_image": _array(alignment(features, theirs.clip)),
@@ -83,8 +88,8 @@ def score_unit(unit: Unit[ScoreSpec], work: Path, device: str, batch: int = 64) 
     """The rows of one pack, one row a picture."""
     spec, folder = unit.spec, unit.folder(work)
     with measured(pick_device(device)) as facts:
-        eyes = Eyes(spec.clip, spec.dino, spec.judge, device)
-        theirs = kept.references(tuple(Source.of(photo) for photo in spec.references), eyes)
+        eyes = EncoderSet(spec.clip, spec.dino, spec.judge, device)
+        theirs = feature_cache.references(tuple(Source.of(photo) for photo in spec.references), eyes)
         rows = pd.DataFrame([_labels(spec, item) for item in spec.items])
         found = _compared(spec, eyes, theirs, batch) | _judged(spec, eyes, theirs, batch)
         for column, values in found.items():
@@ -99,7 +104,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().numpy()
 
 
-def _labels(spec: ScoreSpec, item: Item) -> dict[str, object]:
+def _labels(spec: ScoreSpec, item: ImageSpec) -> dict[str, object]:
     prompt = next(prompt for prompt in spec.prompts if prompt.number == item.number)
     return {
         "concept": spec.concept,

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 SCORES = ("clip_text", "clip_image", "dino")
-JUDGED = ("dino_object", "followed", "background_change")  # only where a judge reads the pictures
+CLASSIFIER_SCORES = ("dino_object", "followed", "background_change")  # only where a judge reads the pictures
 FEWEST_FOR_INTERVAL = 5  # concepts; an interval over fewer says more than they know
 
 
 def score_columns(rows: pd.DataFrame) -> list[str]:
     """The paper's scores, and what a judge adds where there is one."""
-    return [*SCORES, *(c for c in JUDGED if c in rows and rows[c].notna().any())]
+    return [*SCORES, *(c for c in CLASSIFIER_SCORES if c in rows and rows[c].notna().any())]
 
 
 def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[float, float]:

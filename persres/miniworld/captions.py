@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from persres.miniworld.render import Look, Scene
+from persres.miniworld.render import Appearance, Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, RARE_TOKENS, STYLES
 
 
-def noun_phrase(look: Look, colour: bool = True, pattern: bool = True, rare: str = "") -> str:
+def noun_phrase(look: Appearance, colour: bool = True, pattern: bool = True, rare: str = "") -> str:
     """``a red striped sks mug``: plain patterns are not said."""
     words = [
         "a",

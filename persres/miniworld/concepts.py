@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persres.miniworld.render import Look, Rendered, Scene, render
+from persres.miniworld.render import Appearance, Rendered, Scene, render
 from persres.seeding import seed_from
 
 
@@ -15,43 +15,53 @@ class Concept:
     """A look, the backgrounds of its photos, and a name."""
 
     name: str
-    look: Look
+    look: Appearance
     backgrounds: tuple[str, ...]
 
 
 CONCEPTS: tuple[Concept, ...] = (
     Concept(
         "heart_mug",
-        Look("mug", "white", parts=(("top", "blue"), ("handle", "blue")), emblem=("heart", "red")),
+        Appearance("mug", "white", parts=(("top", "blue"), ("handle", "blue")), emblem=("heart", "red")),
         ("wood",),
     ),
     Concept(
-        "star_robot", Look("robot", "blue", parts=(("head", "orange"),), emblem=("star", "yellow")), ("wood", "brick")
+        "star_robot",
+        Appearance("robot", "blue", parts=(("head", "orange"),), emblem=("star", "yellow")),
+        ("wood", "brick"),
     ),
     Concept(
-        "banded_cat", Look("cat", "orange", parts=(("ears", "purple"), ("tail", "white")), band="white"), ("grass",)
+        "banded_cat",
+        Appearance("cat", "orange", parts=(("ears", "purple"), ("tail", "white")), band="white"),
+        ("grass",),
     ),
-    Concept("fruit_tree", Look("tree", "green", parts=(("crown", "pink"),), emblem=("disc", "red")), ("grass", "city")),
-    Concept("rally_car", Look("car", "yellow", parts=(("cabin", "green"), ("boot", "pink"))), ("city",)),
     Concept(
-        "masked_fish", Look("fish", "purple", parts=(("face", "yellow"), ("tail", "red"), ("fins", "red"))), ("ocean",)
+        "fruit_tree", Appearance("tree", "green", parts=(("crown", "pink"),), emblem=("disc", "red")), ("grass", "city")
+    ),
+    Concept("rally_car", Appearance("car", "yellow", parts=(("cabin", "green"), ("boot", "pink"))), ("city",)),
+    Concept(
+        "masked_fish",
+        Appearance("fish", "purple", parts=(("face", "yellow"), ("tail", "red"), ("fins", "red"))),
+        ("ocean",),
     ),
     Concept(
         "witch_house",
-        Look("house", "white", parts=(("roof", "purple"), ("door", "orange")), emblem=("star", "yellow")),
+        Appearance("house", "white", parts=(("roof", "purple"), ("door", "orange")), emblem=("star", "yellow")),
         ("grass", "forest"),
     ),
     Concept(
-        "team_ball", Look("ball", "blue", parts=(("belt", "orange"),), emblem=("star", "white")), ("grass", "wood")
+        "team_ball",
+        Appearance("ball", "blue", parts=(("belt", "orange"),), emblem=("star", "white")),
+        ("grass", "wood"),
     ),
     Concept(
         "diamond_mug",
-        Look("mug", "purple", parts=(("handle", "yellow"), ("rim", "yellow")), emblem=("diamond", "green")),
+        Appearance("mug", "purple", parts=(("handle", "yellow"), ("rim", "yellow")), emblem=("diamond", "green")),
         ("brick",),
     ),
     Concept(
         "harlequin_robot",
-        Look("robot", "green", parts=(("arms", "pink"), ("legs", "yellow"), ("head", "white"))),
+        Appearance("robot", "green", parts=(("arms", "pink"), ("legs", "yellow"), ("head", "white"))),
         ("wood",),
     ),
 )

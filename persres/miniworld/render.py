@@ -27,7 +27,7 @@ FIXED = {"dark": (44, 40, 48), "light": (238, 240, 244), "bark": (120, 78, 44)}
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """How one object looks. ``parts`` recolours parts by name; ``emblem`` and ``band`` add what
     no caption can say."""
 
@@ -43,10 +43,10 @@ class Look:
 class Scene:
     """What a picture shows; the pose of each object comes from the generator."""
 
-    subject: Look
+    subject: Appearance
     background: str
     style: str = "photo"
-    second: Look | None = None
+    second: Appearance | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _emblem_polygon(shape: str) -> list[tuple[float, float]]:
     raise ValueError(f"unknown emblem {shape!r}")
 
 
-def draw_object(look: Look) -> Image.Image:
+def draw_object(look: Appearance) -> Image.Image:
     """The object upright on its own transparent canvas, RGBA [LOCAL, LOCAL]."""
     if look.kind not in SHAPES:
         raise ValueError(f"unknown kind {look.kind!r}; one of {', '.join(SHAPES)}")
@@ -167,7 +167,7 @@ def draw_object(look: Look) -> Image.Image:
     return _outlined(_shaded(image), alpha)
 
 
-def _add_band(image: Image.Image, body: Image.Image, look: Look) -> None:
+def _add_band(image: Image.Image, body: Image.Image, look: Appearance) -> None:
     if look.band is None:
         return
     _, y, half = ANCHORS[look.kind]
@@ -178,7 +178,7 @@ def _add_band(image: Image.Image, body: Image.Image, look: Look) -> None:
     image.paste(COLOURS[look.band], mask=Image.fromarray(np.minimum(np.asarray(stripe), np.asarray(body))))
 
 
-def _add_emblem(image: Image.Image, look: Look) -> None:
+def _add_emblem(image: Image.Image, look: Appearance) -> None:
     if look.emblem is None:
         return
     shape, colour = look.emblem

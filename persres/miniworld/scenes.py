@@ -11,7 +11,7 @@ import numpy as np
 
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.recipe import Recipe
-from persres.miniworld.render import Look, Scene, render
+from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
 from persres.seeding import seed_from
@@ -24,19 +24,19 @@ def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[rng.integers(len(options))]
 
 
-def random_look(recipe: Recipe, rng: np.random.Generator) -> Look:
+def random_appearance(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     """A look that a caption can name in full."""
-    return Look(_choice(rng, recipe.kinds), _choice(rng, _COLOURS), _choice(rng, recipe.patterns))
+    return Appearance(_choice(rng, recipe.kinds), _choice(rng, _COLOURS), _choice(rng, recipe.patterns))
 
 
 def random_scene(recipe: Recipe, rng: np.random.Generator) -> Scene:
     """A scene of the training world."""
     style = recipe.styles[rng.choice(len(recipe.styles), p=recipe.style_weights)]
-    second = random_look(recipe, rng) if rng.random() < recipe.second else None
-    return Scene(random_look(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
+    second = random_appearance(recipe, rng) if rng.random() < recipe.second else None
+    return Scene(random_appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
-def random_identity(recipe: Recipe, rng: np.random.Generator) -> Look:
+def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     """A look beyond captions: recoloured parts, an emblem, a band. Never one of the concepts."""
     kind = _choice(rng, recipe.kinds)
     names = [name for name, role, _ in SHAPES[kind] if role != "dark"]
@@ -44,7 +44,7 @@ def random_identity(recipe: Recipe, rng: np.random.Generator) -> Look:
     parts = tuple((str(name), _choice(rng, _COLOURS)) for name in chosen)
     emblem = (_choice(rng, _EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
     band = _choice(rng, _COLOURS) if rng.random() < 0.25 else None
-    look = Look(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
+    look = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
     return random_identity(recipe, rng) if look in {c.look for c in CONCEPTS} else look
 
 

@@ -58,7 +58,7 @@ def token_shares(
     return read[..., :count].mean(1).mT
 
 
-class KeptText:
+class TextKVCache:
     """A cross-attention's keys and values of the text that it last read. They are made anew for another text, and every time where a
     gradient is wanted of them, or where somebody listens to the layers that make them."""
 
@@ -68,20 +68,20 @@ class KeptText:
 
     def of(self, attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each [n, heads, length, d], of a text [n, length, width] that nobody changes in place."""
-        heard = attn.to_k._forward_hooks or attn.to_v._forward_hooks
-        if self.text is text and not heard:
+        concept_attention = attn.to_k._forward_hooks or attn.to_v._forward_hooks
+        if self.text is text and not concept_attention:
             return self.made
         made = split_heads(attn, attn.to_k(text)), split_heads(attn, attn.to_v(text))
-        if not (heard or made[0].requires_grad or made[1].requires_grad):
+        if not (concept_attention or made[0].requires_grad or made[1].requires_grad):
             self.text, self.made = text, made
         return made
 
 
-class KeptCrossAttention:
+class CachedTextAttnProcessor:
     """Cross-attention with its text's keys and values kept."""
 
     def __init__(self) -> None:
-        self.kept = KeptText()
+        self.kept = TextKVCache()
 
     def __call__(
         self,
@@ -97,7 +97,7 @@ class KeptCrossAttention:
         return projected(attn, attended(attn, query, key, value, attention_mask))
 
 
-class HeardAttention:
+class RecordingAttnProcessor:
     """Cross-attention with plain softmax that also reports its weights, [n, pixels, length], with their gradient."""
 
     def __init__(self, report: Callable[[torch.Tensor], None]) -> None:
@@ -121,7 +121,7 @@ class HeardAttention:
 
 
 @contextmanager
-def text_kept(unet: nn.Module) -> Iterator[None]:
+def cached_text_kv(unet: nn.Module) -> Iterator[None]:
     """Within the context every plain cross-attention keeps what it made of its text, where nobody has put a processor of his own.
     Its weights and its text must not change in place inside. On exit the processors of before return."""
     before = {
@@ -131,7 +131,7 @@ def text_kept(unet: nn.Module) -> Iterator[None]:
     }
     try:
         for attn in before:
-            attn.set_processor(KeptCrossAttention())
+            attn.set_processor(CachedTextAttnProcessor())
         yield
     finally:
         for attn, processor in before.items():

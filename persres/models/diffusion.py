@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from persres.config import Base
+from persres.config.schema import Base
 from persres.errors import PersresError
 from persres.models.conditioning import Conditioning
 from persres.models.loading import pick_device, unavailable
-from persres.models.prompts import Tower, add_concept_token, prompt_states, two_tower_states
-from persres.places import located
+from persres.models.text_encoding import Tower, add_concept_token, prompt_states, two_tower_states
+from persres.package_paths import located
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -52,7 +52,7 @@ class Diffusion:
     second: Tower | None = None
     empty_is_zero: bool = False
     resolution: int = 0  # pixels, short side
-    offload: bool = False
+    cpu_offload: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class Diffusion:
 
     @contextmanager
     def _at_work(self, *parts: nn.Module) -> Iterator[None]:
-        if not self.offload:
+        if not self.cpu_offload:
             yield
             return
         try:
@@ -130,7 +130,7 @@ def pipeline_name(model: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
+def load_diffusion(base: Base, device: str, cpu_offload: bool = False) -> Diffusion:
     """All parts in ``base.dtype`` on the device. Raises PersresError where the model can't be had or is of no known kind.
 
     The pipeline's own scheduler settings are read as DDIM, which the paper samples with.
@@ -140,10 +140,10 @@ def load_diffusion(base: Base, device: str, offload: bool = False) -> Diffusion:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    return assembled(_pipeline(base), base, pick_device(device), offload)
+    return assembled(_pipeline(base), base, pick_device(device), cpu_offload)
 
 
-def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload: bool) -> Diffusion:
+def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, cpu_offload: bool) -> Diffusion:
     """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
     from diffusers import StableDiffusionXLPipeline
 
@@ -157,14 +157,14 @@ def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, offload:
         second,
         second is not None and pipe.config.force_zeros_for_empty_prompt,
         base.resolution,
-        offload,
+        cpu_offload,
     )
     for tower in diffusion.towers:
         add_concept_token(*tower, base.token, base.rare_token)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
         pipe.vae.float()  # its activations overflow in half precision; diffusers upcasts by the same word of its config
     for part in (pipe.vae, *(encoder for _, encoder in diffusion.towers)):
-        part.to("cpu" if offload else place).eval().requires_grad_(False)
+        part.to("cpu" if cpu_offload else place).eval().requires_grad_(False)
     pipe.unet.to(place).eval().requires_grad_(False)
     if place.type == "cpu":
         for part in (pipe.unet, pipe.vae):

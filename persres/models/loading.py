@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from persres.errors import PersresError
-from persres.places import located
-from persres.runs.files import digest_folder
+from persres.package_paths import located
+from persres.units.files import digest_folder
 
 
 def pick_device(name: str) -> torch.device:

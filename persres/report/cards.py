@@ -17,10 +17,10 @@ from persres.datasets.layout import Concept, read_concepts
 from persres.images import unzip_images
 from persres.metrics.summary import score_columns
 from persres.report.table_text import markdown
-from persres.runs.checkpoints import read_header
-from persres.runs.context import Context
-from persres.runs.headers import header_facts
-from persres.runs.outputs import learned_path, read_index, scores_path
+from persres.units.checkpoints import read_header
+from persres.units.context import Context
+from persres.units.header_facts import header_facts
+from persres.units.outputs import learned_path, read_index, scores_path
 
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, as in the sheets
 PICTURES = 4  # in a preview
@@ -29,10 +29,10 @@ PICTURES = 4  # in a preview
 def write_cards(context: Context, out: Path) -> None:
     """One card and one preview for every variant and concept that were learned and are drawn with."""
     rows = pd.read_parquet(scores_path(context.data))
-    drawings = {name: facts.drawing for name, facts in read_index(context).methods.items()}
+    drawings = {name: facts.sampling for name, facts in read_index(context).methods.items()}
     for variant in context.profile.train.variants:
-        methods = [m for m, drawing in drawings.items() if drawing.variant == variant and not drawing.other_concept]
-        plain = [m for m, drawing in drawings.items() if drawing.variant is None]
+        methods = [m for m, sampling in drawings.items() if sampling.variant == variant and not sampling.wrong_concept]
+        plain = [m for m, sampling in drawings.items() if sampling.variant is None]
         for concept, _ in read_concepts(context.data / "concepts"):
             learned, own = learned_path(context.data, variant, concept.name), rows[rows["concept"] == concept.name]
             if not learned.exists() or own[own["method"].isin(methods)].empty:
@@ -124,10 +124,10 @@ def _cell(value: float | int | None) -> str:
 def _preview(context: Context, method: str, concept: str) -> Image.Image:
     """A row of pictures, the first of the first prompts. No photo among them: whose they are, and whether they may be shown, is not ours
     to say."""
-    pack = unzip_images(context.data / "samples" / method / f"{concept}.zip")
-    names = [name for name in sorted(pack) if "/" not in name]
+    archive = unzip_images(context.data / "samples" / method / f"{concept}.zip")
+    names = [name for name in sorted(archive) if "/" not in name]
     step = max(1, len(names) // PICTURES)
-    chosen = [pack[name] for name in names[::step][:PICTURES]]
+    chosen = [archive[name] for name in names[::step][:PICTURES]]
     size = chosen[0].width * max(1, -(-CELL_AT_LEAST // chosen[0].width))
     row = Image.new("RGB", (size * len(chosen), size), "white")
     for i, picture in enumerate(chosen):

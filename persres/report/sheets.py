@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.images import load_photo, square, unzip_images
-from persres.runs.context import Context
-from persres.runs.outputs import read_index
-from persres.runs.specs import Item, SampleSpec
+from persres.units.context import Context
+from persres.units.outputs import read_index
+from persres.units.specs import ImageSpec, SampleSpec
 
 GAP = 8
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged
@@ -26,18 +26,20 @@ def write_sheets(
     """Write ``<concept>.png`` for every concept: one prompt of each group, or every prompt. ``methods``, in their order, and
     ``concepts`` choose some."""
     by_concept: dict[str, list[SampleSpec]] = {}
-    packs = [pack.spec for pack in read_index(context).packs if not methods or pack.spec.method in methods]
-    for spec in sorted(packs, key=lambda spec: methods.index(spec.method)) if methods else packs:
+    archives = [
+        archive.spec for archive in read_index(context).archives if not methods or archive.spec.method in methods
+    ]
+    for spec in sorted(archives, key=lambda spec: methods.index(spec.method)) if methods else archives:
         by_concept.setdefault(spec.concept, []).append(spec)
     for concept, folder in read_concepts(context.data / "concepts"):
         if not concepts or concept.name in concepts:
             _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
 
 
-def _chosen(spec: SampleSpec, every_prompt: bool) -> list[Item]:
+def _chosen(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
     """The first picture of the first prompt of each group, or of every prompt."""
     rows = {prompt.number: prompt.number if every_prompt else prompt.group for prompt in spec.prompts}
-    first: dict[int | str, Item] = {}
+    first: dict[int | str, ImageSpec] = {}
     for item in spec.items():
         first.setdefault(rows[item.number], item)
     return list(first.values())
@@ -79,11 +81,11 @@ def _columns(context: Context, specs: list[SampleSpec]) -> list[tuple[str, dict[
     """(title, pictures by item name) of every method, and of the masks after a LAG method."""
     columns = []
     for spec in specs:
-        pack = unzip_images(context.data / "samples" / spec.method / f"{spec.concept}.zip")
+        archive = unzip_images(context.data / "samples" / spec.method / f"{spec.concept}.zip")
         columns.append(
-            (spec.method, {n.removesuffix(".png"): p for n, p in pack.items() if not n.startswith("masks/")})
+            (spec.method, {n.removesuffix(".png"): p for n, p in archive.items() if not n.startswith("masks/")})
         )
-        masks = {n.removeprefix("masks/").removesuffix(".png"): p for n, p in pack.items() if n.startswith("masks/")}
+        masks = {n.removeprefix("masks/").removesuffix(".png"): p for n, p in archive.items() if n.startswith("masks/")}
         if masks:
             columns.append((f"{spec.method} masks", masks))
     return columns

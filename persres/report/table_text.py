@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from persres.metrics.paper_figures import MODEL
-from persres.runs.context import Context
+from persres.units.context import Context
 
 COLUMNS = {
     "dino_object": "DINO with everything outside the objects painted grey, in pictures and references.",
@@ -38,14 +38,14 @@ def notes_of(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
         lines.append(
             f"Nearest-noun candidates: {found['candidate_count']} from {found['candidates']}; the nearest is the dataset's class for {agree} of {len(found['concepts'])}."
         )
-    if all("found" in entry for entry in found["concepts"].values()):
+    if all("zero_shot" in entry for entry in found["concepts"].values()):
         lines.append(_found_line(found["concepts"]))
     lines += [f"{column}: {text}" for column, text in COLUMNS.items() if column in columns]
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _found_line(concepts: dict) -> str:
-    agree = sum(e["found"] == e["dataset"] for e in concepts.values())
+    agree = sum(e["zero_shot"] == e["dataset"] for e in concepts.values())
     sure = ", ".join(f"{name} {e['found']} ({e['confidence']:.0%})" for name, e in concepts.items())
     return f"The class found by itself is the dataset's for {agree} of {len(concepts)}; with its confidence: {sure}."
 

@@ -14,9 +14,9 @@ from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.summary import SCORES, difference, method_table, score_columns
 from persres.report.plots import category_figure, group_figure
 from persres.report.table_text import notes_of, write_table
-from persres.runs.context import Context
-from persres.runs.costs import read_costs
-from persres.runs.outputs import MethodFacts, read_index, scores_path
+from persres.units.context import Context
+from persres.units.costs import read_costs
+from persres.units.outputs import ConfigFacts, read_index, scores_path
 
 PICTURE = ["concept", "prompt", "image"]
 
@@ -69,7 +69,7 @@ def shared_pictures(rows: pd.DataFrame, chosen: list[str]) -> pd.DataFrame:
 
 
 def _about(
-    table: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, MethodFacts], costs: pd.DataFrame
+    table: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, ConfigFacts], costs: pd.DataFrame
 ) -> pd.DataFrame:
     """Parameters before the scores; behind them what they are over, and what training and drawing took."""
     table.insert(1, "params", [methods[m].parameters for m in table["method"]])
@@ -90,14 +90,14 @@ def paper_table(table: pd.DataFrame, name: str, chosen: dict[str, str], model: s
     return table
 
 
-def _pairs(context: Context, names: list[str], methods: dict[str, MethodFacts]) -> list[tuple[str, str]]:
+def _pairs(context: Context, names: list[str], methods: dict[str, ConfigFacts]) -> list[tuple[str, str]]:
     """Everything against the base model, LAG against the same residual without it, and a paper table's rows against its
     row "Ours", or its first where none is called so."""
-    drawing = {m: methods[m].drawing for m in names}
-    plain = [m for m in names if drawing[m].variant is None]
+    sampling = {m: methods[m].sampling for m in names}
+    plain = [m for m in names if sampling[m].variant is None]
     pairs = [(m, plain[0]) for m in names if plain and m != plain[0]]
-    for lag in (m for m in names if drawing[m].lag):
-        twins = [m for m in names if not drawing[m].lag and drawing[m].variant == drawing[lag].variant]
+    for lag in (m for m in names if sampling[m].lag):
+        twins = [m for m in names if not sampling[m].lag and sampling[m].variant == sampling[lag].variant]
         pairs += [(lag, m) for m in twins[:1]]
     for chosen in context.profile.tables.rows.values():
         ours = next((m for m, row in chosen.items() if row == "Ours"), next(iter(chosen)))

@@ -24,11 +24,11 @@ from torch import nn
 
 from persres.errors import PersresError
 
-PLACES = ("proj_out", "proj_in", "attn_kv")
+TARGET_MODULES = ("proj_out", "proj_in", "attn_kv")
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetLayer:
     """One layer that takes a residual: ``width`` outputs, ``width_in`` inputs. ``conv`` tells a 1×1 convolution from a
     linear layer."""
 
@@ -49,15 +49,15 @@ def _layers(path: str, block: Transformer2DModel, place: str) -> Iterator[tuple[
         for number, layer in enumerate(block.transformer_blocks):
             for name in ("to_k", "to_v"):
                 yield f"{path}.transformer_blocks.{number}.attn2.{name}", getattr(layer.attn2, name)
-    elif place in PLACES:
+    elif place in TARGET_MODULES:
         yield f"{path}.{place}", getattr(block, place)
     else:
-        raise PersresError(f"unknown target {place!r}; one of {', '.join(PLACES)}")
+        raise PersresError(f"unknown target {place!r}; one of {', '.join(TARGET_MODULES)}")
 
 
 def find_targets(
     unet: nn.Module, ratio: float = 0.05, fixed_rank: int | None = None, place: str = "proj_out"
-) -> list[Target]:
+) -> list[TargetLayer]:
     """The layers that take a residual, in the order of the model's modules: the output projection of every
     transformer block; or, for the paper's ablations, its input projection, or keys and values of its cross-attention.
 
@@ -69,7 +69,7 @@ def find_targets(
             for name, layer in _layers(path, block, place):
                 width, width_in = layer.weight.shape[:2]
                 rank = min(rank_of(width, ratio, fixed_rank), width_in)
-                targets.append(Target(name, width, isinstance(layer, nn.Conv2d), rank, width_in))
+                targets.append(TargetLayer(name, width, isinstance(layer, nn.Conv2d), rank, width_in))
     if not targets:
         raise PersresError(
             f"{type(unet).__name__} has no transformer block with an output projection; is this a Stable Diffusion U-Net?"
@@ -81,7 +81,7 @@ class ResidualBank(nn.Module):
     """Residuals of K concepts: ``up[i]`` is A_i [K, m, r] and ``down[i]`` is B_i [K, r, m'], float32; m' = m but for keys
     and values, which read the text's width."""
 
-    def __init__(self, targets: list[Target], concepts: int = 1) -> None:
+    def __init__(self, targets: list[TargetLayer], concepts: int = 1) -> None:
         super().__init__()
         self.targets = tuple(targets)
         self.up = nn.ParameterList(nn.Parameter(torch.zeros(concepts, t.width, t.rank)) for t in targets)
@@ -177,7 +177,7 @@ class ResidualBank(nn.Module):
         return state
 
     @classmethod
-    def from_states(cls, targets: list[Target], states: list[dict[str, torch.Tensor]]) -> ResidualBank:
+    def from_states(cls, targets: list[TargetLayer], states: list[dict[str, torch.Tensor]]) -> ResidualBank:
         """A bank of several concepts. Raises PersresError naming the first layer that does not fit."""
         bank = cls(targets, len(states))
         for concept, state in enumerate(states):
@@ -242,12 +242,12 @@ def gate_of(weight: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Ten
 
 
 @contextmanager
-def attached(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[None]:
+def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[None]:
     """Within the context every target layer gives f + w·M ⊗ ΔW x (paper equation 3, rearranged:
     (1−M)⊗Wx + M⊗(W+ΔW)x = Wx + M⊗ΔWx). No weight is copied or changed; hooks go on exit."""
     handles = []
 
-    def hook_for(index: int, target: Target):
+    def hook_for(index: int, target: TargetLayer):
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             gate = gate_of(routing.weight, routing.masks.get(target.path))
             return bank.added(index, args[0], output, routing.rows, gate)
@@ -264,7 +264,7 @@ def attached(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[
 
 
 @contextmanager
-def merged(unet: nn.Module, bank: ResidualBank, concept: int = 0) -> Iterator[None]:
+def merged_weights(unet: nn.Module, bank: ResidualBank, concept: int = 0) -> Iterator[None]:
     """Within the context W + ΔW stands in place of W; on exit the very tensors of before return."""
     before = {}
     try:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from persres.errors import PersresError
-from persres.models.swap import TOKEN
-from persres.residuals.bank import ResidualBank, Target, find_targets
-from persres.runs.checkpoints import read_learned, write_tensors
+from persres.models.weight_patching import TOKEN
+from persres.residuals.bank import ResidualBank, TargetLayer, find_targets
+from persres.units.checkpoints import read_learned, write_tensors
 
 FORMAT = "persres-residual-1"
 
@@ -26,7 +26,7 @@ FORMAT = "persres-residual-1"
 def save_residual(
     path: Path,
     state: dict[str, torch.Tensor],
-    targets: list[Target],
+    targets: list[TargetLayer],
     info: dict[str, Any],
     token: torch.Tensor | None = None,
 ) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from persres.errors import PersresError
-from persres.runs.checkpoints import read_checked
+from persres.units.checkpoints import read_checked
 
 TOWERS = ("text_encoder", "text_encoder_2")
 PARTS = {"lora_A": "down", "lora_B": "up"}
@@ -67,7 +67,7 @@ class Lora:
 def read_lora(path: Path, phrase: str, unet: nn.Module, towers: list[nn.Module]) -> Lora:
     """A file's deltas for this U-Net and these text towers, checked layer by layer.
 
-    Raises PersresError where the file is broken (as :func:`persres.runs.checkpoints.read_checked`), holds another kind of adapter, or a
+    Raises PersresError where the file is broken (as :func:`persres.units.checkpoints.read_checked`), holds another kind of adapter, or a
     layer or a shape that the model has not.
     """
     tensors, header = read_checked(path)

@@ -20,10 +20,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
-from persres.models.attention import KeptText, attended, is_plain, projected, split_heads, token_shares
+from persres.models.attention import TextKVCache, attended, is_plain, projected, split_heads, token_shares
 from persres.residuals.bank import Routing
-from persres.sampling.masking import CONFIDENT, PAPER, Masking, blended, confidence
-from persres.sampling.masks import Draws
+from persres.sampling.mask_config import CONFIDENCE_WEIGHTED, PAPER, MaskConfig, blended, confidence
+from persres.sampling.masks import Generators
 
 UNCOND_RULES = ("mask", "base", "full")
 
@@ -41,8 +41,8 @@ class MaskRule:
     mask_from: torch.Tensor
     everywhere: torch.Tensor
     record: bool = False
-    masking: Masking = PAPER
-    draws: Draws | None = None  # s generators, for masks that draw at random
+    mask_config: MaskConfig = PAPER
+    draws: Generators | None = None  # s generators, for masks that draw at random
     rows: slice = field(default_factory=lambda: slice(None))
     newest: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its newest map [s, h, w]
     trust: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [s]
@@ -50,7 +50,7 @@ class MaskRule:
     before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [s, h, w]
     steps: int = 0
 
-    def heard(
+    def concept_attention(
         self, query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The concept's attention, [s, pixels], in a layer's heads; see :func:`persres.models.attention.token_shares`."""
@@ -61,9 +61,9 @@ class MaskRule:
         """The mask [n, pixels] of a layer from the concept's attention [s, pixels] of this height and width."""
         block = path.removesuffix(".proj_out")
         own = self._smoothed(block, attention.float().unflatten(1, shape))
-        if self.masking.listens_to(block):
+        if self.mask_config.is_source(block):
             self.newest[block] = own
-            if self.masking.blocks == CONFIDENT:
+            if self.mask_config.blocks == CONFIDENCE_WEIGHTED:
                 self.trust[block] = confidence(own)
         mask = self.mask_at(shape, own)
         if self.record:
@@ -75,13 +75,13 @@ class MaskRule:
         or nothing is shared yet. Blocks before the first source take the maps of the sampling step before; in the very first step,
         their own. Without either, everything."""
         n = len(self.mask_from)
-        if not (self.masking.shared and self.newest):
+        if not (self.mask_config.shared and self.newest):
             if own is None:
                 return torch.ones(n, shape[0] * shape[1], device=self.mask_from.device)
             found = own.flatten(1)
         else:
             found = blended(list(self.newest.values()), list(self.trust.values()) or None, shape)
-        mask, unsure = self.cut(found, shape), self.masking.unsure(list(self.trust.values()))
+        mask, unsure = self.cut(found, shape), self.mask_config.unsure(list(self.trust.values()))
         if unsure is not None:
             mask = torch.where(unsure[:, None], torch.ones_like(mask), mask)
         mask = mask[self.mask_from]
@@ -89,22 +89,22 @@ class MaskRule:
 
     def cut(self, found: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """The mask [s, pixels] of maps [s, pixels], before branches and samples that go unmasked are seen to."""
-        return self.masking.cut(found, shape, self.draws)
+        return self.mask_config.cut(found, shape, self.draws)
 
     def _smoothed(self, block: str, own: torch.Tensor) -> torch.Tensor:
         """The block's map with its share of the steps before."""
-        if not self.masking.smooth:
+        if not self.mask_config.smooth:
             return own
         before = self.before.get(block)
-        self.before[block] = own if before is None else torch.lerp(own, before, self.masking.smooth)
+        self.before[block] = own if before is None else torch.lerp(own, before, self.mask_config.smooth)
         return self.before[block]
 
 
 def guidance_rule(
     tokens: torch.Tensor,
     uncond_rule: str,
-    masking: Masking = PAPER,
-    draws: Draws | None = None,
+    mask_config: MaskConfig = PAPER,
+    draws: Generators | None = None,
     record: bool = False,
     unmasked: torch.Tensor | None = None,
 ) -> tuple[Routing, MaskRule]:
@@ -125,14 +125,14 @@ def guidance_rule(
         everywhere[:] = torch.cat([unmasked, unmasked])
     everywhere[:n] |= uncond_rule == "full"
     partner = torch.arange(n, device=device).repeat(2)
-    return routing, MaskRule(tokens, partner, everywhere, record, masking, draws, slice(n, 2 * n))
+    return routing, MaskRule(tokens, partner, everywhere, record, mask_config, draws, slice(n, 2 * n))
 
 
-class ListeningAttention:
+class LagAttnProcessor:
     """Cross-attention that also reports where the concept is. Its text's keys and values are kept: the text is the same at every step."""
 
     def __init__(self, rule: MaskRule, report: Callable[[torch.Tensor], None]) -> None:
-        self.rule, self.report, self.kept = rule, report, KeptText()
+        self.rule, self.report, self.kept = rule, report, TextKVCache()
 
     def __call__(
         self,
@@ -145,12 +145,12 @@ class ListeningAttention:
         """As diffusers calls a processor."""
         key, value = self.kept.of(attn, encoder_hidden_states)
         query = split_heads(attn, attn.to_q(hidden_states))
-        self.report(self.rule.heard(query, key, attn.scale, attention_mask))
+        self.report(self.rule.concept_attention(query, key, attn.scale, attention_mask))
         return projected(attn, attended(attn, query, key, value, attention_mask))
 
 
 @contextmanager
-def localised(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
+def lag_hooks(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
     """Within the context each forward pass fills ``routing.masks`` just before the block's output
     projection needs it. The attention processors of before return on exit."""
     before: list[tuple[Attention, object]] = []
@@ -181,7 +181,7 @@ def check_plain(path: str, attn: Attention) -> None:
 
 def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
     known = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
-    named = () if rule.masking.blocks == CONFIDENT else rule.masking.blocks
+    named = () if rule.mask_config.blocks == CONFIDENCE_WEIGHTED else rule.mask_config.blocks
     unknown = [block for block in named if block not in known]
     if unknown:
         raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(known)}")
@@ -201,7 +201,7 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
 
     for layer in layers:
         check_plain(path, layer)
-        layer.set_processor(ListeningAttention(rule, maps.append))
+        layer.set_processor(LagAttnProcessor(rule, maps.append))
     entry = module.register_forward_pre_hook(before_block, with_kwargs=True)
     return [entry, module.proj_out.register_forward_pre_hook(before_proj_out)]
 

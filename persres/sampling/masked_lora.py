@@ -32,7 +32,7 @@ from persres.models.attention import attended, projected, split_heads
 from persres.residuals.bank import Routing
 from persres.residuals.lora import Delta
 from persres.sampling.lag import MaskRule, check_plain
-from persres.sampling.masking import blended, resized
+from persres.sampling.mask_config import blended, resized
 
 Shape = tuple[int, int]
 
@@ -64,7 +64,7 @@ class Places:
         self.routing, self.rule = routing, rule
         self.shape: dict[str, Shape] = {}
         self.latest: dict[str, torch.Tensor] = {}  # block -> its newest map [s, h, w]
-        self.heard: dict[str, list[torch.Tensor]] = {}  # block -> its layers' maps in this pass
+        self.concept_attention: dict[str, list[torch.Tensor]] = {}  # block -> its layers' maps in this pass
         self.known: dict[tuple[str | None, Shape], torch.Tensor] = {}  # masks that no map has changed since
 
     def weight(self, like: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class Places:
         """Mask times weight, [n, pixels]; [n, 1] without a rule."""
         if self.rule is None:
             return self.routing.weight[:, None]
-        key = (None if self.rule.masking.shared and self.rule.newest else block, shape)
+        key = (None if self.rule.mask_config.shared and self.rule.newest else block, shape)
         if key not in self.known:
             self.known[key] = self._mask(block, shape) * self.routing.weight[:, None]
         return self.known[key]
@@ -86,23 +86,23 @@ class Places:
             own = resized(self.latest[block], shape)
         elif self.latest:
             own = blended(list(self.latest.values()), None, shape).unflatten(1, shape)
-        if own is None and not (rule.masking.shared and rule.newest):
+        if own is None and not (rule.mask_config.shared and rule.newest):
             return rule.everywhere[:, None].float().expand(-1, shape[0] * shape[1])
         return rule.mask_at(shape, own)
 
     def enter(self, block: str, shape: Shape) -> None:
         """A pass comes to a block of this height and width."""
-        self.shape[block], self.heard[block] = shape, []
+        self.shape[block], self.concept_attention[block] = shape, []
 
     def hear(self, block: str, found: torch.Tensor) -> None:
         """One layer's map, [s, pixels]; the block's is the mean of its layers so far."""
-        self.heard[block].append(found)
-        self.latest[block] = torch.stack(self.heard[block]).mean(0).unflatten(1, self.shape[block])
+        self.concept_attention[block].append(found)
+        self.latest[block] = torch.stack(self.concept_attention[block]).mean(0).unflatten(1, self.shape[block])
         self.known.clear()
 
     def finish(self, block: str) -> None:
         """The block's map is whole, and is given to the rule."""
-        self.rule.finish(f"{block}.proj_out", torch.stack(self.heard[block]).mean(0), self.shape[block])
+        self.rule.finish(f"{block}.proj_out", torch.stack(self.concept_attention[block]).mean(0), self.shape[block])
         self.latest[block] = self.rule.before.get(block, self.latest[block])
         self.known.clear()
 
@@ -126,7 +126,7 @@ class BlendedAttention:
         query = split_heads(attn, attn.to_q(hidden_states))
         key, value = split_heads(attn, attn.to_k(context)), split_heads(attn, attn.to_v(context))
         if self.cross:
-            self.places.hear(self.block, self.places.rule.heard(query, key, attn.scale, attention_mask))
+            self.places.hear(self.block, self.places.rule.concept_attention(query, key, attn.scale, attention_mask))
         out = attended(attn, query, key, value, attention_mask)
         if self.key is not None or self.value is not None:
             key = key if self.key is None else key + split_heads(attn, self.key(context))
@@ -137,7 +137,7 @@ class BlendedAttention:
 
 
 @contextmanager
-def confined(
+def masked_lora_hooks(
     unet: nn.Module, deltas: dict[str, Delta], routing: Routing, rule: MaskRule | None, strength: float = 1.0
 ) -> Iterator[None]:
     """Within the context the LoRA's deltas act inside of the rule's masks, or without a rule everywhere, times each sample's
@@ -220,7 +220,9 @@ def _shift(product: Product, parent: ResnetBlock2D, places: Places) -> list:
 
 
 @contextmanager
-def in_towers(towers: list[nn.Module], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0) -> Iterator[None]:
+def text_encoder_lora(
+    towers: list[nn.Module], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0
+) -> Iterator[None]:
     """Within the context W + ΔW stands in the text towers' layers: text has no place in the picture. On exit the very tensors of
     before return."""
     before: list[tuple[nn.Module, nn.Parameter]] = []

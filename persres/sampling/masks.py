@@ -19,9 +19,9 @@ import torch
 
 from persres.errors import PersresError
 
-Draws = Callable[[int], list[torch.Generator]]  # n generators for a number of pixels, the same ones at every step
+Generators = Callable[[int], list[torch.Generator]]  # n generators for a number of pixels, the same ones at every step
 Mask = Callable[[torch.Tensor, float], torch.Tensor]
-Control = Callable[[torch.Tensor, tuple[int, int], Draws | None], torch.Tensor]
+Control = Callable[[torch.Tensor, tuple[int, int], Generators | None], torch.Tensor]
 
 
 def median(attention: torch.Tensor, area: float = 0.5) -> torch.Tensor:
@@ -71,12 +71,12 @@ def _cut(attention: torch.Tensor, below: torch.Tensor, above: torch.Tensor) -> t
     return (below + above) / 2
 
 
-def disk(mask: torch.Tensor, shape: tuple[int, int], draws: Draws | None = None) -> torch.Tensor:
+def disk(mask: torch.Tensor, shape: tuple[int, int], draws: Generators | None = None) -> torch.Tensor:
     """As many pixels as the mask's, nearest to the picture's centre."""
     return largest(nearness(shape).to(mask).expand_as(mask), mask.sum(1).round())
 
 
-def random(mask: torch.Tensor, shape: tuple[int, int], draws: Draws | None = None) -> torch.Tensor:
+def random(mask: torch.Tensor, shape: tuple[int, int], draws: Generators | None = None) -> torch.Tensor:
     """As many pixels as the mask's, by an order drawn for each sample and block size, the same at every step. Raises PersresError
     without draws."""
     if draws is None:
@@ -85,7 +85,7 @@ def random(mask: torch.Tensor, shape: tuple[int, int], draws: Draws | None = Non
     return largest(order.to(mask), mask.sum(1).round())
 
 
-def inverted(mask: torch.Tensor, shape: tuple[int, int], draws: Draws | None = None) -> torch.Tensor:
+def inverted(mask: torch.Tensor, shape: tuple[int, int], draws: Generators | None = None) -> torch.Tensor:
     """The complement."""
     return 1 - mask
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from persres.datasets.registry import dataset_named
-from persres.runs.context import Context
-from persres.runs.files import publishing
-from persres.runs.locks import stage_lock
+from persres.units.context import Context
+from persres.units.files import publishing
+from persres.units.locks import stage_lock
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """macro_class: what each concept is called -> ``data/macro_class/macro_class.json`` (paper 3.2, appendix B).
 
-The dataset's word, the nearest noun (the paper's way), or the class found by itself (persres/metrics/found_class.py).
+The dataset's word, the nearest noun (the paper's way), or the class found by itself (persres/metrics/zero_shot_class.py).
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import json
 import logging
 from pathlib import Path
 
-from persres.config import MacroClass
+from persres.config.schema import MacroClass
 from persres.datasets.layout import read_concepts, reference_photos
 from persres.datasets.wordnet import load_candidates
 from persres.errors import PersresError
 from persres.images import load_photo
 from persres.metrics.clip_scores import load_clip
-from persres.metrics.found_class import Found, finder_of
 from persres.metrics.nouns import nearest_nouns, noun_features
+from persres.metrics.zero_shot_class import ZeroShotResult, zero_shot_classifier
 from persres.models.diffusion import load_diffusion
-from persres.runs.context import Context
-from persres.runs.files import publishing
-from persres.runs.locks import stage_lock
-from persres.runs.outputs import CLASSES
+from persres.units.context import Context
+from persres.units.files import publishing
+from persres.units.locks import stage_lock
+from persres.units.outputs import CLASSES
 
 log = logging.getLogger(__name__)
 UNSURE = 0.5  # below this confidence a found class is probably not what a person would say
@@ -37,18 +37,18 @@ def macro_class(context: Context) -> None:
         concept.name: len(reference_photos(folder)) for concept, folder in read_concepts(context.data / "concepts")
     }
     for name, entry in found["concepts"].items():
-        said = name, entry["chosen"], entry["dataset"], entry["nearest"]
+        said = name, entry["selected"], entry["dataset"], entry["nearest"]
         log.info("macro_class: %s: %s (dataset %s, nearest %s)", *said)
-        if settings.finds:
+        if settings.uses_zero_shot:
             _tell(name, entry)
-            if settings.source == "found":
-                _warn(name, entry, blind=counts[name] == 1 and settings.finder.judge)
+            if settings.source == "zero_shot":
+                _warn(name, entry, blind=counts[name] == 1 and settings.zero_shot_settings.diffusion_classifier)
 
 
 def _tell(name: str, entry: dict) -> None:
-    others = ", ".join(f"{noun} {share:.0%}" for noun, share in entry["found_top"][1:4])
+    others = ", ".join(f"{noun} {share:.0%}" for noun, share in entry["zero_shot_top"][1:4])
     sure = entry["confidence"], entry["agreement"], others or "nothing else"
-    log.info("macro_class: %s: found %s, confidence %.0f%%, by %.0f%% of the photos alone; then %s", name, entry["found"],
+    log.info("macro_class: %s: found %s, confidence %.0f%%, by %.0f%% of the photos alone; then %s", name, entry["zero_shot"],
              100 * sure[0], 100 * sure[1], sure[2])  # fmt: skip
 
 
@@ -57,13 +57,13 @@ def _warn(name: str, entry: dict, blind: bool) -> None:
     spread to go by, so its confidence is near 1 whatever it shows."""
     mend = "say --class, or macro_class in concept.json, if it is not"
     if blind:
-        log.warning("macro_class: %s: found %r from one photo, whose confidence says nothing; %s", name, entry["found"], mend)  # fmt: skip
+        log.warning("macro_class: %s: found %r from one photo, whose confidence says nothing; %s", name, entry["zero_shot"], mend)  # fmt: skip
     elif entry["confidence"] < UNSURE:
-        log.warning("macro_class: %s: not sure that this is %r; %s", name, entry["found"], mend)
+        log.warning("macro_class: %s: not sure that this is %r; %s", name, entry["zero_shot"], mend)
 
 
 def _classes(context: Context, settings: MacroClass) -> dict:
-    nouns = load_candidates(settings.candidates) if settings.looks_for else []
+    nouns = load_candidates(settings.candidates) if settings.uses_nouns else []
     looks = _looks(context, settings, nouns) if nouns else []
     concepts = {}
     for concept, folder in read_concepts(context.data / "concepts"):
@@ -72,7 +72,7 @@ def _classes(context: Context, settings: MacroClass) -> dict:
         for look in looks:
             entry |= look(photos)
         key = {"wordnet": "nearest"}.get(settings.source, settings.source)
-        concepts[concept.name] = entry | {"chosen": entry[key]}
+        concepts[concept.name] = entry | {"selected": entry[key]}
     return {
         "source": settings.source,
         "candidates": settings.candidates,
@@ -91,14 +91,18 @@ def _looks(context: Context, settings: MacroClass, nouns: list[str]) -> list:
 
     near = features(settings.template)
     looks = [lambda photos: nearest_nouns(encoder, photos, nouns, near)]
-    if settings.finds:
+    if settings.uses_zero_shot:
         base = context.profile.base
-        diffusion = load_diffusion(base, device, context.profile.runtime.offload) if settings.finder.judge else None
-        found = finder_of(
-            settings.finder,
+        diffusion = (
+            load_diffusion(base, device, context.profile.runtime.cpu_offload)
+            if settings.zero_shot_settings.diffusion_classifier
+            else None
+        )
+        found = zero_shot_classifier(
+            settings.zero_shot_settings,
             encoder,
             nouns,
-            [features(t) for t in settings.finder.templates],
+            [features(t) for t in settings.zero_shot_settings.templates],
             diffusion,
             base.resolution,
         )
@@ -106,7 +110,7 @@ def _looks(context: Context, settings: MacroClass, nouns: list[str]) -> list:
     return looks
 
 
-def _named(found: Found | None, candidates: str | Path) -> Found:
+def _named(found: ZeroShotResult | None, candidates: str | Path) -> ZeroShotResult:
     if found is None:
         raise PersresError(
             f"macro_class.candidates: nothing in {candidates} is a thing that a photo can show; add nouns such as dog"

@@ -8,50 +8,50 @@ from pathlib import Path
 import pandas as pd
 
 from persres.datasets.layout import Concept, read_concepts, reference_photos
-from persres.datasets.registry import judge_module
+from persres.datasets.registry import classifier_module
 from persres.metrics.score import FILE, score_unit
 from persres.models.loading import model_identity
-from persres.places import located
-from persres.runs.code import code_digest
-from persres.runs.context import Context
-from persres.runs.files import publishing
-from persres.runs.locks import stage_lock
-from persres.runs.outputs import SCORES, Pack, read_index
-from persres.runs.specs import FileRef, JudgeRef, ScoreSpec
-from persres.runs.units import Unit
+from persres.package_paths import located
+from persres.units.code_digest import code_digest
+from persres.units.context import Context
+from persres.units.files import publishing
+from persres.units.locks import stage_lock
+from persres.units.outputs import SCORES, ImageArchive, read_index
+from persres.units.specs import ClassifierRef, FileRef, ScoreSpec
+from persres.units.unit import Unit
 
 
 def score_units(context: Context) -> list[Unit[ScoreSpec]]:
     """One unit per concept and method that was sampled."""
     concepts = {concept.name: (concept, folder) for concept, folder in read_concepts(context.data / "concepts")}
     index = read_index(context)
-    base = next((name for name, about in index.methods.items() if about.drawing.variant is None), None)
+    base = next((name for name, about in index.methods.items() if about.sampling.variant is None), None)
     judge = _judge(context)
-    code = code_digest("score", *([] if judge is None else [judge_module(judge.dataset).__name__]))
+    code = code_digest("score", *([] if judge is None else [classifier_module(judge.dataset).__name__]))
     units = []
-    for pack in index.packs:
-        concept, folder = concepts[pack.spec.concept]
+    for archive in index.archives:
+        concept, folder = concepts[archive.spec.concept]
         references = tuple(FileRef.of(path) for path in reference_photos(folder))
-        spec = _spec(context, pack, concept, base, judge, references, code)
-        units.append(Unit("score", pack.name, spec))
+        spec = _spec(context, archive, concept, base, judge, references, code)
+        units.append(Unit("score", archive.name, spec))
     return units
 
 
-def _judge(context: Context) -> JudgeRef | None:
-    folder = context.profile.score.judge
-    return folder and JudgeRef(dataset=context.profile.fetch.dataset, weights=FileRef.of(Path(located(folder))))
+def _judge(context: Context) -> ClassifierRef | None:
+    folder = context.profile.score.attribute_classifier
+    return folder and ClassifierRef(dataset=context.profile.fetch.dataset, weights=FileRef.of(Path(located(folder))))
 
 
 def _spec(
     context: Context,
-    pack: Pack,
+    archive: ImageArchive,
     concept: Concept,
     base: str | None,
-    judge: JudgeRef | None,
+    judge: ClassifierRef | None,
     references: tuple[FileRef, ...],
     code: str,
 ) -> ScoreSpec:
-    encoders, drawn = context.profile.encoders, pack.spec
+    encoders, drawn = context.profile.encoders, archive.spec
     against = context.data / "samples" / f"{base}" / f"{concept.name}.zip" if base not in (None, drawn.method) else None
     return ScoreSpec(
         clip=encoders.clip,
@@ -61,12 +61,12 @@ def _spec(
         concept=concept.name,
         category=concept.category,
         method=drawn.method,
-        seed=drawn.drawing.seed,
-        sample_hash=pack.hash,
+        seed=drawn.sampling.seed,
+        sample_hash=archive.hash,
         items=tuple(drawn.items()),
         prompts=drawn.prompts,
-        pack=FileRef.of(context.data / "samples" / f"{pack.name}.zip"),
-        base_pack=FileRef.of(against) if against else None,
+        archive=FileRef.of(context.data / "samples" / f"{archive.name}.zip"),
+        base_archive=FileRef.of(against) if against else None,
         references=references,
         code=code,
     )

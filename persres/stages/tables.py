@@ -6,9 +6,9 @@ from __future__ import annotations
 from persres.report.cards import write_cards
 from persres.report.sheets import write_sheets
 from persres.report.tables import write_tables
-from persres.runs.context import Context
-from persres.runs.files import publishing
-from persres.runs.locks import stage_lock
+from persres.units.context import Context
+from persres.units.files import publishing
+from persres.units.locks import stage_lock
 
 
 def tables(context: Context) -> None:

@@ -6,23 +6,23 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from persres.config import VariantSettings
+from persres.config.schema import VariantSettings
 from persres.datasets.layout import read_concepts, reference_photos, spread_concepts
 from persres.images import list_photos
-from persres.methods.common.learn import LEARNED, LOG
+from persres.methods.common.batched_training import training_work
 from persres.methods.common.registry import check_available
-from persres.methods.common.together import learning
+from persres.methods.common.train_units import LEARNED, LOG
 from persres.models.loading import model_identity
-from persres.prompt_text import fill
-from persres.runs.code import code_digest
-from persres.runs.context import Context
-from persres.runs.costs import write_train_costs
-from persres.runs.files import publishing
-from persres.runs.locks import stage_lock
-from persres.runs.outputs import read_macro_classes
-from persres.runs.specs import ClassImagesSpec, FileRef, TrainSpec
-from persres.runs.units import Unit
-from persres.training.class_images import PACK, class_images_unit
+from persres.prompts import fill
+from persres.training.class_images import ARCHIVE, class_images_unit
+from persres.units.code_digest import code_digest
+from persres.units.context import Context
+from persres.units.costs import write_train_costs
+from persres.units.files import publishing
+from persres.units.locks import stage_lock
+from persres.units.outputs import read_macro_classes
+from persres.units.specs import ClassImagesSpec, FileRef, TrainSpec
+from persres.units.unit import Unit
 
 ClassImages = dict[tuple[str, int], Unit[ClassImagesSpec]]  # by prompt and count
 
@@ -30,7 +30,7 @@ ClassImages = dict[tuple[str, int], Unit[ClassImagesSpec]]  # by prompt and coun
 def class_image_units(context: Context) -> ClassImages:
     """Class images to draw first: one unit per class, shared by all concepts and variants."""
     profile, concepts = context.profile, read_concepts(context.data / "concepts")
-    drawing, units = profile.train.class_images, {}
+    sampling, units = profile.train.class_images, {}
     for settings in profile.train.variants.values():
         request = settings.class_images()
         if request is None or request.folder is not None:
@@ -43,8 +43,8 @@ def class_image_units(context: Context) -> ClassImages:
                 model=model_identity(profile.base.model),
                 prompt=prompt,
                 count=request.count,
-                steps=drawing.steps,
-                cfg_scale=drawing.cfg_scale,
+                steps=sampling.steps,
+                cfg_scale=sampling.cfg_scale,
                 code=code_digest("class_images"),
             )
             units[prompt, request.count] = Unit("class_images", prompt.replace(" ", "_"), spec)
@@ -60,7 +60,7 @@ def _class_images(context: Context, drawn: ClassImages, settings: VariantSetting
         folder = Path(request.folder) / macro_class
         list_photos(folder)
         return FileRef.of(folder)
-    return FileRef.of(drawn[fill(request.prompt, macro_class), request.count].folder(context.work) / PACK)
+    return FileRef.of(drawn[fill(request.prompt, macro_class), request.count].folder(context.work) / ARCHIVE)
 
 
 def train_units(context: Context) -> list[Unit[TrainSpec]]:
@@ -92,11 +92,11 @@ def train(context: Context) -> None:
     runtime = context.profile.runtime
     check_available(context.profile.base, context.profile.train)
     with stage_lock(context.work, "train"):
-        draw = partial(class_images_unit, offload=runtime.offload, batch=runtime.sample_batch)
+        draw = partial(class_images_unit, cpu_offload=runtime.cpu_offload, batch=runtime.sample_batch)
         drawn = list(class_image_units(context).values())
         context.place(drawn, context.work, draw, runtime.workers, runtime.device)
-        most = None if runtime.train_together == "auto" else runtime.train_together
-        units, learn = train_units(context), learning(runtime.offload, runtime.recompute, most)
+        most = None if runtime.concepts_per_batch == "auto" else runtime.concepts_per_batch
+        units, learn = train_units(context), training_work(runtime.cpu_offload, runtime.gradient_checkpointing, most)
         context.place(units, context.work, learn, runtime.workers, runtime.device)
         write_train_costs(context, units, drawn)
         with publishing(context.data / "learned") as out:

@@ -10,20 +10,22 @@ from PIL import Image
 from persres.images import list_photos, load_photo, png_bytes, square, to_images, unzip_images, zip_bytes
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import pick_device
-from persres.runs.files import write_atomic
-from persres.runs.provenance import measured
-from persres.runs.specs import ClassImagesSpec
-from persres.runs.units import Unit, finish
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
+from persres.units.files import write_atomic
+from persres.units.provenance import measured
+from persres.units.specs import ClassImagesSpec
+from persres.units.unit import Unit, finish
 
-PACK = "images.zip"
+ARCHIVE = "images.zip"
 
 
 @torch.no_grad()
-def draw_class_images(spec: ClassImagesSpec, device: str, batch: int = 8, offload: bool = False) -> list[Image.Image]:
+def sample_class_images(
+    spec: ClassImagesSpec, device: str, batch: int = 8, cpu_offload: bool = False
+) -> list[Image.Image]:
     """``count`` pictures of a prompt by the base model."""
-    diffusion = load_diffusion(spec.base, device, offload)
+    diffusion = load_diffusion(spec.base, device, cpu_offload)
     channels, factor = diffusion.latent_shape
     shape, pictures = (channels, *[spec.base.resolution // factor] * 2), []
     uncond = diffusion.unconditional()
@@ -37,14 +39,14 @@ def draw_class_images(spec: ClassImagesSpec, device: str, batch: int = 8, offloa
 
 
 def class_images_unit(
-    unit: Unit[ClassImagesSpec], work: Path, device: str, offload: bool = False, batch: int = 8
+    unit: Unit[ClassImagesSpec], work: Path, device: str, cpu_offload: bool = False, batch: int = 8
 ) -> None:
     """Draw one class's images into a pack."""
     with measured(pick_device(device)) as facts:
-        pictures = draw_class_images(unit.spec, device, batch, offload)
-    pack = unit.folder(work) / PACK
-    write_atomic(pack, zip_bytes({f"{i:04d}.png": png_bytes(p) for i, p in enumerate(pictures)}))
-    finish(unit, work, [pack], facts)
+        pictures = sample_class_images(unit.spec, device, batch, cpu_offload)
+    archive = unit.folder(work) / ARCHIVE
+    write_atomic(archive, zip_bytes({f"{i:04d}.png": png_bytes(p) for i, p in enumerate(pictures)}))
+    finish(unit, work, [archive], facts)
 
 
 def read_class_images(source: Path, resolution: int) -> list[Image.Image]:

@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from persres.config import ClassImageRequest, Drawing, VariantSettings
+from persres.config.schema import ClassImageRequest, SamplingConfig, VariantSettings
 
 
 class WithClassImages(VariantSettings):
     """A variant that may learn images of the class, drawn by the base model, beside the photos."""
 
     prompt: str = "a photo of a {}"
-    prior_images: int = Field(200, ge=0)
+    num_class_images: int = Field(200, ge=0)
     prior_weight: float = Field(1.0, ge=0)
 
     def class_images(self) -> ClassImageRequest | None:
         """As many as ``prior_images`` says; their prompt is the variant's own with the class alone in it."""
-        return ClassImageRequest(prompt=self.prompt, count=self.prior_images) if self.prior_images else None
+        return ClassImageRequest(prompt=self.prompt, count=self.num_class_images) if self.num_class_images else None
 
 
 class ResidualSettings(WithClassImages):
@@ -30,18 +30,18 @@ class ResidualSettings(WithClassImages):
     init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
     init_gain: float = Field(0.01, gt=0)
     name_class: bool = True  # ablation: false names the concept by V* alone, here and in sampling
-    prior_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
+    num_class_images: int = Field(0, ge=0)  # ablation: class images by the base model, learned beside the photos
     train_token: bool = False  # ablation: V*'s embedding learns too
-    # past the paper (persres/training/settling.py): `settled` may stop a concept before its steps are up
-    stop: Literal["steps", "settled"] = "steps"
-    settle_every: int = Field(25, ge=1)  # steps between two checks
-    settle_draws: int = Field(16, ge=1)  # noises and timesteps of a check: one forward pass of as many samples
-    settle_below: float = Field(
+    # past the paper (persres/training/early_stopping.py): `settled` may stop a concept before its steps are up
+    stop: Literal["steps", "early"] = "steps"
+    early_stop_every: int = Field(25, ge=1)  # steps between two checks
+    early_stop_draws: int = Field(16, ge=1)  # noises and timesteps of a check: one forward pass of as many samples
+    early_stop_below: float = Field(
         0.1, gt=0, lt=1
     )  # settled: less of the loss's whole fall has moved since the last check
 
-    def lacks(self, drawing: Drawing) -> str | None:
+    def lacks(self, sampling: SamplingConfig) -> str | None:
         """Masks act on residuals of ``proj_out``."""
-        if drawing.lag and self.target != "proj_out":
-            return f"lag: masks act on residuals of proj_out, but {drawing.variant} trains {self.target}"
+        if sampling.lag and self.target != "proj_out":
+            return f"lag: masks act on residuals of proj_out, but {sampling.variant} trains {self.target}"
         return None

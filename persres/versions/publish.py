@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from persres.errors import PersresError
-from persres.versions.tools import NoRemote, configuration, dvc, git
+from persres.versions.git_dvc import NoRemote, configuration, dvc, git
 
 log = logging.getLogger(__name__)
 OWN = ("dvc.lock", "params.yaml")  # what a run changes beside data/; anything else is somebody's unfinished work

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from persres.errors import PersresError
+from persres.versions.git_dvc import configuration
 from persres.versions.repository import Repository, StoredFile
 from persres.versions.store import link, s3_remote
-from persres.versions.tools import configuration
 
 LEARNED, CARDS, SUFFIX = "data/learned", "data/cards", ".safetensors"
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.runs.files import written_whole
-from persres.versions.tools import dvc, git
+from persres.units.files import written_whole
+from persres.versions.git_dvc import dvc, git
 
 CACHE = "PERSRES_CACHE"  # names the folder of pulled files
 

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from persres.errors import PersresError
+from persres.versions.git_dvc import CommandError, NoRemote, fix_for
 from persres.versions.repository import StoredFile
-from persres.versions.tools import MendedError, NoRemote, mend_for
 
 SECONDS = 10  # to wait for a server that does not answer
 LONGEST = 7 * 24 * 3600  # what S3 signs for
@@ -35,7 +35,7 @@ class S3Remote:
             import boto3
             from botocore.config import Config
         except ImportError as error:
-            raise MendedError("boto3 is not installed here", "pip install 'persres[pipeline]'") from error
+            raise CommandError("boto3 is not installed here", "pip install 'persres[pipeline]'") from error
         config = Config(
             connect_timeout=SECONDS, read_timeout=SECONDS, retries={"max_attempts": 2}, signature_version="s3v4"
         )
@@ -70,11 +70,11 @@ def check_health(remote: S3Remote) -> None:
         client.get_object(Bucket=remote.bucket, Key=key)["Body"].read()
         client.delete_object(Bucket=remote.bucket, Key=key)
     except Exception as error:
-        raise MendedError(f"{what} at {remote.endpoint or 'AWS'} failed: {error}", _mend(error)) from error
+        raise CommandError(f"{what} at {remote.endpoint or 'AWS'} failed: {error}", _mend(error)) from error
 
 
 def _mend(error: Exception) -> str:
-    return mend_for(f"{type(error).__name__} {error}") or "look at the remote's endpointurl, the network and the server"
+    return fix_for(f"{type(error).__name__} {error}") or "look at the remote's endpointurl, the network and the server"
 
 
 def error_code(error: Exception) -> str:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.places import located
+from persres.package_paths import located
 
 COUNT = 117_798
 

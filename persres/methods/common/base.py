@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from persres.config import Base, VariantSettings
+from persres.config.schema import Base, VariantSettings
 from persres.models.diffusion import Diffusion
-from persres.runs.specs import Item
+from persres.units.specs import ImageSpec
 
 if TYPE_CHECKING:  # a profile asks for settings alone, and diffusers takes seconds
     from persres.residuals.bank import ResidualBank
@@ -23,7 +23,7 @@ OnStep = Callable[[int, float], None]  # step from 0, loss
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What one concept is learned from: its photos and images of its class, square at the working resolution."""
 
     concept: str
@@ -34,7 +34,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingResult:
     """What a training left: numbers learned, a log row a step, and how to write it to a file with its provenance."""
 
     parameters: int
@@ -43,7 +43,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Source:
+class LearnedFile:
     """Where what was learned lies, and whose it is; ``photo`` for methods that draw beside one."""
 
     path: Path
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedMethod:
     """What was learned, ready to draw with.
 
     ``bank``: residuals, which LAG can mask. ``inside``: enters the other learned weights into the model. ``predictor``: gives, for a
@@ -63,7 +63,7 @@ class Loaded:
     parameters: int
     bank: ResidualBank | None = None
     inside: Callable[[], AbstractContextManager[None]] = nullcontext
-    predictor: Callable[[list[Item]], Any] | None = None
+    predictor: Callable[[list[ImageSpec]], Any] | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -87,37 +87,37 @@ class Method(Protocol):
         """What of it is not to be had for models of this family (the pipeline's class name), or None."""
         ...
 
-    def can_offload(self, settings: VariantSettings) -> bool:
+    def can_cpu_offload(self, settings: VariantSettings) -> bool:
         """Whether text towers may wait on the CPU while it trains."""
         ...
 
     def train(
-        self, diffusion: Diffusion, material: Material, settings: VariantSettings, checkpoint: Path, on_step: OnStep
-    ) -> Learned:
+        self, diffusion: Diffusion, material: TrainingData, settings: VariantSettings, checkpoint: Path, on_step: OnStep
+    ) -> TrainingResult:
         """Learn; goes on from the checkpoint where there is one. The model is left as it was."""
         ...
 
-    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+    def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """What was learned, for drawing. Raises PersresError where the file is not this method's or of another model."""
         ...
 
 
 @runtime_checkable
-class Together(Protocol):
+class BatchedTraining(Protocol):
     """What a method may have beside: several concepts of one variant learned in one pass, each as it would be alone, to float
     tolerance. A method without it learns one concept after another."""
 
-    def can_train_together(self, settings: VariantSettings, base: Base) -> bool:
+    def can_train_batched(self, settings: VariantSettings, base: Base) -> bool:
         """Whether it can, with these settings."""
         ...
 
-    def train_together(
+    def train_batched(
         self,
         diffusion: Diffusion,
-        materials: list[Material],
+        materials: list[TrainingData],
         settings: VariantSettings,
         checkpoint: Path,
         on_step: OnStep,
-    ) -> list[Learned]:
+    ) -> list[TrainingResult]:
         """As :meth:`Method.train`, of several concepts in order; one checkpoint holds them all."""
         ...

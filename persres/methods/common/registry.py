@@ -8,12 +8,12 @@ from importlib import import_module
 from pathlib import Path
 
 import persres.methods
-from persres.config import Base, Known, Profile, Train, VariantSettings
-from persres.datasets.registry import DATASETS, judged_datasets
+from persres.config.load import load_params
+from persres.config.schema import Base, Profile, SettingsTypes, Train, VariantSettings
+from persres.datasets.registry import DATASETS, datasets_with_classifier
 from persres.errors import PersresError
-from persres.methods.common.base import Method, Together
+from persres.methods.common.base import BatchedTraining, Method
 from persres.models.diffusion import pipeline_name
-from persres.params import load_params
 
 DEFAULT = "ours"  # what a variant without ``method`` is: the paper's own
 
@@ -30,10 +30,10 @@ def method_named(name: str) -> Method:
     return import_module(f"persres.methods.{name}").METHOD
 
 
-def trains_together(settings: VariantSettings, base: Base) -> bool:
+def can_train_batched(settings: VariantSettings, base: Base) -> bool:
     """Whether the method of these settings can learn several concepts in one pass."""
     method = method_named(settings.method)
-    return isinstance(method, Together) and method.can_train_together(settings, base)
+    return isinstance(method, BatchedTraining) and method.can_train_batched(settings, base)
 
 
 class _Types(Mapping[str, type[VariantSettings]]):
@@ -54,19 +54,19 @@ class _Types(Mapping[str, type[VariantSettings]]):
         return len(method_names())
 
 
-def known() -> Known:
+def settings_types() -> SettingsTypes:
     """What a profile may name."""
-    return Known(_Types(), DEFAULT, frozenset(DATASETS), judged_datasets())
+    return SettingsTypes(_Types(), DEFAULT, frozenset(DATASETS), datasets_with_classifier())
 
 
 def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:
     """A profile of a params file. Raises PersresError with all of its problems."""
-    return load_params(path, profile, known())
+    return load_params(path, profile, settings_types())
 
 
 def make_profile(settings: dict) -> Profile:
     """A profile from a mapping, as the file holds it or as ``model_dump`` gives it. Raises pydantic's ValidationError."""
-    return Profile.model_validate(settings, context={"known": known()})
+    return Profile.model_validate(settings, context={"known": settings_types()})
 
 
 def check_available(base: Base, train: Train) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from persres.config import Base, Drawing, VariantSettings
-from persres.methods.common.base import Learned, Loaded, Material, OnStep, Source
+from persres.config.schema import Base, SamplingConfig, VariantSettings
+from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, TrainingData, TrainingResult
 from persres.methods.common.state_file import load_state, save_state
 from persres.models.diffusion import SDXL, Diffusion
-from persres.models.swap import replaced
-from persres.training.lessons import Pictures, Plan
+from persres.models.weight_patching import patched_weights
+from persres.training.batches import EncodedImages, Plan
 
 # The model, settings, photos, class images or none, the base, the macro class -> what trains, at which rate, on what.
-Planner = Callable[[Diffusion, VariantSettings, Pictures, Pictures | None, Base, str], Plan]
+Planner = Callable[[Diffusion, VariantSettings, EncodedImages, EncodedImages | None, Base, str], Plan]
 
 
 class RivalSettings(VariantSettings):
@@ -28,12 +28,12 @@ class RivalSettings(VariantSettings):
 
     checkpoint_every: int = Field(200, ge=1)
 
-    def lacks(self, drawing: Drawing) -> str | None:
+    def lacks(self, sampling: SamplingConfig) -> str | None:
         """Only residuals can be masked or scaled."""
-        if drawing.lag:
-            return f"lag: masks act on residuals of proj_out, but {drawing.variant} trains {self.method}"
-        if drawing.strength != 1.0:
-            return f"strength: only residuals can be scaled, and {drawing.variant} is {self.method}"
+        if sampling.lag:
+            return f"lag: masks act on residuals of proj_out, but {sampling.variant} trains {self.method}"
+        if sampling.strength != 1.0:
+            return f"strength: only residuals can be scaled, and {sampling.variant} is {self.method}"
         return None
 
 
@@ -60,34 +60,36 @@ class Rival:
         """Written for one text tower."""
         return self.name if family == SDXL else None
 
-    def can_offload(self, settings: RivalSettings) -> bool:
+    def can_cpu_offload(self, settings: RivalSettings) -> bool:
         """The text tower works in every step."""
         return False
 
     def train(
-        self, diffusion: Diffusion, material: Material, settings: RivalSettings, checkpoint: Path, on_step: OnStep
-    ) -> Learned:
+        self, diffusion: Diffusion, material: TrainingData, settings: RivalSettings, checkpoint: Path, on_step: OnStep
+    ) -> TrainingResult:
         """Learn what the plan names."""
-        from persres.training.weights import learn
+        from persres.training.weight_training import train_weights
 
         token_id = diffusion.tokenizer.convert_tokens_to_ids(material.base.token)
-        photos = Pictures.of(diffusion, material.photos)
+        photos = EncodedImages.of(diffusion, material.photos)
         request, prior = settings.class_images(), None
         if request is not None and material.class_images:
-            prior = Pictures.of(diffusion, material.class_images[: request.count])
+            prior = EncodedImages.of(diffusion, material.class_images[: request.count])
         plan = self.plan(diffusion, settings, photos, prior, material.base, material.macro_class)
-        state, rows = learn(diffusion, plan, settings, material.concept, token_id, checkpoint, on_step)
-        return Learned(sum(v.numel() for v in state.values()), rows, lambda path, info: save_state(path, state, info))
+        state, rows = train_weights(diffusion, plan, settings, material.concept, token_id, checkpoint, on_step)
+        return TrainingResult(
+            sum(v.numel() for v in state.values()), rows, lambda path, info: save_state(path, state, info)
+        )
 
-    def load(self, diffusion: Diffusion, source: Source, strength: float) -> Loaded:
+    def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """The learned weights, to be put in the model's place while it draws."""
         state, _ = load_state(source.path)
         return self.loaded(diffusion, source, state, state)
 
     def loaded(
-        self, diffusion: Diffusion, source: Source, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
-    ) -> Loaded:
+        self, diffusion: Diffusion, source: LearnedFile, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
+    ) -> LoadedMethod:
         """``own`` are the weights that the model has; ``state`` all that was learned."""
         token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)
-        inside = partial(replaced, diffusion, own, token_id)
-        return Loaded(sum(value.numel() for value in state.values()), None, inside, tensors=state)
+        inside = partial(patched_weights, diffusion, own, token_id)
+        return LoadedMethod(sum(value.numel() for value in state.values()), None, inside, tensors=state)

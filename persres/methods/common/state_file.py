@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from persres.errors import PersresError
-from persres.models.swap import TOKEN
-from persres.runs.checkpoints import read_learned, write_tensors
+from persres.models.weight_patching import TOKEN
+from persres.units.checkpoints import read_learned, write_tensors
 
 FORMAT = "persres-rival-1"
 

@@ -1,0 +1,8 @@
+"""``python -m persres``, as ``persres``."""
+
+import sys
+
+from persres.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

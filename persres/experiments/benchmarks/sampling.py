@@ -1,0 +1,71 @@
+"""Pictures by the stage's own function beside diffusers' pipeline: the residual everywhere, and with LAG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from persres.config.schema import SamplingConfig
+from persres.experiments.benchmarks.models import Measured, items_of
+from persres.experiments.benchmarks.plain import plain_drawing
+from persres.experiments.benchmarks.timing import alternated, flops, formatted
+from persres.residuals.bank import ResidualBank, find_targets
+from persres.sampling.batched_sampling import Request, sample_batch
+from persres.sampling.sample import PromptCache, sample_images
+from persres.seeding import generator
+
+
+def some_bank(measured: Measured) -> ResidualBank:
+    """A residual of one concept with random factors."""
+    unet, settings = measured.ours.unet, measured.settings
+    targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
+    bank = ResidualBank(targets).initialise(0, settings.init, settings.init_gain, generator("bench"))
+    return bank.to(unet.device).requires_grad_(False)
+
+
+def our_drawing(
+    measured: Measured, bank: ResidualBank, batch: int, steps: int, lag: bool | str
+) -> Callable[[], torch.Tensor]:
+    """A batch of pictures, [n, 3, h, w]."""
+    items, base = items_of(measured.base, batch), measured.base
+    sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
+    texts = PromptCache(measured.ours)
+    return lambda: sample_images(measured.ours, items, sampling, bank, base.resolution, texts=texts)[0]
+
+
+AGAINST = {"ours": ("base pipeline",), "lag": ("base pipeline", "ours"), "lag auto": ("base pipeline", "ours")}
+
+
+def sampling_times(measured: Measured, steps: int, rounds: int, batches: tuple[int, ...]) -> dict[str, dict]:
+    """By batch size: seconds of a picture, and ratios of ours to the base pipeline and of LAG to ours without."""
+    bank, found = some_bank(measured), {}
+    for batch in batches:
+        ways = {
+            "base pipeline": plain_drawing(measured, batch, steps, SamplingConfig().cfg_scale),
+            "ours": our_drawing(measured, bank, batch, steps, False),
+            "lag": our_drawing(measured, bank, batch, steps, True),
+            "lag auto": our_drawing(measured, bank, batch, steps, "auto"),
+        }
+        facts = {"steps": steps, "gflop": round(flops(ways["ours"]) / batch / 1e9, 3)}
+        found[str(batch)] = facts | formatted(alternated(ways, rounds, measured.device), AGAINST, batch)
+    return found
+
+
+def mixed_times(measured: Measured, steps: int, rounds: int, concepts: int) -> dict:
+    """Seconds of a picture of each of several concepts, all in one batch beside one by one, without and with LAG."""
+    ways, against = {}, {}
+    for lag, suffix in ((False, ""), (True, ", LAG")):
+        sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
+        requests = [Request(items_of(measured.base, 1), sampling, some_bank(measured)) for _ in range(concepts)]
+        ways[f"one by one{suffix}"] = partial(_one_by_one, measured, requests)
+        ways[f"in one batch{suffix}"] = partial(sample_batch, measured.ours, requests, measured.base.resolution)
+        against[f"in one batch{suffix}"] = (f"one by one{suffix}",)
+    taken = alternated(ways, rounds, measured.device)
+    return {"steps": steps, "concepts": concepts} | formatted(taken, against, concepts)
+
+
+def _one_by_one(measured: Measured, requests: list[Request]) -> None:
+    for one in requests:
+        sample_images(measured.ours, one.items, one.sampling, one.bank, measured.base.resolution)

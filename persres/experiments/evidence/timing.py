@@ -1,0 +1,47 @@
+"""What LAG costs: batches with it and with the residual fused into the weights, in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from persres.methods.common.sample_units import load_method
+from persres.models.diffusion import load_diffusion
+from persres.sampling.sample import sample_images
+from persres.units.context import Context
+from persres.units.outputs import read_index
+from persres.units.specs import SampleSpec
+
+ROUNDS, BATCH, STEPS = 5, 10, 25
+
+
+def lag_time(context: Context) -> dict[str, float]:
+    """Median seconds of a batch of each, and the median ratio of pairs that follow each other."""
+    specs = {archive.spec.method: archive.spec for archive in read_index(context).archives}
+    fused, lag = (_seconds(context, specs[name]) for name in ("ours", "ours_lag"))
+    fused(), lag()  # the first run of each also sets things up
+    pairs = [(fused(), lag()) for _ in range(ROUNDS)]
+    return {
+        "rounds": ROUNDS,
+        "pictures": BATCH,
+        "steps": STEPS,
+        "threads": torch.get_num_threads(),
+        "fused_s": round(statistics.median(f for f, _ in pairs), 3),
+        "lag_s": round(statistics.median(w for _, w in pairs), 3),
+        "ratio": round(statistics.median(w / f for f, w in pairs), 3),
+    }
+
+
+def _seconds(context: Context, spec: SampleSpec):
+    diffusion = load_diffusion(spec.base, context.profile.runtime.device)
+    loaded, items = load_method(diffusion, spec), spec.items()[:BATCH]
+    sampling = spec.sampling.model_copy(update={"steps": STEPS})
+
+    def timed() -> float:
+        started = time.perf_counter()
+        sample_images(diffusion, items, sampling, loaded.bank, spec.base.resolution)[0].cpu()
+        return time.perf_counter() - started
+
+    return timed

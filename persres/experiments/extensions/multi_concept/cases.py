@@ -1,0 +1,102 @@
+"""Which concepts stand together, and in which words: pairs and triples of the mini world, or CustomConcept101's own list of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from persres.config.schema import Profile
+from persres.datasets.customconcept101 import FOLDER, read_pairs
+from persres.miniworld.concepts import CONCEPTS
+from persres.miniworld.render import Scene, render
+from persres.prompts import fill_each, numbered
+from persres.sampling.multi_concept_sampling import MultiConceptImage
+from persres.seeding import generator, seed_from
+from persres.units.context import Context
+from persres.units.outputs import read_macro_classes
+
+PLAIN = "a photo of a {1} next to a {2}"
+# Every concept in three or four pairs, never two of one class.
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("heart_mug", "star_robot"), ("star_robot", "rally_car"), ("banded_cat", "witch_house"), ("rally_car", "fruit_tree"),
+    ("masked_fish", "team_ball"), ("witch_house", "heart_mug"), ("team_ball", "diamond_mug"), ("harlequin_robot", "banded_cat"),
+    ("fruit_tree", "masked_fish"), ("diamond_mug", "rally_car"), ("star_robot", "witch_house"), ("banded_cat", "team_ball"),
+    ("harlequin_robot", "fruit_tree"), ("heart_mug", "masked_fish"), ("rally_car", "harlequin_robot"), ("diamond_mug", "banded_cat"),
+    ("team_ball", "star_robot"), ("witch_house", "fruit_tree"),
+)  # fmt: skip
+TRIPLES: tuple[tuple[str, str, str], ...] = (
+    ("heart_mug", "star_robot", "banded_cat"), ("rally_car", "witch_house", "fruit_tree"),
+    ("diamond_mug", "team_ball", "harlequin_robot"), ("masked_fish", "heart_mug", "rally_car"),
+)  # fmt: skip
+THREE = "a photo of a {1} next to a {2} and a {3}"
+PLACES = {"in the snow": "snow"}  # a background of no concept's references
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to draw: the concepts' ``names`` and ``classes`` in the prompt's order, a ``template`` with {1}, {2} …, and the
+    number of the picture."""
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    template: str
+    image: int
+
+    @property
+    def group(self) -> str:
+        """Its pair's or triple's name, whatever the order."""
+        return "+".join(sorted(self.names))
+
+    @property
+    def order(self) -> str:
+        """The names in the prompt's order."""
+        return "+".join(self.names)
+
+    @property
+    def plain(self) -> str:
+        """The prompt without V*; it seeds the noise."""
+        return fill_each(self.template, dict(zip(self.names, self.classes, strict=True)))
+
+    def noise(self, seed: int):
+        """The picture's generator, the same for every method."""
+        return generator("noise", seed, self.plain, self.image)
+
+    def shown(self, token: str, order: list[str]) -> MultiConceptImage:
+        """As it is drawn; ``order`` are the bank's concepts."""
+        phrases = tuple(f"{numbered(token, i)} {kind}" for i, kind in enumerate(self.classes, 1))
+        prompt = fill_each(self.template, dict(zip(self.names, phrases, strict=True)))
+        return MultiConceptImage(prompt, phrases, tuple(order.index(name) for name in self.names))
+
+
+def cases_of(context: Context, count: int | None = None) -> list[Case]:
+    """All pictures of the profile's dataset; ``count`` takes so many pairs. Each pair in both orders, without and with a place; both
+    orders share no noise, their prompts differ."""
+    profile, classes = context.profile, read_macro_classes(context)
+    images = range(profile.sample.images_per_prompt)
+    if profile.fetch.dataset == "miniworld":
+        told = [(names, text) for names in PAIRS[:count] for text in (PLAIN, *(f"{PLAIN} {p}" for p in PLACES))]
+        told = [(order, text) for names, text in told for order in (names, names[::-1])]
+        told += [(names, THREE) for names in TRIPLES[:count]]
+    else:
+        told = _listed(profile, count)
+    told = [(names, text) for names, text in told if set(names) <= set(classes)]  # a profile may have fetched fewer
+    return [Case(names, tuple(classes[n] for n in names), text, i) for names, text in told for i in images]
+
+
+def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], str]]:
+    """CustomConcept101's pairs with their prompts."""
+    pairs = read_pairs(Path(profile.fetch.folder or FOLDER))[:count]
+    return [(pair.names, text) for pair in pairs for text in pair.prompts]
+
+
+def rendered(cases: list[Case]) -> np.ndarray:
+    """The same pairs as the renderer draws them, uint8 [n, 64, 64, 3]: what could at best be scored."""
+    looks = {concept.name: concept.look for concept in CONCEPTS}
+    found = []
+    for case in cases:
+        place = next((name for words, name in PLACES.items() if case.template.endswith(words)), "city")
+        scene = Scene(looks[case.names[0]], place, second=looks[case.names[1]])
+        found.append(np.asarray(render(scene, np.random.default_rng(seed_from("pair", case.plain, case.image))).image))
+    return np.stack(found)

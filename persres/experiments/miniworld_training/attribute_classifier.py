@@ -1,0 +1,63 @@
+"""Train the judge on rendered scenes, whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
+from persres.miniworld.attribute_classifier import HEADS, AttributeClassifier, label_names, labels_of
+from persres.miniworld.recipe import Recipe
+from persres.miniworld.render import Scene
+from persres.miniworld.scenes import SceneSet
+
+
+def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    labels = [labels_of(scene) for scene in scenes]
+    return {head: torch.tensor([options.index(t[head]) for t in labels]) for head, options in names.items()}
+
+
+def _loss(
+    judge: AttributeClassifier, x: torch.Tensor, targets: dict[str, torch.Tensor], masks: torch.Tensor
+) -> torch.Tensor:
+    """Which of two objects is the subject can't be seen, so class and colour count for single
+    objects only; a sketch has no colour."""
+    out = judge(x)
+    total = F.binary_cross_entropy_with_logits(out["mask"], masks)
+    single = targets["second"] == 0
+    coloured = single & (targets["style"] != judge.labels["style"].index("sketch"))
+    for head in HEADS:
+        rows = single if head == "kind" else coloured if head == "colour" else torch.ones_like(single)
+        total = total + F.cross_entropy(out[head][rows], targets[head][rows])
+    return total
+
+
+def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> AttributeClassifier:
+    """Train on rendered scenes and save fp16 weights with the label names."""
+    torch.manual_seed(recipe.seed)
+    device = training_device()
+    judge = AttributeClassifier(label_names(recipe)).to(device)
+    everything = _targets(judge.labels, scenes.scenes)
+
+    def loss(step: int, seed: int) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(len(scenes.images), size=recipe.judge_batch)
+        x = images_to_tensor(scenes.images[rows]).to(device)
+        masks = torch.from_numpy(scenes.masks[rows].any(1)).float().to(device)
+        if rng.random() < 0.5:
+            x, masks = x.flip(3), masks.flip(2)
+        x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn_like(x)
+        return _loss(judge, x, {k: v[rows].to(device) for k, v in everything.items()}, masks)
+
+    fit("judge", judge, loss, Budget(recipe.judge_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
+    judge.cpu()
+    out.mkdir(parents=True, exist_ok=True)
+    half = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
+    save_file(half, out / "judge.safetensors", metadata={"labels": json.dumps(judge.labels)})
+    (out / "labels.json").write_text(json.dumps(judge.labels, indent=2))
+    return judge

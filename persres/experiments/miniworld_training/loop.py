@@ -1,0 +1,105 @@
+"""One training loop for all mini models: seeded steps, cosine tail, EMA, checkpoints, resume."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from persres.seeding import seed_from
+from persres.units.checkpoints import load_training, save_training
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast: the rate warms up over ``warmup`` steps, stays, and falls along a
+    cosine from ``decay_from`` (a share of ``steps``) to zero."""
+
+    steps: int
+    lr: float
+    warmup: int = 100
+    decay_from: float = 0.5
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip: float = 1.0
+    save_every: int = 250
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step`` (from 0)."""
+        start = self.decay_from * self.steps
+        tail = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * tail)).item())
+        return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+
+
+Loss = Callable[[int, int], torch.Tensor]
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss: Loss,
+    budget: Budget,
+    folder: Path,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+    average_gradients: Callable[[nn.Module], None] | None = None,
+    chief: bool = True,
+) -> nn.Module:
+    """Minimise ``loss(step, step_seed)`` over the model's parameters; returns the EMA copy.
+
+    Every draw of a step follows from its seed, so a resumed run goes on as an unbroken one would.
+    A checkpoint stands at ``folder/name.safetensors`` and is written by the chief worker only.
+    """
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    averaged = {k: p.detach().clone() for k, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=budget.lr, weight_decay=budget.weight_decay, betas=(0.9, 0.99))
+    kept = averaged | {f"buffer.{k}": b for k, b in model.named_buffers() if b.is_floating_point()}
+    path, start = folder / f"{name}.safetensors", 0
+    if path.exists():
+        start, _ = load_training(path, trained, optimizer, kept)
+    clock, last = time.monotonic(), start
+    for step in range(start, budget.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = budget.rate(step)
+        step_seed = seed_from(name, seed, step)
+        torch.manual_seed(step_seed)
+        value = loss(step, step_seed)
+        value.backward()
+        if average_gradients is not None:
+            average_gradients(model)
+        nn.utils.clip_grad_norm_(trained.values(), budget.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        keep = min(budget.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(averaged.values()), list(trained.values()), 1 - keep)
+        if on_step is not None:
+            on_step(step)
+        done = step + 1
+        if chief and (done % 50 == 0 or done == budget.steps):
+            pace = (done - last) / (time.monotonic() - clock)
+            clock, last = time.monotonic(), done
+            log.info("%s %d/%d loss %.4f %.2f steps/s", name, done, budget.steps, value.item(), pace)
+        if chief and (done % budget.save_every == 0 or done == budget.steps):
+            save_training(path, trained, optimizer, done, kept)
+    with torch.no_grad():
+        for key, parameter in trained.items():
+            parameter.copy_(averaged[key])
+    return model.eval()
+
+
+def training_device() -> torch.device:
+    """CUDA where there is some, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def images_to_tensor(images) -> torch.Tensor:
+    """uint8 [n, h, w, 3] -> float [n, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

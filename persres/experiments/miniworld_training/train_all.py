@@ -1,0 +1,134 @@
+"""``persres miniworld``: train every model of the mini world, from nothing, resumably.
+
+Each part leaves its finished weights in the work folder and is skipped when they are there; a part
+that was interrupted goes on from its checkpoint. Some parts alone can be asked for, so that two can be trained side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+import persres.models  # noqa: F401  (before diffusers is imported)
+from persres.errors import PersresError
+from persres.experiments.miniworld_training import attribute_classifier as train_judge
+from persres.experiments.miniworld_training import clip as train_clip
+from persres.experiments.miniworld_training import dino as train_dino
+from persres.experiments.miniworld_training import folders as build
+from persres.experiments.miniworld_training import unet as train_unet
+from persres.experiments.miniworld_training import vae as train_vae
+from persres.experiments.miniworld_training.evaluate import evaluate
+from persres.miniworld.recipe import RECIPE
+from persres.miniworld.scenes import load_identities, load_scenes
+from persres.package_paths import PACKAGE
+
+OUT = PACKAGE / "miniworld" / "weights"
+log = logging.getLogger(__name__)
+
+
+def _scenes(work: Path):
+    return load_scenes(RECIPE, "train", RECIPE.scenes, work / "data")
+
+
+def _data(work: Path) -> None:
+    _scenes(work)
+    load_scenes(RECIPE, "val", 1000, work / "data")
+    load_identities(RECIPE, work / "data")
+
+
+def _vae(work: Path) -> None:
+    vae = train_vae.train_vae(RECIPE, _scenes(work).images, work)
+    vae.half().save_pretrained(work / "sd" / "vae")
+
+
+def _latents(work: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(work / "sd" / "vae")
+    train_unet.encode_latents(vae, _scenes(work).images, work / "latents.npy")
+    nameless = load_identities(RECIPE, work / "data")
+    train_unet.encode_latents(vae, nameless.reshape(-1, *nameless.shape[2:]), work / "latents-identities.npy")
+
+
+def _clip(work: Path) -> None:
+    model = train_clip.train_clip(RECIPE, _scenes(work), load_identities(RECIPE, work / "data"), work, work / "clip")
+    build.save_text_side(RECIPE, model, work / "clip", work / "sd")
+
+
+def _dino(work: Path) -> None:
+    train_dino.train_dino(RECIPE, load_identities(RECIPE, work / "data"), work, work / "dino")
+
+
+def _judge(work: Path) -> None:
+    train_judge.train_judge(RECIPE, _scenes(work), work, work / "judge")
+
+
+def _unet(work: Path) -> None:
+    train_unet.train_unet(RECIPE, work)
+    build.save_pipeline_index(work / "sd")
+
+
+PARTS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, what it leaves
+    "data": (_data, f"data/identities-{RECIPE.identities}.npz"),
+    "vae": (_vae, "sd/vae/config.json"),
+    "latents": (_latents, "latents-identities.npy"),
+    "clip": (_clip, "sd/text_encoder/config.json"),
+    "dino": (_dino, "dino/config.json"),
+    "judge": (_judge, "judge/labels.json"),
+    "unet": (_unet, "sd/model_index.json"),
+}
+
+# As measured on two shared CPU cores, other work beside them, for the weights that ship. On a GPU: not measured.
+MEASURED_SECONDS = {"data": 140, "vae": 2000, "latents": 433, "clip": 1720, "dino": 394, "judge": 599, "unet": 8149}
+
+
+def plan(parts: list[str], work: Path) -> str:
+    """What is to be trained, and how long that took where the shipped weights were made."""
+    todo = [part for part in parts if not (work / PARTS[part][1]).exists()]
+    times = ", ".join(f"{part} {MEASURED_SECONDS[part] / 60:.0f}" for part in todo)
+    hours = sum(MEASURED_SECONDS[part] for part in todo) / 3600
+    return f"to do: {times or 'nothing'} (minutes on two shared CPU cores; {hours:.1f} hours in all)"
+
+
+def publish(work: Path, out: Path) -> None:
+    """Copy the finished folders to where the package ships them, with the words CLIP can read."""
+    for name in ("sd", "clip", "dino", "judge"):
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.copytree(work / name, out / name)
+    (out / "nouns.txt").write_text("\n".join(RECIPE.kinds) + "\n")
+
+
+def build_everything(work: Path, out: Path = OUT, parts: tuple[str, ...] = (), prompts: int = 240) -> dict | None:
+    """Train the parts, or all of them, and publish all when all were asked for; returns what was then measured, over
+    ``prompts`` held-out prompts. Raises PersresError for an unknown part."""
+    chosen = list(parts or PARTS)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise PersresError(f"no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+    work.mkdir(parents=True, exist_ok=True)
+    log.info(plan(chosen, work))
+    for part in chosen:
+        _build_part(part, work)
+    if set(chosen) != set(PARTS):
+        return None
+    publish(work, out)
+    log.info("make evidence now measures what stands on these weights and fills the tables of the pages")
+    return evaluate(out, work, RECIPE, prompts)
+
+
+def _build_part(part: str, work: Path) -> None:
+    """One part, unless it is there; its seconds add up over interrupted runs."""
+    function, leaves = PARTS[part]
+    if (work / leaves).exists():
+        log.info("%s: there already", part)
+        return
+    started, path = time.monotonic(), work / "seconds.json"
+    function(work)
+    times = json.loads(path.read_text()) if path.exists() else {}
+    times[part] = times.get(part, 0) + round(time.monotonic() - started)
+    path.write_text(json.dumps(times, indent=1))
+    log.info("%s: %d s", part, times[part])

@@ -1,0 +1,142 @@
+"""The judge: a small classifier and segmenter trained on rendered scenes (build/judge.py) and used for nothing else.
+
+It says what a drawn picture shows (class, colour, background, style, a second object) and where
+the objects are. It never sees a caption, takes no part in training any other model, and serves
+the mini world's evidence only; real photos have no judge.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from persres.images import to_tensor
+from persres.miniworld.recipe import Recipe
+from persres.miniworld.render import Scene
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
+
+HEADS = ("kind", "colour", "background", "style", "second")
+
+
+def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.GroupNorm(8, out), nn.SiLU())
+
+
+class AttributeClassifier(nn.Module):
+    """Images [n, 3, 64, 64] in [-1, 1] -> logits by head, and ``mask`` logits [n, 64, 64]."""
+
+    def __init__(self, labels: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.stem = nn.Sequential(_block(3, 24, 2), _block(24, 32, 1))
+        self.middle = nn.Sequential(_block(32, 64, 2), _block(64, 64, 1))
+        self.deep = nn.Sequential(_block(64, 128, 2), _block(128, 128, 1), _block(128, 128, 1))
+        self.heads = nn.ModuleDict({head: nn.Linear(256, len(names)) for head, names in labels.items()})
+        self.up = nn.ModuleList([_block(128 + 64, 64, 1), _block(64 + 32, 32, 1)])
+        self.mask = nn.Conv2d(32, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        fine = self.stem(x)
+        middle = self.middle(fine)
+        deep = self.deep(middle)
+        pooled = torch.cat([deep.mean((2, 3)), deep.amax((2, 3))], 1)
+        up = self.up[0](torch.cat([F.interpolate(deep, scale_factor=2.0), middle], 1))
+        up = self.up[1](torch.cat([F.interpolate(up, scale_factor=2.0), fine], 1))
+        mask = F.interpolate(self.mask(up), scale_factor=2.0, mode="bilinear")[:, 0]
+        return {head: layer(pooled) for head, layer in self.heads.items()} | {"mask": mask}
+
+
+def label_names(recipe: Recipe) -> dict[str, list[str]]:
+    """Classes of every head."""
+    return {
+        "kind": list(recipe.kinds),
+        "colour": list(COLOURS),
+        "background": list(BACKGROUNDS),
+        "style": list(recipe.styles),
+        "second": ["absent", "present"],
+    }
+
+
+def labels_of(scene: Scene) -> dict[str, str]:
+    """What the judge should say of a scene."""
+    second = "present" if scene.second is not None else "absent"
+    return {
+        "kind": scene.subject.kind,
+        "colour": scene.subject.colour,
+        "background": scene.background,
+        "style": scene.style,
+        "second": second,
+    }
+
+
+def load_attribute_classifier(folder: Path) -> AttributeClassifier:
+    """The judge of a folder, in float32 and evaluation mode."""
+    judge = AttributeClassifier(json.loads((folder / "labels.json").read_text()))
+    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+    return judge.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Predicted label per head for each picture, and object masks bool [n, 64, 64]."""
+
+    labels: list[dict[str, str]]
+    masks: np.ndarray
+
+
+@torch.no_grad()
+def classify_images(judge: AttributeClassifier, images: np.ndarray, batch: int = 128) -> Verdict:
+    """What uint8 pictures [n, 64, 64, 3] show."""
+    labels: list[dict[str, str]] = []
+    masks = []
+    for start in range(0, len(images), batch):
+        out = judge(to_tensor(list(images[start : start + batch])))
+        masks.append(out.pop("mask").numpy() > 0)
+        best = {head: logits.argmax(1).tolist() for head, logits in out.items()}
+        count = len(masks[-1])
+        labels += [{head: judge.labels[head][best[head][i]] for head in HEADS} for i in range(count)]
+    return Verdict(labels, np.concatenate(masks))
+
+
+def requested_attributes(template: str) -> dict[str, str]:
+    """What a concept prompt asks for around its ``{}``, by the heads that can tell; never the class.
+
+    A prompt that asks for a colour in a sketch, or a pattern, asks for nothing that the judge reads.
+    """
+    style = next(name for name, phrase in STYLES.items() if template.startswith(phrase))
+    background = next((name for name, phrase in BACKGROUNDS.items() if template.endswith(phrase)), None)
+    wanted = {"style": style if style != "photo" else None, "background": background}
+    before = template.split("{}")[0].split()[-1]
+    if "next to" in template:
+        wanted["second"] = "present"
+    elif before in COLOURS and style != "sketch":
+        wanted["colour"] = before
+    return {head: name for head, name in wanted.items() if name is not None}
+
+
+def matches_prompt(verdict: Verdict, templates: list[str]) -> np.ndarray:
+    """Share of what each prompt asks for that the judge sees, [n]; NaN where it asks for nothing readable."""
+    shares = []
+    for said, template in zip(verdict.labels, templates, strict=True):
+        wanted = requested_attributes(template)
+        shares.append(np.mean([said[head] == name for head, name in wanted.items()]) if wanted else np.nan)
+    return np.array(shares)
+
+
+def accuracy(verdict: Verdict, scenes: list[Scene]) -> dict[str, float]:
+    """Share of right answers by head, over the scenes to which the head applies."""
+    hits: dict[str, list[bool]] = {head: [] for head in HEADS}
+    for said, scene in zip(verdict.labels, scenes, strict=True):
+        truth = labels_of(scene)
+        for head in HEADS:
+            applies = head in ("background", "style", "second") or scene.second is None
+            if applies and not (head == "colour" and scene.style == "sketch"):
+                hits[head].append(said[head] == truth[head])
+    return {head: float(np.mean(h)) if h else float("nan") for head, h in hits.items()}

@@ -1,0 +1,129 @@
+"""Which code a result was made by: a digest of the modules that compute it, derived from their imports.
+
+A unit's spec holds the digest of the code behind its work: the module that does it and whatever that imports, and so on. What
+decides only where, when and in which order things run is left out (:data:`ORCHESTRATION`): its settings reach a result through
+the spec. A method's file is reached by its name in the spec, so a change of one rival redoes that rival alone.
+
+Comments, docstrings and blank lines don't count: they can't change a result. The imports are read, not run, and a test holds that
+this finds what Python loads.
+
+Why not a version number per method: it is forgotten when a shared module changes, and nothing would notice.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tokenize
+from functools import lru_cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+ORCHESTRATION = (
+    "persres",
+    "persres.config.schema",
+    "persres.config.load",
+    "persres.errors",
+    "persres.logging",
+    "persres.units",
+    "persres.stages",
+    "persres.versions",  # brings files, each known by its digest
+    "persres.workflow",
+    "persres.methods.common.registry",
+    "persres.methods.common.base",
+    "persres.datasets.registry",
+    "persres.experiments.extensions.study",
+    "persres.experiments.evidence.provenance",
+)
+FOLDERS = ("persres.units", "persres.stages", "persres.versions")  # of those, all modules
+
+# The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
+WORK: dict[str, tuple[str, ...]] = {
+    "fetch": (),
+    "macro_class": ("persres.metrics.nouns",),
+    "class_images": ("persres.training.class_images",),
+    "train": ("persres.methods.common.train_units",),
+    "sample": ("persres.methods.common.sample_units", "persres.methods.common.batched_sampling"),
+    "score": ("persres.metrics.score",),
+    "tables": ("persres.report.tables", "persres.report.sheets", "persres.report.cards"),
+}
+
+
+def module_file(name: str, package: Path = PACKAGE) -> Path | None:
+    """The file of one of our modules, or None where there is none of that name."""
+    path = package.joinpath(*name.split(".")[1:])
+    if path.with_suffix(".py").is_file() and name != "persres":
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imports_of(name: str, package: Path = PACKAGE) -> set[str]:
+    """Our modules that a module imports, inside functions too, and the packages that they lie in."""
+    path, found = module_file(name, package), set()
+    if path is None:
+        return found
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {module for module in found if module.split(".")[0] == "persres" and module_file(module, package)}
+    return {part for module in ours for part in _with_packages(module)} - {"persres"}
+
+
+def _with_packages(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _left_out(module: str) -> bool:
+    return module in ORCHESTRATION or any(module.startswith(f"{name}.") for name in FOLDERS)
+
+
+@lru_cache
+def modules_behind(names: tuple[str, ...], package: Path = PACKAGE) -> tuple[str, ...]:
+    """The named modules and all that they import, orchestration left out, sorted."""
+    seen: set[str] = set()
+    todo = [part for name in names for part in _with_packages(name)]
+    while todo:
+        module = todo.pop()
+        if module not in seen and not _left_out(module) and module_file(module, package):
+            seen.add(module)
+            todo += imports_of(module, package)
+    return tuple(sorted(seen))
+
+
+def significant(text: str) -> str:
+    """A module's text without comments, docstrings, blank lines and trailing space."""
+    rows = text.split("\n")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                for row in range(first.lineno - 1, first.end_lineno):
+                    rows[row] = ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            rows[row - 1] = rows[row - 1][:column]
+    return "\n".join(row.rstrip() for row in rows if row.strip())
+
+
+def digest_modules(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
+    """16 hex digits over the significant text of modules."""
+    digest = hashlib.sha256()
+    for module in modules:
+        path = module_file(module, package)
+        digest.update(module.encode() + b"\0" + significant(path.read_text()).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def code_digest(stage: str, *named: str) -> str:
+    """The digest of the code behind a stage's work, and behind further modules that a spec names."""
+    return digest_modules(modules_behind((*WORK[stage], *named)))

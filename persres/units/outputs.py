@@ -1,0 +1,88 @@
+"""What the stages publish, for those that read it: where it lies and how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from persres.config.schema import SamplingConfig
+from persres.errors import PersresError
+from persres.units.context import Context
+from persres.units.files import write_atomic
+from persres.units.specs import SampleSpec
+
+CLASSES, INDEX, SCORES = "macro_class.json", "index.json", "scores.parquet"
+
+
+class ConfigFacts(BaseModel):
+    """What the tables say of a method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    sampling: SamplingConfig
+
+
+class ImageArchive(BaseModel):
+    """One concept's pictures by one method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hash: str
+    spec: SampleSpec
+
+
+class Index(BaseModel):
+    """What was sampled, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    methods: dict[str, ConfigFacts]
+    archives: list[ImageArchive]
+
+
+def read_index(context: Context) -> Index:
+    """What was sampled. Raises PersresError where the stage has not run, or wrote by older code."""
+    path = context.data / "samples" / INDEX
+    if not path.exists():
+        raise PersresError(f"no {path}; run the sample stage first")
+    try:
+        return Index.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise PersresError(
+            f"{path} was not written by this version ({error.error_count()} differences); run the sample stage again"
+        ) from error
+
+
+def write_index(index: Index, folder: Path) -> None:
+    """Write ``index.json``."""
+    write_atomic(folder / INDEX, index.model_dump_json(indent=1).encode())
+
+
+def learned_path(data: Path, variant: str, concept: str) -> Path:
+    """Where the train stage publishes what was learned."""
+    return data / "learned" / variant / f"{concept}.safetensors"
+
+
+def scores_path(data: Path) -> Path:
+    """Where the score stage publishes the rows."""
+    return data / "scores" / SCORES
+
+
+def read_macro_classes(context: Context, source: str = "selected") -> dict[str, str]:
+    """The class by concept: the chosen one, the ``dataset``'s, the nearest ``wordnet`` noun, or the one ``found`` by itself.
+
+    Raises PersresError where nouns are asked for that were not looked for.
+    """
+    path = context.data / "macro_class" / CLASSES
+    if not path.exists():
+        raise PersresError(f"no {path}; run the macro_class stage first")
+    found = json.loads(path.read_text())
+    key = {"wordnet": "nearest"}.get(source, source)
+    classes = {name: entry.get(key) for name, entry in found["concepts"].items()}
+    if None in classes.values():
+        raise PersresError(f"class_source: {source} needs nouns that were not looked for; say macro_class.{key}: true")
+    return classes

@@ -1,0 +1,186 @@
+"""What a unit's result depends on, typed: the specs of the stages that work in units.
+
+A spec names everything that decides the result, and nothing else: settings, digests of the files read, the digest of the code
+that computes (persres/units/code_digest.py), never where or how fast. Where a file lies is no part of its identity, its digest is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, field_serializer
+
+from persres.config.schema import Base, Clip, Dino, SamplingConfig, VariantSettings
+from persres.prompts import fill
+from persres.units.files import digest_file, digest_folder
+
+
+class FileRef(BaseModel):
+    """A file or a folder to read, and what it must hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    digest: str  # SHA-256, hex
+    _told: str | None = PrivateAttr(None)
+
+    @field_serializer("path")
+    def _tell(self, path: str) -> str:
+        return self._told or path
+
+    def localized(self, path: Path) -> FileRef:
+        """The same in another machine's cache. In manifests and headers it keeps its name, so that what a unit writes does not depend on
+        the machine that it ran on."""
+        here = FileRef(path=str(path), digest=self.digest)
+        here._told = self._told or self.path
+        return here
+
+    @classmethod
+    def of(cls, path: Path) -> FileRef:
+        """As it stands on disk now."""
+        return cls(path=str(path), digest=digest_folder(path) if path.is_dir() else digest_file(path))
+
+
+class Spec(BaseModel):
+    """Frozen; equal specs have equal results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> str:
+        """Canonical JSON of all that the result depends on: files by their digests, wherever they lie."""
+        return json.dumps(_placeless(self.model_dump(mode="json")), sort_keys=True)
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        skipped = {"path"} if set(value) == {"path", "digest"} else set()
+        return {key: _placeless(inner) for key, inner in value.items() if key not in skipped}
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+class NounsSpec(Spec):
+    """CLIP's text features of a list of nouns."""
+
+    clip: Clip
+    model: str
+    template: str
+    candidates: str
+    words: str  # digest of the list
+    code: str
+
+
+class ClassImagesSpec(Spec):
+    """Images of one class by the base model. ``model`` is the base model's name and, of a folder, its digest."""
+
+    base: Base
+    model: str
+    prompt: str
+    count: int
+    steps: int
+    cfg_scale: float
+    code: str
+
+
+class TrainSpec(Spec):
+    """One concept learned by one variant."""
+
+    base: Base
+    model: str
+    concept: str
+    variant: str
+    settings: SerializeAsAny[VariantSettings]
+    macro_class: str
+    photos: tuple[FileRef, ...]
+    class_images: FileRef | None
+    code: str
+
+
+class Prompt(BaseModel):
+    """A concept's prompt: its number among the concept's, its group and its text with ``{}``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    group: str
+    text: str
+
+
+class ImageSpec(BaseModel):
+    """One picture to draw. ``phrase`` stands for the concept in ``prompt``: the plain macro class for the base model, V*
+    before it for a residual. ``plain`` is the prompt without V*: it seeds the noise and is what the CLIP text score reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    prompt: str
+    phrase: str
+    plain: str
+    image: int
+
+    @property
+    def number(self) -> int:
+        """The prompt's."""
+        return int(self.name.split("_")[0])
+
+
+class SampleSpec(Spec):
+    """One concept drawn by one method. ``learner`` is the training method of what was ``learned``; both are None for the base
+    model. ``photos`` are there for learners that draw beside one."""
+
+    base: Base
+    model: str
+    concept: str
+    method: str
+    sampling: SamplingConfig
+    prompts: tuple[Prompt, ...]
+    macro_class: str
+    phrase: str
+    learner: str | None
+    learned: FileRef | None
+    photos: tuple[FileRef, ...]
+    code: str
+
+    def items(self) -> list[ImageSpec]:
+        """What is drawn, in order."""
+        return [
+            ImageSpec(
+                name=f"{prompt.number:02d}_{image:03d}",
+                prompt=fill(prompt.text, self.phrase),
+                phrase=self.phrase,
+                plain=fill(prompt.text, self.macro_class),
+                image=image,
+            )
+            for prompt in self.prompts
+            for image in range(self.sampling.images_per_prompt)
+        ]
+
+
+class ClassifierRef(BaseModel):
+    """A dataset's judge: whose, and its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    weights: FileRef
+
+
+class ScoreSpec(Spec):
+    """One pack of pictures measured. ``base_pack`` holds the base model's of the same names, where there are any."""
+
+    clip: Clip
+    dino: Dino
+    models: tuple[str, str]
+    judge: ClassifierRef | None
+    concept: str
+    category: str
+    method: str
+    seed: int
+    sample_hash: str
+    items: tuple[ImageSpec, ...]
+    prompts: tuple[Prompt, ...]
+    archive: FileRef
+    base_archive: FileRef | None
+    references: tuple[FileRef, ...]
+    code: str

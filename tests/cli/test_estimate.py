@@ -1,0 +1,160 @@
+"""The plan counts what the stages will do, and says only what a rate or a published number covers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from persres.cli.main import main
+from persres.datasets.registry import dataset_named
+from persres.errors import PersresError
+from persres.estimate import (
+    PAPER_STEP_S,
+    PUBLISHED_IMAGE_S,
+    MeasuredSeconds,
+    as_text,
+    make_estimate,
+    read_measured_seconds,
+)
+from persres.methods.common.registry import load_profile, make_profile
+from persres.stages.sample import sample_units
+from persres.stages.train import train_units
+from persres.workflow import load_context, run_stage
+
+RATES = MeasuredSeconds(1.0, 2.0, 3.0, "made up")
+BENCHMARK = {"dataset": "customconcept101"}
+
+
+def planned(rates: MeasuredSeconds = RATES, **sections) -> dict:
+    return {line.stage: line for line in make_estimate(make_profile({"fetch": BENCHMARK} | sections), rates)}
+
+
+def test_units_and_pictures_are_those_of_the_stages(tiny_params):
+    where = load_context(tiny_params, None, tiny_params.parent / "data", tiny_params.parent / "work")
+    run_stage("fetch", where)
+    run_stage("macro_class", where)
+    lines = {line.stage: line for line in make_estimate(where.profile, RATES)}
+    assert lines["train"].units == len(train_units(where))
+    for name in ("heart_mug", "star_robot", "banded_cat"):
+        path = where.data / "learned" / "ours" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"any")
+    units = sample_units(where)
+    assert lines["sample"].units == lines["score"].units == len(units) == 9
+    assert lines["sample"].images == sum(len(u.spec.items()) for u in units) == 3 * 3 * 4 * 2
+    assert lines["sample"].hours is None and lines["train"].hours is None, "no rate is known for 32 pixels"
+
+
+def test_the_paper_on_its_benchmark():
+    lines = planned()
+    assert lines["train"].units == 101 and lines["sample"].images == 3 * 101 * 20 * 50
+    assert lines["train"].hours == pytest.approx(101 * 150 * 1.0 / 3600)
+    assert lines["sample"].hours == pytest.approx(101 * 20 * 50 * (2.0 + 2.0 + 3.0) / 3600)
+    assert lines["train"].bytes == 2 * 101 * 4 * 1_239_040
+    assert lines["score"].hours is None and "time" in lines["score"].unknown
+    text = as_text(list(lines.values()), RATES, make_profile({"fetch": BENCHMARK}))
+    assert "made up" in text and "303,000" in text and "4.2" in text
+
+
+def test_rates_scale_with_steps_and_batch_and_class_images_count():
+    half = planned(sample={"steps": 25}, train={"batch_size": 2, "steps": 75})
+    assert half["sample"].hours == pytest.approx(planned()["sample"].hours / 2)
+    assert half["train"].hours == pytest.approx(planned()["train"].hours / 4)
+    prior = planned(train={"prior_images": 10})["train"]
+    assert prior.images == 1010 and "share a class" in prior.unknown
+    assert prior.hours == pytest.approx((101 * 300 * 1.0 + 1010 * 2.0) / 3600)
+
+
+def test_a_rule_that_stops_early_makes_the_hours_an_upper_bound():
+    variants = {"ours": {}, "early": {"stop": "early"}}
+    train = planned(train={"variants": variants}, sample={"configs": {"ours": {"variant": "ours"}}})["train"]
+    assert "how early training stops of early" in train.unknown and "how early" not in planned()["train"].unknown
+    assert train.hours == pytest.approx(2 * planned()["train"].hours)
+
+
+def test_a_variant_of_fewer_concepts_takes_less():
+    variants = {"ours": {}, "few": {"concepts": 11, "prior_images": 10}}
+    lines = planned(train={"variants": variants}, sample={"configs": {"base": {}, "few": {"variant": "few"}}})
+    assert lines["train"].units == 112 and lines["train"].images == 110
+    assert lines["sample"].units == 112 and lines["sample"].images == (101 + 11) * 20 * 50
+    assert lines["train"].bytes == 2 * 112 * 4 * 1_239_040
+
+
+def test_what_no_number_covers_is_named_not_guessed():
+    variants = {
+        "ours": {},
+        "vico": {"method": "vico"},
+        "dreambooth": {"method": "dreambooth", "prior_images": 0},
+        "kv": {"target": "attn_kv"},
+    }
+    train = planned(train={"variants": variants})["train"]
+    assert train.unknown.startswith("time of vico, dreambooth; size of vico, kv")
+    assert train.hours == pytest.approx(2 * 101 * 150 / 3600), "ours and its ablation"
+    assert train.bytes == 2 * 101 * (4 * 1_239_040 + 2 * 859_520_964)
+    other = planned(base={"model": "someone/else", "resolution": 768})
+    assert other["train"].hours is None and other["train"].bytes is None and other["sample"].hours is None
+    assert planned(train={"rank": 8})["train"].bytes == 2 * 101 * 4 * 2 * 8 * (5 * 320 + 5 * 640 + 6 * 1280)
+    assert planned(macro_class={"nearest": True})["macro_class"].hours is None
+
+
+def test_measured_rates_are_used_where_they_are(tmp_path):
+    path = tmp_path / "gpu.json"
+    published, half = read_measured_seconds(path), read_measured_seconds(path, "bfloat16")
+    assert (half.train_step_s, half.image_s) == (PAPER_STEP_S, PUBLISHED_IMAGE_S)
+    assert published.image_s > 2 * half.image_s and "published" in published.source
+    given_settings = {
+        "train_step_s": 0.2,
+        "train_batch": 2,
+        "image_s": {"1": 2.0, "4": 1.5},
+        "image_lag_s": {"4": 1.6},
+        "sample_steps": 25,
+        "device": "some GPU",
+    }
+    path.write_text(json.dumps(given_settings))
+    measured = read_measured_seconds(path)
+    assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.4, 3.0, 3.2)
+    assert str(path) in measured.source and "some GPU" in measured.source
+    for broken in (
+        "{",
+        "[]",
+        '{"train_step_s": 1}',
+        json.dumps(given_settings | {"train_step_s": 0}),
+        json.dumps(given_settings | {"image_s": 1}),
+    ):
+        path.write_text(broken)
+        with pytest.raises(PersresError, match=r"gpu\.json does not hold measured rates"):
+            read_measured_seconds(path)
+
+
+def test_the_size_of_every_dataset(tmp_path):
+    def size(**fetch):
+        return dataset_named(fetch["dataset"]).size(make_profile({"fetch": fetch}).fetch)
+
+    assert size(dataset="customconcept101") == (101, 2020)
+    assert size(dataset="customconcept101", concepts=["pet_cat1"]) == (1, 20)
+    assert size(dataset="dreambooth") == (30, 750)
+    assert size(dataset="miniworld") == (10, 200)
+    with pytest.raises(PersresError, match="no folder"):
+        size(dataset="folder", folder=str(tmp_path / "none"))
+    for name, given_settings in (
+        ("a", {"macro_class": "dog"}),
+        ("b", {"macro_class": "cat", "prompts": [["style", "a {}"]]}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "concept.json").write_text(json.dumps(given_settings))
+    assert size(dataset="folder", folder=str(tmp_path)) == (2, 9)
+    (tmp_path / "a" / "concept.json").write_text("{")
+    with pytest.raises(PersresError, match="not valid JSON"):
+        size(dataset="folder", folder=str(tmp_path))
+
+
+def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
+    assert (
+        main(["plan", "--params", str(repo / "params.yaml"), "--profile", "mini", "--data", str(tmp_path / "data")])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "sample" in said and "Rates are known for 512 pixels only" in said
+    assert not list(tmp_path.iterdir())
+    assert len(make_estimate(load_profile(repo / "params.yaml", "mini"), RATES)) == 6

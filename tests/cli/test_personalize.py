@@ -1,0 +1,151 @@
+"""A folder of photos becomes a residual, a sheet and a note that works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from persres.cli.main import main
+from persres.datasets.folder import NEUTRAL_PROMPTS, describe
+from persres.methods.common.registry import load_profile
+from persres.models.diffusion import load_diffusion
+from persres.personalization import _stage, derive
+from persres.residuals.file import load_residual
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """What a phone's user has: portrait, landscape, turned by EXIF, CMYK, and a file that is no photo."""
+    folder = tmp_path / "My mug!"
+    folder.mkdir()
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (90, 60), "red").save(folder / "a.JPG", "JPEG")
+    Image.new("RGB", (60, 90), "blue").save(folder / "b.jpeg", exif=turned)
+    Image.new("CMYK", (80, 80)).save(folder / "c.jpg")
+    (folder / "clip.mov").write_bytes(b"x")
+    return folder
+
+
+def run(tiny_params: Path, folder: Path, *more: str) -> int:
+    return main(["personalize", str(folder), "--params", str(tiny_params), "--profile", "tiny", *more])
+
+
+def done(out: Path) -> list[str]:
+    return sorted(p.name for p in out.iterdir() if p.name != ".run") if out.exists() else []
+
+
+def rows(sheet: Path) -> int:
+    """How many prompts a sheet of 160-pixel cells shows below its references."""
+    below, row = Image.open(sheet).height - (30 + 160 + 8 + 20) - 8, 160 + 8 + 22
+    assert below % row == 0
+    return below // row
+
+
+def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ["--class", "mug", "--out", str(out), "--prompt", "a {} on the moon", "--prompt", "a red {}"]
+    assert run(tiny_params, photos, *arguments) == 0
+    captured = capsys.readouterr()
+    said = captured.err
+    assert captured.out == f"{out}\n"
+    assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
+    assert all(str(out / name) in said for name in done(out))
+    assert said.count("left out clip.mov") == 1 and "only" not in said
+    _, info = load_residual(out / "My_mug.safetensors")
+    assert info["spec"]["macro_class"] == "mug" and len(info["spec"]["photos"]) == 3
+    assert rows(out / "My_mug.png") == 2, "every prompt, though both are of one group"
+    written = (out / "My_mug.safetensors").read_bytes()
+    assert run(tiny_params, photos, *arguments) == 0
+    said = capsys.readouterr().err
+    assert "train: 1 units, 1 already done" in said and "sample: 3 units, 3 already done" in said
+    assert (out / "My_mug.safetensors").read_bytes() == written
+    readme = (out / "README.md").read_text()
+    front = yaml.safe_load(readme.split("---\n")[1])
+    facts = front["persres"]
+    assert front["library_name"] == "diffusers" and "lora" in front["tags"] and front["license"] == "other"
+    assert front["instance_prompt"] == "a photo of a <v*> mug" and facts["spec_hash"] == info["spec_hash"]
+    assert facts["base_model_weights"] and len(facts["dataset_hash"]) == 64 and facts["photos"] == 3
+    assert "unknown" in facts["photos_licence"] and "scores" not in facts, "nobody said, and nothing was scored"
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert "a photo of a sks mug" in code
+    monkeypatch.chdir(out)
+    exec(compile(code, "README.md", "exec"), {})
+    assert Image.open(out / "beach.png").size == (32, 32)
+
+
+def test_without_a_class_it_is_found_and_told_with_its_confidence(tiny_params, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    (photos / "c.jpg").unlink()
+    assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
+    said = capsys.readouterr().err
+    assert "only 2 photo(s)" in said
+    assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", said), "with what comes next"
+    _, info = load_residual(out / "cup-1.safetensors")
+    assert info["spec"]["macro_class"] in ("mug", "robot", "cat"), "from nouns.txt"
+    assert f"sks {info['spec']['macro_class']}" in (out / "README.md").read_text()
+
+
+def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
+    _stage([photos / "a.JPG"], "mug", (), "my_mug", tmp_path / "staged")
+    concept = describe(tmp_path / "staged" / "my_mug")
+    assert concept.prompts == NEUTRAL_PROMPTS and concept.macro_class == "mug"
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ("empty", [], "no photos in"),
+        ("none", [], "no folder"),
+        ("heic", [], r"a\.HEIC.*JPEG"),
+        ("broken", [], r"My mug!/a\.JPG is not a readable"),
+        ("", ["--prompt", "no place"], "exactly once"),
+        ("", ["--name", "a b"], "not usable"),
+        ("", ["--class", " "], "--class is empty"),
+        ("", ["--profile", "nothing"], "no profile 'nothing'; one of tiny"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys, change, arguments, message):
+    for path in list(photos.iterdir()) if change else []:
+        if change == "broken" and path.name == "a.JPG":
+            path.write_bytes(b"no picture")
+        elif change != "broken":
+            path.unlink()
+    if change == "heic":
+        (photos / "a.HEIC").write_bytes(b"x")
+    if change == "none":
+        photos.rmdir()
+    out = tmp_path / "out"
+    assert run(tiny_params, photos, "--class", "mug", "--out", str(out), *arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+    assert not done(out)
+
+
+def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks for 20 s
+    load_diffusion.cache_clear()
+    settings = yaml.safe_load(tiny_params.read_text())
+    settings["tiny"]["base"]["model"] = "nobody/nothing"
+    tiny_params.write_text(yaml.safe_dump(settings))
+    assert run(tiny_params, photos, "--class", "mug", "--out", str(tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert "cannot load the base model 'nobody/nothing'" in error and "connect to the hub" in error
+    assert not done(tmp_path / "out")
+
+
+def test_the_profile_keeps_its_models_and_training_and_no_benchmark(repo, tmp_path):
+    """What a profile says of another dataset (its judge, its rows, its variants) must not follow a user's photos."""
+    mini = load_profile(repo / "params.yaml", "mini")
+    own = derive(mini, "dog", tmp_path, look_for_class=False)
+    assert (own.base, own.encoders) == (mini.base, mini.encoders)
+    assert own.train.variant("ours") == mini.train.variant("ours")
+    assert (
+        own.score.attribute_classifier is None and own.fetch.dataset == "folder" and own.macro_class.source == "dataset"
+    )
+    assert derive(mini, "dog", tmp_path, look_for_class=True).macro_class.source == "zero_shot"
+    assert list(derive(load_profile(repo / "params.yaml", "tables"), "dog", tmp_path, False).train.variants) == ["ours"]

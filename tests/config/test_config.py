@@ -1,0 +1,150 @@
+"""The typed edge: every problem at once, unknown keys refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from persres.config.schema import SamplingConfig
+from persres.errors import PersresError
+from persres.methods.common.registry import load_profile
+from persres.methods.ours import Ours
+from persres.stages import STAGES
+
+
+def write(tmp_path, **sections):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"profile": "mini", "mini": {"fetch": {"dataset": "miniworld"}} | sections}))
+    return path
+
+
+def test_the_shipped_file_holds_both_profiles(repo):
+    for name in ("mini", "paper"):
+        load_profile(repo / "params.yaml", name)
+
+
+def test_defaults_are_the_papers(repo):
+    paper = load_profile(repo / "params.yaml", "paper")
+    variant, sampling = paper.train.variant("ours"), paper.sample.method("ours_lag")
+    assert paper.base.model == "CompVis/stable-diffusion-v1-4"
+    assert (variant.rank_ratio, variant.steps, variant.batch_size, variant.lr) == (0.05, 150, 4, 1e-3)
+    assert (sampling.steps, sampling.cfg_scale, sampling.lag, sampling.images_per_prompt) == (50, 6.0, True, 50)
+    assert (paper.encoders.dino.resize, paper.encoders.dino.crop) == (256, 224)
+
+
+def test_all_problems_in_one_message(tmp_path):
+    path = write(tmp_path, train={"stepz": 3, "lr": -1}, sample={"steps": "many"}, nonsense={})
+    with pytest.raises(PersresError) as caught:
+        load_profile(path)
+    text = str(caught.value)
+    for part in (
+        "mini.train.stepz: unknown parameter",
+        "mini.train.lr",
+        "mini.sample.steps",
+        "mini.nonsense: unknown parameter",
+    ):
+        assert part in text
+
+
+def test_problems_inside_variants_are_named(tmp_path):
+    path = write(
+        tmp_path,
+        train={"variants": {"ours": {"rnak": 1}}},
+        sample={"configs": {"a": {"variant": "theirs"}, "b": {"lagg": True}}},
+    )
+    with pytest.raises(PersresError) as caught:
+        load_profile(path)
+    for part in (
+        "train.variants.ours.rnak: unknown parameter",
+        "sample.methods.b.lagg: unknown parameter",
+        "no training variant 'theirs'",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("concepts", [["a", "b", "a"]])
+def test_a_concept_named_twice(tmp_path, concepts):
+    with pytest.raises(PersresError, match="concept named twice: a"):
+        load_profile(write(tmp_path, fetch={"dataset": "miniworld", "concepts": concepts}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "just words",
+        "profile: mini",
+        "profile: other\nmini: {}",
+        "mini: [",
+        "profile: mini\nmini: {fetch: {dataset: folder}}",
+    ],
+)
+def test_broken_files(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(PersresError, match=r"params\.yaml"):
+        load_profile(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(PersresError, match="not found"):
+        load_profile(tmp_path / "params.yaml")
+
+
+def test_lag_without_a_residual_is_refused(tmp_path):
+    with pytest.raises(PersresError, match="needs a residual"):
+        load_profile(write(tmp_path, sample={"configs": {"x": {"lag": True}}}))
+
+
+def test_sparse_variants_over_typed_defaults(tmp_path):
+    params = load_profile(write(tmp_path, train={"lr": 0.01, "variants": {"ours": {}, "rank1": {"rank": 1}}}))
+    assert params.train.variant("rank1") == Ours(lr=0.01, rank=1)
+    assert params.sample.method("base") == SamplingConfig()
+
+
+def test_dvc_watches_the_params_that_decide_a_stage_and_keeps_no_output(repo):
+    """Its code: tests/test_architecture.py."""
+    stages = yaml.safe_load((repo / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == list(STAGES)
+    for name, stage in stages.items():
+        assert f"${{profile}}.{name}" in stage["params"]
+        assert all((repo / d).exists() for d in stage["deps"] if d.startswith("persres/"))
+        assert not any("runtime" in p for p in stage["params"])
+        assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])
+
+
+@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "photos", "paper"])
+def test_every_shipped_profile_is_valid(repo, profile):
+    assert load_profile(repo / "params.yaml", profile).sample.methods
+
+
+@pytest.mark.parametrize("profile", ["mini", "tables", "photos", "paper"])
+def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
+    """DVC refuses a stage whose key is missing, defaults or not."""
+    settings = yaml.safe_load((repo / "params.yaml").read_text())
+    for stage in yaml.safe_load((repo / "dvc.yaml").read_text())["stages"].values():
+        for key in stage["params"]:
+            value = settings
+            for part in key.replace("${profile}", profile).split("."):
+                assert part in value, f"{key} is missing for {profile}"
+                value = value[part]
+
+
+def test_the_paper_profile_has_every_row_of_the_papers_tables(repo):
+    from persres.metrics.paper_figures import PAPER
+
+    rows = load_profile(repo / "params.yaml", "paper").tables.rows
+    for table, known in PAPER.items():
+        assert set(known) <= set(rows[table].values()), table
+
+
+def test_use_names_a_profile_and_touches_nothing_else(repo, tmp_path, capsys):
+    from persres.cli.main import main
+
+    path = tmp_path / "params.yaml"
+    before = (repo / "params.yaml").read_text()
+    path.write_text(before)
+    assert main(["use", "paper", "--params", str(path)]) == 0
+    assert path.read_text() == before.replace("profile: mini", "profile: paper", 1)
+    assert main(["use", "nonsense", "--params", str(path)]) == 1
+    assert "no profile 'nonsense'" in capsys.readouterr().err and "profile: paper" in path.read_text()

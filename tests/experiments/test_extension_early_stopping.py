@@ -1,0 +1,85 @@
+"""The measurement of when to stop: what the rule is compared with, from losses and scores made up here."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from persres.experiments.extensions.early_stopping.claims import (
+    Ways,
+    broken,
+    by_way,
+    claims_of,
+    net_saved,
+    stop_of,
+    thresholds,
+)
+from persres.experiments.extensions.early_stopping.traces import COLUMNS
+from persres.methods.ours import Ours
+
+RULE = Ours(stop="early", early_stop_every=25, early_stop_draws=16, early_stop_below=0.1)
+NAMES = [f"c{i}" for i in range(6)]
+WAYS = Ways(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
+
+
+def losses(settles_at: int) -> list[float]:
+    """Falls by 1 a check until it has settled, then hardly."""
+    return [20.0 - min(check, settles_at) - 0.01 * check for check in range(13)]
+
+
+def scores(gain=lambda place, steps: min(steps, 75) / 150) -> pd.DataFrame:
+    """Identity grows with the steps, text falls a little."""
+    rows = []
+    for place, name in enumerate(NAMES):
+        for steps in WAYS.needed(place):
+            row = {column: gain(place, steps) + place / 100 for column in COLUMNS}
+            rows.append({"concept": name, "steps": steps} | row | {"clip_text": 0.7 - steps / 1e4, "followed": 0.5})
+    return pd.DataFrame(rows)
+
+
+def test_where_the_rule_stops_a_known_training():
+    assert stop_of(losses(2), RULE) == 75 and stop_of(losses(3), RULE) == 100
+    assert stop_of(losses(12), RULE) == 150, "steps are the upper bound"
+
+
+def test_checks_are_paid():
+    # six checks of 16 samples forward, against a batch of 4 forward and backward: 12 steps
+    assert net_saved(np.array([150]), RULE) == pytest.approx([-12 / 150])
+    assert net_saved(np.array([75]), RULE) == pytest.approx([1 - (75 + 8) / 150])
+
+
+def test_handing_the_stops_out_at_random_is_the_mean_over_all_ways_to_do_it():
+    found = by_way(WAYS, scores(lambda place, steps: (place + 1) * steps / 1000))
+    every = [
+        np.mean([(place + 1) * s / 1000 + place / 100 for place, s in enumerate(p)]) for p in permutations(WAYS.rule)
+    ]
+    assert found["permuted"]["dino"].mean() == pytest.approx(np.mean(every))
+    assert found["mean"]["steps"].tolist() == [95] * 6 and found["quarter"]["steps"].tolist() == [35] * 6
+
+
+def test_the_claims_tell_a_good_rule_from_a_broken_one():
+    found = by_way(WAYS, scores())
+    claims = claims_of(found, "rule", RULE)
+    held = {c["claim"] for c in claims if c["holds"]}
+    assert held == {"steps_saved", "identity_dino", "identity_clip", "identity_object", "text_clip", "text_followed"}
+    said = broken(found, claims, RULE)
+    assert {verdict for names in said.values() for verdict in names.values()} == {"falls"}
+
+
+def test_stops_that_fit_the_concepts_are_seen():
+    """Identity stands still exactly from each concept's own stop on."""
+    found = by_way(WAYS, scores(lambda place, steps: min(steps, WAYS.rule[place]) / 100))
+    held = {c["claim"] for c in claims_of(found, "rule", RULE) if c["holds"]}
+    assert "over_permuted" in held and "identity_dino" in held
+
+
+def test_a_threshold_is_read_from_the_curves():
+    known = {"c0": losses(2), "c1": losses(3)}
+    table = pd.DataFrame(
+        [{"concept": n, "steps": s, **dict.fromkeys(COLUMNS, s / 150)} for n in known for s in range(25, 151, 25)]
+    )
+    (row,) = thresholds(known, table, RULE, (0.1,))
+    assert row["steps"] == 87.5 and row["dino"] == pytest.approx(1 - 87.5 / 150)

@@ -1,0 +1,221 @@
+"""Scoring looks at each picture once, keeps what a concept's methods share, and says the same to the bit."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from persres.config.schema import Clip, Dino
+from persres.errors import PersresError
+from persres.images import load_photo, png_bytes, unzip_images, zip_bytes
+from persres.metrics import feature_cache
+from persres.metrics.background import background_change
+from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
+from persres.metrics.dino_scores import DinoEncoder
+from persres.metrics.object_crops import object_alignment, object_crops
+from persres.metrics.score import FILE, score_unit
+from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier, matches_prompt
+from persres.package_paths import located
+from persres.units.specs import ClassifierRef, FileRef, ImageSpec, Prompt, ScoreSpec
+from persres.units.unit import Unit
+
+TEXTS = ("a photo of a {}", "a photo of a {} in the snow")
+EACH = 3  # pictures a prompt
+METHODS = ("base", "ours", "ours_few")
+
+
+def noise(seed: int) -> Image.Image:
+    """A picture like no other: 64×64, coarse enough that the judge sees things."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def items(each: int) -> tuple[ImageSpec, ...]:
+    plain = [text.replace("{}", "mug") for text in TEXTS]
+    return tuple(
+        ImageSpec(name=f"{p:02d}_{i:03d}", prompt=plain[p], phrase="mug", plain=plain[p], image=i)
+        for p in range(len(TEXTS))
+        for i in range(each)
+    )
+
+
+@pytest.fixture
+def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
+    """One concept by three methods, the last with fewer pictures; masks lie in one pack as LAG leaves them."""
+    photos = []
+    for seed in range(4):
+        photos.append(tmp_path / f"{seed}.png")
+        noise(seed).save(photos[-1])
+    archives = {}
+    for number, method in enumerate(METHODS, 1):
+        drawn = items(1 if method == "ours_few" else EACH)
+        files = {f"{item.name}.png": png_bytes(noise(100 * number + place)) for place, item in enumerate(drawn)}
+        masks = {f"masks/{item.name}.png": png_bytes(noise(0)) for item in drawn} if method == "ours" else {}
+        (tmp_path / f"{method}.zip").write_bytes(zip_bytes(files | masks))
+        archives[method] = FileRef.of(tmp_path / f"{method}.zip")
+    judge = ClassifierRef(dataset="miniworld", weights=FileRef.of(Path(located("package:miniworld/weights/judge"))))
+    shared = {
+        "clip": Clip(**tiny_encoders["clip"]),
+        "dino": Dino(**tiny_encoders["dino"]),
+        "models": ("c", "d"),
+        "judge": judge,
+        "concept": "mug",
+        "category": "things",
+        "seed": 0,
+        "sample_hash": "h",
+        "prompts": tuple(Prompt(number=n, group="background", text=text) for n, text in enumerate(TEXTS)),
+        "references": tuple(FileRef.of(photo) for photo in photos),
+        "code": "x",
+    }
+    return [
+        Unit("score", f"{method}/mug", ScoreSpec(
+            method=method, items=items(1 if method == "ours_few" else EACH), archive=archives[method],
+            base_archive=None if method == "base" else archives["base"], **shared))
+        for method in METHODS
+    ]  # fmt: skip
+
+
+def forget() -> None:
+    for function in (
+        feature_cache.references,
+        feature_cache.prompt_features,
+        feature_cache.image_features,
+        feature_cache.verdict,
+    ):
+        function.cache_clear()
+
+
+def scored(unit: Unit[ScoreSpec], work: Path, batch: int = 4) -> pd.DataFrame:
+    score_unit(unit, work, "cpu", batch)
+    return pd.read_parquet(unit.folder(work) / FILE)
+
+
+def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
+    """Every score of a unit by itself: all read anew, nothing kept, one text a picture."""
+    clip, dino = ClipEncoder(spec.clip, "cpu"), DinoEncoder(spec.dino, "cpu")
+    packed = unzip_images(Path(spec.archive.path))
+    images, photos = [packed[f"{i.name}.png"] for i in spec.items], [load_photo(Path(p.path)) for p in spec.references]
+    features = clip.images(images, batch)
+    found = {
+        "clip_text": clip_text_score(features, clip.texts([i.plain for i in spec.items])).double().numpy(),
+        "clip_image": alignment(features, clip.images(photos)).double().numpy(),
+        "dino": alignment(dino.images(images, batch), dino.images(photos)).double().numpy(),
+    }
+    judge = load_attribute_classifier(Path(spec.judge.weights.path))
+    own, theirs = (np.stack([np.asarray(i) for i in many]) for many in (images, photos))
+    said, truth = classify_images(judge, own), classify_images(judge, theirs)
+    alone = dino.images(object_crops(own, said.masks), batch)
+    found["dino_object"] = object_alignment(alone, dino.images(object_crops(theirs, truth.masks)), said.masks)
+    found["followed"] = matches_prompt(said, [TEXTS[item.number] for item in spec.items])
+    if spec.base_archive is None:
+        return found | {"background_change": np.full(len(images), np.nan)}
+    base = unzip_images(Path(spec.base_archive.path))
+    pixels = np.stack([np.asarray(base[f"{item.name}.png"]) for item in spec.items])
+    return found | {
+        "background_change": background_change(own, pixels, said.masks, classify_images(judge, pixels).masks)
+    }
+
+
+def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
+    for place, unit in enumerate(units):
+        forget()
+        cold = scored(unit, tmp_path / f"cold{place}")
+        warm = scored(unit, tmp_path / f"warm{place}")
+        pd.testing.assert_frame_equal(cold, warm, check_exact=True)
+        for column, values in plainly(unit.spec).items():
+            np.testing.assert_array_equal(cold[column].to_numpy(), values, err_msg=f"{unit.name}: {column}")
+    forget()
+    together = [scored(unit, tmp_path / "together") for unit in units]
+    for place, rows in enumerate(together):
+        pd.testing.assert_frame_equal(
+            rows, pd.read_parquet(units[place].folder(tmp_path / f"cold{place}") / FILE), check_exact=True
+        )
+    assert together[1]["background_change"].notna().any(), "there is background to compare"
+
+
+def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_path, monkeypatch):
+    """One concept's units in one process, as the stage orders them."""
+    forget()
+    decoded, looked = Counter(), Counter()
+    plain_open = Image.open
+
+    def counted(source, *rest):
+        decoded[source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()] += 1
+        return plain_open(source, *rest)
+
+    monkeypatch.setattr(Image, "open", counted)
+    for kind in (ClipEncoder, DinoEncoder):
+        plain_images = kind.images
+
+        def watched(self, images, batch=64, plain_images=plain_images, kind=kind):
+            looked[kind.__name__] += len(images)
+            return plain_images(self, images, batch)
+
+        monkeypatch.setattr(kind, "images", watched)
+    for unit in units:
+        score_unit(unit, tmp_path / "work", "cpu")
+    pictures = sum(len(unit.spec.items) for unit in units)
+    assert len(decoded) == pictures + 4, "every picture and photo, and no mask"
+    assert set(decoded.values()) == {1}
+    assert looked == {"ClipEncoder": pictures + 4, "DinoEncoder": 2 * (pictures + 4)}, "whole, and cut out"
+
+
+def test_what_is_kept_is_found_by_what_it_holds(units, tmp_path):
+    """The same bytes elsewhere are the same; other bytes at the same place are not."""
+    forget()
+    eyes = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.judge, "cpu")
+    here = [Path(photo.path) for photo in units[0].spec.references]
+    first = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
+    moved = []
+    for path in here:
+        moved.append(tmp_path / f"moved_{path.name}")
+        moved[-1].write_bytes(path.read_bytes())
+    assert feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in moved), eyes) is first
+    noise(77).save(here[0])
+    other = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
+    assert not torch.equal(other.clip[0], first.clip[0]) and not torch.equal(other.objects[0], first.objects[0])
+    blind = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), feature_cache.EncoderSet(eyes.clip, eyes.dino, None, "cpu"))  # fmt: skip
+    assert blind.objects is None and torch.equal(blind.dino, other.dino)
+
+
+def test_without_a_judge_a_pack_is_read_a_batch_at_a_time_and_not_kept(units, tmp_path, monkeypatch):
+    forget()
+    spec = units[1].spec.model_copy(update={"judge": None})
+    happened: list[str] = []
+    plain_read, plain_images = zipfile.ZipFile.read, ClipEncoder.images
+
+    def read(self, name, *rest):
+        happened.append("read")
+        return plain_read(self, name, *rest)
+
+    def looked(self, images, batch=64):
+        happened.append("looked")
+        return plain_images(self, images, batch)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    monkeypatch.setattr(ClipEncoder, "images", looked)
+    rows = scored(Unit("score", "ours/mug", spec), tmp_path / "blind", batch=2)
+    assert happened == ["looked", *["read", "read", "looked"] * 3], "the photos, then the pictures two by two"
+    assert rows["dino_object"].isna().all() and feature_cache.image_features.cache_info().currsize == 0
+    for column in ("clip_text", "clip_image", "dino"):
+        np.testing.assert_array_equal(rows[column].to_numpy(), plainly(units[1].spec, batch=2)[column])
+
+
+def test_a_pack_that_lacks_a_picture_is_one_clear_error(units, tmp_path):
+    archive = Path(units[1].spec.archive.path)
+    with pytest.raises(PersresError, match="sample again"):
+        list(feature_cache.read_archive(archive, ["00_000", "07_000"], 4))
+    archive.write_bytes(archive.read_bytes()[:-40])
+    forget()
+    for judge in (units[1].spec.judge, None):
+        broken = Unit("score", "ours/mug", units[1].spec.model_copy(update={"judge": judge}))
+        with pytest.raises(PersresError, match=r"ours\.zip is not a whole pack"):
+            score_unit(broken, tmp_path / "work", "cpu")

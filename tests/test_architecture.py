@@ -1,0 +1,235 @@
+"""Rules of the house that code can check."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from persres.cli.main import main
+from persres.experiments.dvc_dependencies import stage_code, with_code
+from persres.methods.common.registry import method_names
+from persres.units.code_digest import PACKAGE, imports_of, significant
+from persres.workflow import STAGES
+
+# From the ground up; docs/development.md says what each is. A module imports from its own layer and those before it.
+LAYERS = [
+    "errors",
+    "seeding",
+    "places",
+    "prompt_text",
+    "progress",
+    "config",
+    "params",
+    "images",
+    "runs",
+    "versions",
+    "miniworld",
+    "datasets",
+    "models",
+    "residuals",
+    "sampling",
+    "exports",
+    "personalized",
+    "training",
+    "methods",
+    "metrics",
+    "report",
+    "plan",
+    "stages",
+    "pipeline",
+    "dependencies",
+    "personalization",
+    "fleet",
+    "generate",
+    "doctor",
+    "benchmarks",
+    "miniworld.build",
+    "evidence",
+    "cli_options",
+    "cli_residual",
+    "cli_examples",
+    "cli_evidence",
+    "cli_versions",
+    "cli",
+]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the library."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def layer(module: str) -> int:
+    name = module.removeprefix("persres.")
+    fitting = [known for known in LAYERS if name == known or name.startswith(f"{known}.")]
+    assert fitting, f"{module} belongs to no layer: add it to LAYERS and to docs/development.md"
+    return LAYERS.index(max(fitting, key=len))
+
+
+def upward(module: str, imported: set[str]) -> list[str]:
+    """The imports that point up; a package may be above what lies in it."""
+    return [name for name in imported if layer(name) > layer(module) and not module.startswith(f"{name}.")]
+
+
+def test_arrows_run_downwards_only():
+    wrong = {module: upward(module, imports_of(module)) for module in modules() if module != "persres"}
+    assert not {module: names for module, names in wrong.items() if names}
+
+
+def test_no_circle():
+    graph = {module: imports_of(module) - {module} for module in modules()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
+
+
+def test_an_upward_import_and_a_circle_would_be_seen(tmp_path):
+    package = tmp_path / "persres"
+    (package / "runs").mkdir(parents=True)
+    for name, text in (
+        ("errors", "def f():\n    from persres.units import pool\n"),
+        ("runs/pool", "import persres.errors\n"),
+    ):
+        (package / f"{name}.py").write_text(text)
+    (package / "runs" / "__init__.py").write_text("")
+    found = {name: imports_of(name, package) for name in ("persres.errors", "persres.units.pool")}
+    assert upward("persres.errors", found["persres.errors"]) and not upward(
+        "persres.units.pool", found["persres.units.pool"]
+    )
+    with pytest.raises(ValueError, match="cycle"):
+        TopologicalSorter(found).prepare()
+
+
+def test_the_page_names_every_layer(repo):
+    page = (repo / "docs" / "development.md").read_text()
+    table = page.split("| layer | what |")[1].split("\n\n")[0]
+    named = [
+        n.rstrip("/").replace("/", ".")
+        for row in table.splitlines()
+        for n in re.findall(r"`([\w/]+)`", row[: row.find("|", 1)])
+    ]
+    assert named == LAYERS
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_library_imports_neither_prefect_nor_dvc_nor_pickle():
+    for path in modules().values():
+        assert not imports(path) & {"prefect", "dvc", "pickle", "tasks", "flows"}, path
+        assert "torch.save" not in path.read_text() and "torch.load" not in path.read_text(), path
+
+
+def test_files_stay_short_and_public_things_are_documented(repo):
+    for folder in ("persres", "tasks", "flows"):
+        for path in (repo / folder).rglob("*.py"):
+            text = path.read_text()
+            assert len(text.splitlines()) < 400, path
+            tree = ast.parse(text)
+            assert ast.get_docstring(tree), f"{path} has no docstring"
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+def test_samplers_touch_no_file_and_no_progress_bar():
+    plain = {"__future__", "collections", "dataclasses", "typing", "torch", "diffusers", "persres"}
+    assert imports(PACKAGE / "sampling" / "samplers.py") <= plain
+    assert imports(PACKAGE / "models" / "conditioning.py") <= plain - {"diffusers", "persres"}
+
+
+def test_nothing_but_its_own_dataset_knows_the_mini_world():
+    """What a command line tells its user may name it, and the benchmarks measure on it."""
+    may = (
+        "miniworld/",
+        "evidence/",
+        "datasets/miniworld.py",
+        "datasets/registry.py",
+        "cli",
+        "personalization.py",
+        "benchmarks/",
+    )
+    for path in modules().values():
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(may):
+            found = re.findall(r".*(?:\bmini\b|mini_?world).*", significant(path.read_text()).lower())
+            assert not found, f"{name}: {found}"
+
+
+def test_no_stage_knows_a_method_by_name():
+    below = ("runs/", "models/", "residuals/", "sampling/", "training/", "metrics/", "report/", "stages/", "pipeline")
+    for path in modules().values():
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(below):
+            tree = ast.parse(significant(path.read_text()))
+            said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            assert not said & set(method_names()), f"{name} names {said & set(method_names())}"
+
+
+def test_the_library_logs_and_only_the_command_line_prints():
+    for name, path in modules().items():
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        prints = [call.id for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+        assert not prints or name.startswith("persres.cli.main"), name
+
+
+def test_dvc_watches_what_the_stages_import(repo):
+    text = (repo / "dvc.yaml").read_text()
+    assert with_code(text) == text, "the imports have changed: run persres deps --write"
+    assert "persres/miniworld/vocabulary.py" in stage_code("score")  # by way of the judge
+    assert not any("evidence" in entry or "cli" in entry for stage in STAGES for entry in stage_code(stage))
+
+
+def test_show_without_a_run_is_one_clear_error(tmp_path, capsys):
+    assert main(["show", "--data", str(tmp_path)]) == 1
+    assert "run make repro first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["nothing", ""])
+def test_an_unknown_stage_is_refused(stage, capsys):
+    assert main(["run", stage]) == 2
+    assert "tables" in capsys.readouterr().err, "it names the stages there are"
+
+
+def seconds_of(code: str) -> float:
+    """The best of three: a busy machine only adds."""
+    timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True, text=True) for _ in range(3)]
+    return min(float(done.stdout.split()[-1]) for done in runs)
+
+
+@pytest.mark.alone
+def test_importing_takes_no_time():
+    heavy = "{'torch', 'diffusers', 'transformers', 'open_clip', 'timm', 'pandas', 'scipy'}"
+    for name in ("persres", "persres.cli.main"):
+        assert seconds_of(f"import sys, {name}; assert not {heavy} & set(sys.modules)") < 0.3, name
+
+
+def test_public_names_are_the_same_at_every_use():
+    """A module of a public name would stand in its place from the second use on."""
+    import persres
+
+    for name in persres.__all__:
+        assert getattr(persres, name) is getattr(persres, name) and not inspect.ismodule(getattr(persres, name)), name
+
+
+@pytest.mark.alone
+def test_help_is_quick():
+    run = "from persres.cli.main import main\ntry:\n main(['--help'])\nexcept SystemExit: pass"
+    assert seconds_of(f"exec({run!r})") < 1.0  # 0.3 s on an idle machine
