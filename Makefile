@@ -87,11 +87,11 @@ fleet-setup: setup
 
 # A Prefect server, an S3 server and two agents in clones of their own; the mini pipeline through them. Says where to look.
 fleet-demo: setup-dev
-	PYTHONPATH=. python tests/support/fleet_demo.py
+	python -m tests.support.fleet_demo
 
 # kill -9 of everything, S3 away, disks full, clocks jumping; and 2,000 units that do nothing -> data/faults. FAULTS="parent s3_down": these alone
 faults: setup-dev
-	PYTHONPATH=. python tests/support/faults.py $(FAULTS)
+	python -m tests.support.faults $(FAULTS)
 
 evidence: setup
 	persres evidence

@@ -436,7 +436,7 @@ def test_a_wrong_rival_is_one_clear_error(variant, said):
         make_profile({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
 
 
-@pytest.mark.parametrize("drawing", [{"lag": True}, {"strength": 0.5}])
+@pytest.mark.parametrize("sampling", [{"lag": True}, {"strength": 0.5}])
 def test_a_rival_is_neither_localised_nor_scaled(sampling):
     with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
         make_profile(

@@ -207,7 +207,7 @@ def test_keys_and_values_are_blended_by_query(unet):
     torch.testing.assert_close(seen["out"], torch.where(mask.bool(), theirs, base), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("masking", [PAPER, AUTO])
+@pytest.mark.parametrize("mask_config", [PAPER, AUTO])
 def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
     """The output projections' deltas, masked by both paths, in either export."""
     unet = tiny_unet().requires_grad_(False)

@@ -59,7 +59,7 @@ def fresh():
 
 
 @pytest.mark.parametrize(
-    "masking", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
+    "mask_config", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
 )
 @pytest.mark.parametrize("rule", ["mask", "base", "full"])
 def test_one_concept_is_plain_lag(fresh, mask_config, rule):
@@ -74,7 +74,7 @@ def test_one_concept_is_plain_lag(fresh, mask_config, rule):
 
 
 @pytest.mark.parametrize(
-    "masking", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
+    "mask_config", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
 )
 def test_no_pixel_is_two_concepts_and_branches_share_their_masks(fresh, mask_config):
     _, seen = together(fresh(), stack_banks(banks(fresh(), 3)), TOKENS, mask_config=mask_config)
@@ -182,7 +182,7 @@ def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     [
         ({"tokens": torch.zeros(5, 1, 6)}, "5 concepts"),
         ({"uncond_rule": "none"}, "uncond_rule"),
-        ({"masking": MaskConfig(when="scenes")}, "mask_when"),
+        ({"mask_config": MaskConfig(when="scenes")}, "mask_when"),
     ],
 )
 def test_what_is_no_rule_is_refused(change, says):
