@@ -52,10 +52,10 @@ def beyond(
     device: str = "auto",
 ) -> None:
     """Measure what goes past the paper, part by part (docs/beyond.md)."""
-    from persres.experiments.evidence.commands import run_beyond
+    from persres.experiments.evidence.commands import run_extensions
     from persres.experiments.extensions.study import NAMES, Run
 
-    for folder in run_beyond(part or NAMES, Run(params_file(params), work, device), out):
+    for folder in run_extensions(part or NAMES, Run(params_file(params), work, device), out):
         print(folder)
 
 

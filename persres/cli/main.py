@@ -181,7 +181,7 @@ def rates(
     out: Out = DATA / "bench",
 ) -> None:
     """Seconds and memory of a full-size model with random weights on this machine, which plan then reads: no hub is needed."""
-    from persres.experiments.benchmarks.rates import run_full_size
+    from persres.experiments.benchmarks.full_size import run_full_size
 
     sizes = tuple(int(size) for size in batches.split(","))
     print(run_full_size(family, device, dtype, resolution, train_steps, train_batch, steps, sizes, out))

@@ -11,7 +11,7 @@ import torch
 
 from persres.cli.main import main
 from persres.errors import PersresError
-from persres.experiments.benchmarks import rates
+from persres.experiments.benchmarks import full_size
 from persres.experiments.benchmarks.goals import goals_of
 from persres.experiments.benchmarks.models import model_named
 from persres.experiments.benchmarks.plain import adapted, plain_training
@@ -26,7 +26,7 @@ from tests.support.family_models import RESOLUTION, narrow
 
 @pytest.mark.parametrize("name", ["sd14", "sdxl"])
 def test_rates_are_written_as_measured(tmp_path, monkeypatch, name, capsys):
-    monkeypatch.setitem(rates.FAMILIES, name, narrow(name, 4000))
+    monkeypatch.setitem(full_size.FAMILIES, name, narrow(name, 4000))
     arguments = [
         "--family",
         name,
@@ -160,7 +160,7 @@ def test_an_unknown_model_is_one_clear_error():
 
 def test_the_page_quotes_what_was_measured(repo):
     page, found = (repo / "docs" / "speed.md").read_text(), speed.records(repo / "data" / "bench")
-    assert set(pages.names(page, "bench")) == set(speed.BLOCKS)
+    assert set(pages.block_names(page, "bench")) == set(speed.BLOCKS)
     assert pages.fill(page, found, speed.BLOCKS, "bench") == page, "docs/speed.md is stale: run persres pages"
     assert markdown(found["mini_cpu"]) == (repo / "data" / "bench" / "mini_cpu.md").read_text()
     assert found["mini_cpu"]["goals"] == goals_of(found["mini_cpu"])

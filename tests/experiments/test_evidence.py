@@ -14,7 +14,7 @@ import yaml
 from persres.cli.main import main
 from persres.errors import PersresError
 from persres.experiments.evidence import claims, pages, timing
-from persres.experiments.evidence.localisation import STEPS, auc, enlarged, half_mask_ceiling, iou, latent_truth
+from persres.experiments.evidence.localisation import STEPS, auc, half_mask_ceiling, iou, latent_truth, upsampled
 from persres.experiments.evidence.provenance import EVIDENCE_CODE, code_line, code_of, stands_for, weight_digests
 from persres.methods.common.registry import load_profile
 from persres.sampling.masks import upper_half
@@ -53,7 +53,7 @@ def test_no_half_mask_beats_the_ceiling_and_the_best_reaches_it(area):
 
 
 def test_maps_are_enlarged_in_squares_and_masks_shrunk_by_area():
-    assert enlarged(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 4)[0].tolist() == [
+    assert upsampled(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 4)[0].tolist() == [
         1,
         1,
         2,
@@ -231,9 +231,9 @@ def test_every_method_has_every_score_with_its_interval_overall_and_by_group(sum
 def test_the_pages_quote_the_summary(repo, summary):
     results, readme = (repo / "docs" / "results.md").read_text(), (repo / "README.md").read_text()
     card = (repo / "persres" / "miniworld" / "weights" / "MODEL_CARD.md").read_text()
-    assert set(pages.names(results)) == {"code", "base", "methods", "claims", "groups", "localisation", "time"}
-    assert {"base", "identity", "localisation"} <= set(pages.names(card))
-    assert pages.names(readme) == ["headline"]
+    assert set(pages.block_names(results)) == {"code", "base", "methods", "claims", "groups", "localisation", "time"}
+    assert {"base", "identity", "localisation"} <= set(pages.block_names(card))
+    assert pages.block_names(readme) == ["headline"]
     assert pages.fill(results, summary) == results, "docs/results.md is stale: run persres pages"
     assert pages.fill(readme, summary) == readme, "README is stale: run persres pages"
     assert pages.fill(card, summary) == card, "the model card is stale: run persres pages"

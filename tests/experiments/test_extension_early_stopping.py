@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from persres.experiments.extensions.early_stopping.claims import (
-    Ways,
-    broken,
-    by_way,
-    claims_of,
+    StopSteps,
+    negative_controls,
     net_saved,
-    stop_of,
+    scores_by_rule,
+    stop_step,
+    stopping_claims,
     thresholds,
 )
 from persres.experiments.extensions.early_stopping.traces import COLUMNS
@@ -22,7 +22,7 @@ from persres.methods.ours import Ours
 
 RULE = Ours(stop="early", early_stop_every=25, early_stop_draws=16, early_stop_below=0.1)
 NAMES = [f"c{i}" for i in range(6)]
-WAYS = Ways(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
+WAYS = StopSteps(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
 
 
 def losses(settles_at: int) -> list[float]:
@@ -41,8 +41,8 @@ def scores(gain=lambda place, steps: min(steps, 75) / 150) -> pd.DataFrame:
 
 
 def test_where_the_rule_stops_a_known_training():
-    assert stop_of(losses(2), RULE) == 75 and stop_of(losses(3), RULE) == 100
-    assert stop_of(losses(12), RULE) == 150, "steps are the upper bound"
+    assert stop_step(losses(2), RULE) == 75 and stop_step(losses(3), RULE) == 100
+    assert stop_step(losses(12), RULE) == 150, "steps are the upper bound"
 
 
 def test_checks_are_paid():
@@ -52,7 +52,7 @@ def test_checks_are_paid():
 
 
 def test_handing_the_stops_out_at_random_is_the_mean_over_all_ways_to_do_it():
-    found = by_way(WAYS, scores(lambda place, steps: (place + 1) * steps / 1000))
+    found = scores_by_rule(WAYS, scores(lambda place, steps: (place + 1) * steps / 1000))
     every = [
         np.mean([(place + 1) * s / 1000 + place / 100 for place, s in enumerate(p)]) for p in permutations(WAYS.rule)
     ]
@@ -61,18 +61,18 @@ def test_handing_the_stops_out_at_random_is_the_mean_over_all_ways_to_do_it():
 
 
 def test_the_claims_tell_a_good_rule_from_a_broken_one():
-    found = by_way(WAYS, scores())
-    claims = claims_of(found, "rule", RULE)
+    found = scores_by_rule(WAYS, scores())
+    claims = stopping_claims(found, "rule", RULE)
     held = {c["claim"] for c in claims if c["holds"]}
     assert held == {"steps_saved", "identity_dino", "identity_clip", "identity_object", "text_clip", "text_followed"}
-    said = broken(found, claims, RULE)
+    said = negative_controls(found, claims, RULE)
     assert {verdict for names in said.values() for verdict in names.values()} == {"falls"}
 
 
 def test_stops_that_fit_the_concepts_are_seen():
     """Identity stands still exactly from each concept's own stop on."""
-    found = by_way(WAYS, scores(lambda place, steps: min(steps, WAYS.rule[place]) / 100))
-    held = {c["claim"] for c in claims_of(found, "rule", RULE) if c["holds"]}
+    found = scores_by_rule(WAYS, scores(lambda place, steps: min(steps, WAYS.rule[place]) / 100))
+    held = {c["claim"] for c in stopping_claims(found, "rule", RULE) if c["holds"]}
     assert "over_permuted" in held and "identity_dino" in held
 
 

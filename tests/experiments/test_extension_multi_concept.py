@@ -15,10 +15,10 @@ from persres.errors import PersresError
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.multi_concept import measure
 from persres.experiments.extensions.multi_concept.cases import PAIRS, TRIPLES
-from persres.experiments.extensions.multi_concept.claims import masks_right
+from persres.experiments.extensions.multi_concept.claims import mask_accuracy
 from persres.experiments.extensions.multi_concept.figures import coloured
-from persres.experiments.extensions.multi_concept.sampling import METHODS
-from persres.experiments.extensions.regions import MOST, Regions, matched, parts_of, read_regions
+from persres.experiments.extensions.multi_concept.sampling import CONFIGS
+from persres.experiments.extensions.regions import MAX_PARTS, Regions, connected_parts, match_parts, read_regions
 from persres.experiments.extensions.study import Run
 from persres.miniworld.attribute_classifier import load_attribute_classifier
 from persres.miniworld.concepts import CONCEPTS
@@ -32,16 +32,16 @@ def test_touching_parts_are_parted_and_one_part_stays_one():
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:40, 5:25] = mask[20:45, 30:55] = True
     mask[30:32, 25:30] = True  # a bridge of two pixels
-    two, one = parts_of(mask, 2)  # the larger first
+    two, one = connected_parts(mask, 2)  # the larger first
     assert one[:, :25].sum() > 0.95 * one.sum() and two[:, 30:].sum() > 0.95 * two.sum() and not (one & two).any()
-    assert len(parts_of(mask, 1)) == 1, "no more than needed"
-    assert parts_of(np.zeros((64, 64), dtype=bool), 2) == []
+    assert len(connected_parts(mask, 1)) == 1, "no more than needed"
+    assert connected_parts(np.zeros((64, 64), dtype=bool), 2) == []
 
 
 def test_things_take_the_parts_that_fit_them_best_together():
     scores = np.log(np.array([[0.6, 0.4], [0.9, 0.1]]))  # both parts look like class 0, the second more
-    assert matched(scores, [0, 1]) == [1, 0] and matched(scores, [1, 0]) == [0, 1]
-    assert matched(scores[:1], [1, 0]) == [None, 0] and matched(scores[:0], [0, 1]) == [None, None]
+    assert match_parts(scores, [0, 1]) == [1, 0] and match_parts(scores, [1, 0]) == [0, 1]
+    assert match_parts(scores[:1], [1, 0]) == [None, 0] and match_parts(scores[:0], [0, 1]) == [None, None]
 
 
 def test_regions_of_rendered_pairs_are_the_true_ones(repo):
@@ -62,7 +62,7 @@ def test_regions_of_rendered_pairs_are_the_true_ones(repo):
 
 def test_pairs_are_of_two_classes_and_every_concept_stands_in_some():
     kinds = {c.name: c.look.kind for c in CONCEPTS}
-    assert all(len({kinds[n] for n in names}) == len(names) <= MOST for names in (*PAIRS, *TRIPLES))
+    assert all(len({kinds[n] for n in names}) == len(names) <= MAX_PARTS for names in (*PAIRS, *TRIPLES))
     assert {name for names in PAIRS for name in names} == set(kinds) and len(set(map(frozenset, PAIRS))) == len(PAIRS)
 
 
@@ -120,19 +120,19 @@ def test_the_part_runs_on_a_list_of_photos_and_draws_nothing_twice(photos_params
     run, out = Run(photos_params, tmp_path / "work", "cpu"), tmp_path / "out"
     out.mkdir()
     summary = measure.measure(run, out)
-    assert set(METHODS) <= set(summary["methods"]) and summary["pictures"] == 2 and not summary["judged"]
+    assert set(CONFIGS) <= set(summary["methods"]) and summary["pictures"] == 2 and not summary["judged"]
     assert summary["masks"]["most"] <= 1 + 1e-3
-    for method in METHODS:
+    for method in CONFIGS:
         found = summary["methods"][method]
         assert -1 <= found["worse"]["mean"] <= 1 and found["missing"]["mean"] is None, method
     assert summary["methods"]["base"]["background_change"]["mean"] == 0
     assert {p.name for p in out.iterdir()} == {"rows.csv", "sheet.png", "scores.png", "methods.md"}
-    assert measure.methods(summary).count("\n") == len(METHODS) + 3 and measure.threes(summary)
+    assert measure.methods(summary).count("\n") == len(CONFIGS) + 3 and measure.threes(summary)
     monkeypatch.setattr("persres.experiments.extensions.multi_concept.sampling.draw_together", None)
     context = load_context(photos_params, "several", tmp_path / "work" / "several" / "data", tmp_path / "work")
-    studio = measure.Studio(context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.KEPT)
+    studio = measure.Studio(context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.CACHE)
     cases = measure.cases_of(context)
-    again = {method: studio.draw(method, cases) for method in METHODS}
+    again = {method: studio.draw(method, cases) for method in CONFIGS}
     assert not np.array_equal(again["ours"].images, again["added"].images)
     assert not np.array_equal(again["merged"].images, again["base"].images)
 
@@ -145,8 +145,8 @@ def test_how_much_of_the_masks_lies_on_the_right_objects():
     masks[0, 0, :, :2] = masks[0, 1, :, 2:] = 1  # each on its own
     masks[1] = masks[0, ::-1]  # on the other's
     masks[2] = 1  # everywhere; the last nowhere
-    found = masks_right(masks, [regions] * 4)
-    assert found[:3].tolist() == [1, 0, 0.5] and np.isnan(found[3]) and np.isnan(masks_right(None, [regions])[0])
+    found = mask_accuracy(masks, [regions] * 4)
+    assert found[:3].tolist() == [1, 0, 0.5] and np.isnan(found[3]) and np.isnan(mask_accuracy(None, [regions])[0])
 
 
 def test_masks_are_shown_a_colour_each():

@@ -70,7 +70,7 @@ def test_what_is_broken_on_purpose_falls(found):
 def test_the_page_quotes_the_summary(found, repo):
     part, summary = found
     text = (repo / "docs" / "beyond.md").read_text()
-    assert set(pages.names(text, part.name)) == set(blocks_of(part))
+    assert set(pages.block_names(text, part.name)) == set(blocks_of(part))
     assert pages.fill(text, summary, blocks_of(part), part.name) == text, "docs/beyond.md is stale: run persres pages"
 
 

@@ -15,7 +15,7 @@ from persres.experiments.evidence.labels import name_points
 from persres.experiments.extensions import study
 from persres.experiments.extensions.headlines import BLOCKS, ROWS
 from persres.experiments.extensions.masks import figures
-from persres.experiments.extensions.redrawn import DRAWN
+from persres.experiments.extensions.redrawn import FIGURES
 
 
 def crowd() -> list[tuple[str, tuple[float, float], str]]:
@@ -45,7 +45,7 @@ def test_the_frontier_names_auto_beside_its_neighbours(repo, tmp_path, monkeypat
     monkeypatch.setattr(figures, "name_points", lambda axis, points: named.append(name_points(axis, points)))
     monkeypatch.setattr(figures, "save", lambda figure, path: (figure.canvas.draw(), plt.close(figure)))
     summary = json.loads((repo / "data" / "beyond" / "masks" / "summary.json").read_text())
-    figures.frontier(summary["methods"], tmp_path / "frontier.png")
+    figures.frontier_figure(summary["methods"], tmp_path / "frontier.png")
     right = {label.get_text(): label for label in named[1]}
     assert {"auto", "smooth", "soft", "auto_disk", "30%"} <= set(right)
     for labels in named:
@@ -54,7 +54,7 @@ def test_the_frontier_names_auto_beside_its_neighbours(repo, tmp_path, monkeypat
 
 
 def test_every_picture_that_can_be_drawn_again_is_committed(repo):
-    for name, files in DRAWN.items():
+    for name, files in FIGURES.items():
         for file in files:
             assert (repo / "data" / "beyond" / name / file).is_file()
 
@@ -62,7 +62,7 @@ def test_every_picture_that_can_be_drawn_again_is_committed(repo):
 def test_results_quote_each_part_with_what_does_not_hold(repo):
     found = {name: json.loads((repo / "data" / "beyond" / name / "summary.json").read_text()) for name in study.NAMES}
     text = (repo / "docs" / "results.md").read_text()
-    assert pages.names(text, "beyond") == ["claims"] and pages.fill(text, found, BLOCKS, "beyond") == text
+    assert pages.block_names(text, "beyond") == ["claims"] and pages.fill(text, found, BLOCKS, "beyond") == text
     headings = {line[3:].lower().replace(",", "").replace(" ", "-") for line in (repo / "docs" / "beyond.md").read_text().splitlines() if line.startswith("## ")}  # fmt: skip
     assert set(ROWS) == set(study.NAMES)
     for name, (_, place, claims) in ROWS.items():
@@ -93,8 +93,8 @@ def test_what_is_measured_is_drawn_and_told_once_all_is_there(elsewhere, monkeyp
     monkeypatch.setattr(
         commands, "redraw", lambda name, summary, folder: drawn.append((name, len(summary["claims"]) > 0))
     )
-    folders = list(commands.run_beyond(study.NAMES[:-1], study.Run(Path("params.yaml"), elsewhere), elsewhere))
+    folders = list(commands.run_extensions(study.NAMES[:-1], study.Run(Path("params.yaml"), elsewhere), elsewhere))
     assert [folder.name for folder in folders] == [name for name, _ in drawn] == list(study.NAMES[:-1])
     assert "| [" not in (elsewhere / "results.md").read_text(), "the rows of a part that is not there would be lost"
-    list(commands.run_beyond(study.NAMES[-1:], study.Run(Path("params.yaml"), elsewhere), elsewhere))
+    list(commands.run_extensions(study.NAMES[-1:], study.Run(Path("params.yaml"), elsewhere), elsewhere))
     assert "| [several concepts](beyond.md" in (elsewhere / "results.md").read_text()

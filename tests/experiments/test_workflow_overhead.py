@@ -11,10 +11,10 @@ import pytest
 
 from persres.errors import PersresError
 from persres.experiments.benchmarks import chain
-from persres.experiments.benchmarks.chain import Done, accounts, chain_overhead, timed, units_done
+from persres.experiments.benchmarks.chain import FinishedUnit, accounts, chain_overhead, finished_units, timed
 
 # two workers: train 4 + 4 beside 6, sample 3 beside 1
-RUN = [Done("train", 4.0, 14.0), Done("train", 6.0, 16.5), Done("train", 4.0, 18.5), Done("sample", 1.0, 22.0), Done("sample", 3.0, 24.0)]  # fmt: skip
+RUN = [FinishedUnit("train", 4.0, 14.0), FinishedUnit("train", 6.0, 16.5), FinishedUnit("train", 4.0, 18.5), FinishedUnit("sample", 1.0, 22.0), FinishedUnit("sample", 3.0, 24.0)]  # fmt: skip
 
 
 def write_manifest(work: Path, stage: str, name: str, facts: dict, ended: float) -> None:
@@ -39,14 +39,14 @@ def test_every_second_is_accounted_for():
 
 
 def test_a_batch_began_when_its_first_unit_did():
-    batch = [Done("train", 2.0, ended, 5) for ended in (13.0, 13.1, 13.2, 13.3, 13.4)]
+    batch = [FinishedUnit("train", 2.0, ended, 5) for ended in (13.0, 13.1, 13.2, 13.3, 13.4)]
     found = accounts(batch, 1.0, 14.0, 2)
     assert found["work_s"] == {"train": 10.0}, "one batch, so no second worker shares it"
     assert found["rest_s"]["before train"] == pytest.approx(2.0)
 
 
 def test_more_workers_than_units_share_nothing():
-    alone = [Done("score", 2.0, 3.0)]
+    alone = [FinishedUnit("score", 2.0, 3.0)]
     assert accounts(alone, 0.0, 4.0, 16)["work_s"] == {"score": 2.0}
     with pytest.raises(PersresError, match="no unit was done"):
         accounts([], 0.0, 4.0, 2)
@@ -56,7 +56,7 @@ def test_units_are_read_off_their_manifests(tmp_path):
     for number, done in enumerate(reversed(RUN)):
         write_manifest(tmp_path, done.stage, str(number), {"seconds": done.seconds}, done.ended)
     write_manifest(tmp_path, "nouns", "n", {}, 7.0)  # says nothing of its time: it counts as rest
-    assert units_done(tmp_path) == RUN
+    assert finished_units(tmp_path) == RUN
 
 
 def test_a_failed_run_says_how(tmp_path):

@@ -164,10 +164,10 @@ def test_the_judge_sees_every_prompt_under_the_same_noise(tiny):
 
 
 def test_real_classes_are_bound_to_their_synsets():
-    labels = real_photos.labelled(
+    labels = real_photos.class_labels(
         ["Pembroke, Pembroke Welsh corgi", "cardigan", "Cardigan, Cardigan Welsh corgi", "blorb"]
     )
-    known = real_photos.bound(load_senses(), labels)
+    known = real_photos.senses_with_labels(load_senses(), labels)
     kinds = [
         {known.senses["dog"][0].synset} <= known.above(next(iter(known.shown(label)))) for label in list(labels)[:3]
     ]

@@ -248,7 +248,9 @@ def measured(repo):
 def test_the_page_quotes_the_measured_tables(repo, measured):
     page = (repo / "docs" / "results.md").read_text()
     readme = (repo / "README.md").read_text()
-    assert set(pages.names(page, "rivals")) == set(rivals.BLOCKS) and pages.names(readme, "rivals") == ["table1"]
+    assert set(pages.block_names(page, "rivals")) == set(rivals.BLOCKS) and pages.block_names(readme, "rivals") == [
+        "table1"
+    ]
     assert pages.fill(readme, measured, rivals.BLOCKS, "rivals") == readme, "README is stale: run persres pages"
     assert pages.fill(page, measured, rivals.BLOCKS, "rivals") == page, "docs/results.md is stale: run persres pages"
 

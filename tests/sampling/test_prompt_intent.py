@@ -11,7 +11,7 @@ from persres.config.schema import SamplingConfig
 from persres.experiments.evidence.localisation import Case
 from persres.experiments.extensions.lag_by_prompt import claims as prompt_claims
 from persres.experiments.extensions.masks import claims as mask_claims
-from persres.experiments.extensions.masks.coverage import GROUPS, MASKINGS, MOVED, group_of, mask_of
+from persres.experiments.extensions.masks.coverage import GROUPS, MASK_CONFIGS, SHUFFLED, masks_from_maps, scene_groups
 from persres.experiments.extensions.sampled import off_centre, paired, ratio
 from persres.methods.common.registry import load_profile
 from persres.sampling.lag import guidance_rule
@@ -56,15 +56,15 @@ def test_a_thing_is_off_centre_by_its_centroid():
     masks[0, 3:7, 3:7], masks[1, 0:4, 3:7] = True, True
     assert off_centre(masks).tolist() == [False, True, False]
     case = Case(torch.zeros(3, 1, 10, 10), torch.from_numpy(masks[[0, 1, 1]]), ["", "", ""], ["", "", ""])
-    assert group_of(case, [False, False, True]) == list(GROUPS)
+    assert scene_groups(case, [False, False, True]) == list(GROUPS)
 
 
 def test_masks_of_blocks_are_brought_to_one_size():
     maps = {"a": torch.rand(2, 16), "b": torch.rand(2, 64)}
-    own = mask_of(maps, MaskConfig("otsu"), 8)
+    own = masks_from_maps(maps, MaskConfig("otsu"), 8)
     assert len(own) == 2 and all(m.shape == (2, 64) for m in own)
-    assert len(mask_of(maps, AUTO, 8)) == 1
-    only = mask_of(maps, MaskConfig(blocks=("b",)), 8)[0]
+    assert len(masks_from_maps(maps, AUTO, 8)) == 1
+    only = masks_from_maps(maps, MaskConfig(blocks=("b",)), 8)[0]
     assert torch.equal(only, MaskConfig().cut(maps["b"], (8, 8)))
 
 
@@ -98,7 +98,7 @@ def made_up(**other: tuple[float, float]) -> pd.DataFrame:
 
 
 def lying(auto: float) -> pd.DataFrame:
-    iou = {"auto": auto, "auto_disk": 0.5, MOVED: 0.4}
+    iou = {"auto": auto, "auto_disk": 0.5, SHUFFLED: 0.4}
     return pd.DataFrame([
         {"set": "concepts", "concept": f"c{c}", "masking": name, "group": group, "iou": value + 0.001 * c, "ceiling": 0.5}
         for name, value in iou.items() for c in range(10) for group in GROUPS
@@ -116,7 +116,9 @@ def test_claims_of_masks_hold_by_their_margins_and_fall_when_broken():
     assert "quarter" not in holding(mask_claims.claims(made_up(auto=(0.6, 0.02)), lying(0.75)))
     assert "kept" not in holding(mask_claims.claims(made_up(auto=(0.57, 0.01)), lying(0.75)))
     assert "iou" not in holding(mask_claims.claims(rows, lying(0.68)))
-    assert {v for names in mask_claims.broken(rows, lying(0.75)).values() for v in names.values()} == {"falls"}
+    assert {v for names in mask_claims.negative_controls(rows, lying(0.75)).values() for v in names.values()} == {
+        "falls"
+    }
     assert paired(rows, "dino", "auto", "base") == pytest.approx(np.full(10, 0.3))
     assert ratio(rows, "background_change", "auto", "ours") == pytest.approx(np.full(10, 0.2))
     assert len(paired(rows, "dino", "auto", "nobody")) == 0
@@ -125,11 +127,11 @@ def test_claims_of_masks_hold_by_their_margins_and_fall_when_broken():
 def test_claims_of_choosing_hold_and_fall():
     rows = made_up(auto=(0.599, 0.01))
     assert {c["claim"] for c in prompt_claims.claims(rows)} == holding(prompt_claims.claims(rows))
-    assert set(prompt_claims.broken(rows)["masks inverted"].values()) == {"falls"}
+    assert set(prompt_claims.negative_controls(rows)["masks inverted"].values()) == {"falls"}
 
 
 def test_the_profile_draws_what_the_claims_and_figures_need(repo):
     drawn = set(load_profile(repo / "params.yaml", "masks").sample.methods)
-    assert set(made_up()["method"]) | set(prompt_claims.METHODS) | set(MASKINGS) - {"auto_disk"} <= drawn
+    assert set(made_up()["method"]) | set(prompt_claims.CONFIGS) | set(MASK_CONFIGS) - {"auto_disk"} <= drawn
     profile = load_profile(repo / "params.yaml", "masks")
     assert profile.sample.images_per_prompt == 4 and profile.sample.prompts is None and not profile.fetch.concepts

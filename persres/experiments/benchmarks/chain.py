@@ -23,11 +23,11 @@ from persres.units.code_digest import PACKAGE
 from persres.units.unit import MANIFEST
 
 ROOT = PACKAGE.parent
-WAYS = ("chain", "dvc", "prefect")
+RUNNERS = ("chain", "dvc", "prefect")
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedUnit:
     """A finished unit: its share of what its batch took, when it ended (seconds since the epoch), and how many the batch held."""
 
     stage: str
@@ -41,18 +41,20 @@ class Done:
         return self.seconds * self.together
 
 
-def units_done(work: Path) -> list[Done]:
+def finished_units(work: Path) -> list[FinishedUnit]:
     """The units below a work folder that say what they took, by their end."""
     found = []
     for path in work.glob(f"*/*/{MANIFEST}"):
         manifest = json.loads(path.read_text())
         if "seconds" in manifest["facts"]:
             facts = manifest["facts"]
-            found.append(Done(manifest["stage"], facts["seconds"], path.stat().st_mtime, facts.get("together", 1)))
+            found.append(
+                FinishedUnit(manifest["stage"], facts["seconds"], path.stat().st_mtime, facts.get("together", 1))
+            )
     return sorted(found, key=lambda done: done.ended)
 
 
-def accounts(done: list[Done], started: float, ended: float, workers: int) -> dict:
+def accounts(done: list[FinishedUnit], started: float, ended: float, workers: int) -> dict:
     """Where the time from ``started`` to ``ended`` went, in seconds.
 
     ``work_s`` by stage: all its units' seconds over its workers, at least its longest unit's. ``rest_s``: before a stage's first unit,
@@ -79,7 +81,7 @@ def accounts(done: list[Done], started: float, ended: float, workers: int) -> di
     return told | {"work_s": work, "rest_s": rest, "workers": workers}
 
 
-def chain_overhead(params: Path, profile: str | None, work: Path, ways: tuple[str, ...] = WAYS) -> dict:
+def chain_overhead(params: Path, profile: str | None, work: Path, ways: tuple[str, ...] = RUNNERS) -> dict:
     """The whole chain of a profile by each way, one after another, each in an empty folder below ``work``; :func:`accounts` by way, None
     where DVC or Prefect is not installed.
 
@@ -97,7 +99,7 @@ def chain_overhead(params: Path, profile: str | None, work: Path, ways: tuple[st
             found[way] = None
             continue
         begun, ended = RUN[way](params, profile, place)
-        done = units_done(place / "repo" / ".work" if way == "dvc" else place / "work")
+        done = finished_units(place / "repo" / ".work" if way == "dvc" else place / "work")
         found[way] = accounts(done, begun, ended, workers)
     return found
 

@@ -67,7 +67,7 @@ def random_pipeline(family: Family, dtype: str, place: torch.device) -> Diffusio
     return pipe.to(getattr(torch, dtype))
 
 
-def items_of(base: Base, count: int) -> list[ImageSpec]:
+def image_specs(base: Base, count: int) -> list[ImageSpec]:
     """Pictures to draw of one prompt with V*."""
     phrase = f"{base.token} {CLASS}"
     return [

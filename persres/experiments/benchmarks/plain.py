@@ -69,7 +69,7 @@ def plain_training(measured: Measured, photos: torch.Tensor, steps: int, cached:
     return run
 
 
-def plain_drawing(measured: Measured, batch: int, steps: int, cfg_scale: float) -> Callable[[], torch.Tensor]:
+def plain_sampling(measured: Measured, batch: int, steps: int, cfg_scale: float) -> Callable[[], torch.Tensor]:
     """A batch of pictures by diffusers' pipeline and the base model, [n, 3, h, w]."""
     prompts, pixels = [f"a photo of a {CLASS}"] * batch, measured.base.resolution
 

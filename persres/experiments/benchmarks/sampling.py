@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from persres.config.schema import SamplingConfig
-from persres.experiments.benchmarks.models import Measured, items_of
-from persres.experiments.benchmarks.plain import plain_drawing
+from persres.experiments.benchmarks.models import Measured, image_specs
+from persres.experiments.benchmarks.plain import plain_sampling
 from persres.experiments.benchmarks.timing import alternated, flops, formatted
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.sampling.batched_sampling import Request, sample_batch
@@ -25,11 +25,11 @@ def some_bank(measured: Measured) -> ResidualBank:
     return bank.to(unet.device).requires_grad_(False)
 
 
-def our_drawing(
+def our_sampling(
     measured: Measured, bank: ResidualBank, batch: int, steps: int, lag: bool | str
 ) -> Callable[[], torch.Tensor]:
     """A batch of pictures, [n, 3, h, w]."""
-    items, base = items_of(measured.base, batch), measured.base
+    items, base = image_specs(measured.base, batch), measured.base
     sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
     texts = PromptCache(measured.ours)
     return lambda: sample_images(measured.ours, items, sampling, bank, base.resolution, texts=texts)[0]
@@ -43,22 +43,22 @@ def sampling_times(measured: Measured, steps: int, rounds: int, batches: tuple[i
     bank, found = some_bank(measured), {}
     for batch in batches:
         ways = {
-            "base pipeline": plain_drawing(measured, batch, steps, SamplingConfig().cfg_scale),
-            "ours": our_drawing(measured, bank, batch, steps, False),
-            "lag": our_drawing(measured, bank, batch, steps, True),
-            "lag auto": our_drawing(measured, bank, batch, steps, "auto"),
+            "base pipeline": plain_sampling(measured, batch, steps, SamplingConfig().cfg_scale),
+            "ours": our_sampling(measured, bank, batch, steps, False),
+            "lag": our_sampling(measured, bank, batch, steps, True),
+            "lag auto": our_sampling(measured, bank, batch, steps, "auto"),
         }
         facts = {"steps": steps, "gflop": round(flops(ways["ours"]) / batch / 1e9, 3)}
         found[str(batch)] = facts | formatted(alternated(ways, rounds, measured.device), AGAINST, batch)
     return found
 
 
-def mixed_times(measured: Measured, steps: int, rounds: int, concepts: int) -> dict:
+def batched_times(measured: Measured, steps: int, rounds: int, concepts: int) -> dict:
     """Seconds of a picture of each of several concepts, all in one batch beside one by one, without and with LAG."""
     ways, against = {}, {}
     for lag, suffix in ((False, ""), (True, ", LAG")):
         sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
-        requests = [Request(items_of(measured.base, 1), sampling, some_bank(measured)) for _ in range(concepts)]
+        requests = [Request(image_specs(measured.base, 1), sampling, some_bank(measured)) for _ in range(concepts)]
         ways[f"one by one{suffix}"] = partial(_one_by_one, measured, requests)
         ways[f"in one batch{suffix}"] = partial(sample_batch, measured.ours, requests, measured.base.resolution)
         against[f"in one batch{suffix}"] = (f"one by one{suffix}",)

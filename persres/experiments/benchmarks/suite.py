@@ -16,7 +16,7 @@ from persres.errors import PersresError
 from persres.experiments.benchmarks.figure import bench_figure
 from persres.experiments.benchmarks.goals import goals_of
 from persres.experiments.benchmarks.models import MINI, Measured, model_named
-from persres.experiments.benchmarks.sampling import mixed_times, sampling_times
+from persres.experiments.benchmarks.sampling import batched_times, sampling_times
 from persres.experiments.benchmarks.tables import markdown
 from persres.experiments.benchmarks.timing import matmul_rate
 from persres.experiments.benchmarks.training import training_times
@@ -45,7 +45,7 @@ def measure(model: Measured, plan: SuiteSettings) -> dict:
     with measuring(model.device) as facts:
         train = training_times(model, plan.train_steps, plan.rounds, plan.together)
         drawn = sampling_times(model, plan.steps, plan.rounds, plan.batches)
-        mixed = mixed_times(model, plan.steps, plan.rounds, plan.mixed)
+        mixed = batched_times(model, plan.steps, plan.rounds, plan.mixed)
     for row in (train, *drawn.values()):
         row["floor_s"] = round(row["gflop"] * 1e9 / rate, 5)
         row["over_floor"] = {name: round(s / row["floor_s"], 2) for name, s in row["median_s"].items()}

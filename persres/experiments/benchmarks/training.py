@@ -23,7 +23,7 @@ def photos_of(measured: Measured) -> torch.Tensor:
     return torch.rand((PHOTOS, 3, side, side), generator=generator("bench")) * 2 - 1
 
 
-def lessons_of(measured: Measured, count: int) -> list[EncodedConcept]:
+def encoded_concepts(measured: Measured, count: int) -> list[EncodedConcept]:
     """As many concepts, each with its photos' posterior and its prompt."""
     ours = measured.ours
     mean, std = ours.posterior(photos_of(measured))
@@ -40,14 +40,14 @@ def bank_of(measured: Measured, lessons: list[EncodedConcept]) -> ResidualBank:
 
 def our_training(measured: Measured, steps: int, count: int = 1) -> Callable[[], None]:
     """A run of some steps of as many concepts in one pass, by the function that the train stage calls."""
-    ours, lessons = measured.ours, lessons_of(measured, count)
+    ours, lessons = measured.ours, encoded_concepts(measured, count)
     bank, settings = bank_of(measured, lessons), measured.settings.model_copy(update={"steps": steps})
     return lambda: train(ours.unet, ours.scheduler, lessons, bank, settings)
 
 
 def step_flops(measured: Measured, count: int = 1) -> int:
     """Of one step of as many concepts, forwards and backwards."""
-    ours, lessons = measured.ours, lessons_of(measured, count)
+    ours, lessons = measured.ours, encoded_concepts(measured, count)
     bank = bank_of(measured, lessons)
     step = partial(concept_losses, ours.unet, ours.scheduler, lessons, bank, measured.settings, 0)
     return flops(lambda: step().sum().backward())

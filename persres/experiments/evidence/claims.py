@@ -18,8 +18,8 @@ MARGINS = (
     "A claim holds where the mean difference over concepts reaches the margin and its 95% interval lies above zero. The margins were"
     " set after the first measurement: they guard what was found, and are no test of a hypothesis."
 )
-SCENES = ("background", "object")  # LAG should help here (paper figure 4a)
-LOOKS = ("style", "property")  # and hurt here (figure 4b)
+SCENE_GROUPS = ("background", "object")  # LAG should help here (paper figure 4a)
+APPEARANCE_GROUPS = ("style", "property")  # and hurt here (figure 4b)
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("lag_worth_weaker", "and more than a residual that is simply weaker", "dino_per_change", "ours_lag", "weaker", 1.0),
     Claim("shared_worth", "past the paper: masks from the best block buy more than each block's own", "dino_per_change", "lag_shared", "ours_lag", 0.3),
     Claim("shared_worth_disk", "and more than a central disk", "dino_per_change", "lag_shared", "lag_disk", 0.3),
-    Claim("lag_scenes_text", "LAG helps background and added-object prompts (CLIP text)", "clip_text", "ours_lag", "ours", 0.005, SCENES),
-    Claim("lag_scenes_followed", "there the picture shows more of what was asked", "followed", "ours_lag", "ours", 0.005, SCENES),
-    Claim("lag_looks_text", "LAG hurts style and property prompts (CLIP text)", "clip_text", "ours", "ours_lag", 0.0, LOOKS),
-    Claim("lag_looks_followed", "there the picture shows less of what was asked", "followed", "ours", "ours_lag", 0.0, LOOKS),
+    Claim("lag_scenes_text", "LAG helps background and added-object prompts (CLIP text)", "clip_text", "ours_lag", "ours", 0.005, SCENE_GROUPS),
+    Claim("lag_scenes_followed", "there the picture shows more of what was asked", "followed", "ours_lag", "ours", 0.005, SCENE_GROUPS),
+    Claim("lag_looks_text", "LAG hurts style and property prompts (CLIP text)", "clip_text", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
+    Claim("lag_looks_followed", "there the picture shows less of what was asked", "followed", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
     Claim("lag_groups_differ", "scenes gain more by LAG than looks do (CLIP text)", "clip_text_scenes_over_looks", "ours_lag", "ours", 0.005),
 )  # fmt: skip
 
@@ -82,7 +82,7 @@ def _per_concept(rows: pd.DataFrame, groups: tuple[str, ...] | None) -> pd.DataF
         means[f"{score}_per_change"] = (means[score] - base[score].to_numpy()) / means["background_change"]
     text = {
         side: rows[rows["prompt_group"].isin(names)].groupby(["method", "concept"])["clip_text"].mean()
-        for side, names in (("scenes", SCENES), ("looks", LOOKS))
+        for side, names in (("scenes", SCENE_GROUPS), ("looks", APPEARANCE_GROUPS))
     }
     means["clip_text_scenes_over_looks"] = (text["scenes"] - text["looks"]).reindex(means.index)
     return means
@@ -107,7 +107,7 @@ def effect(rows: pd.DataFrame, claim: Claim, standins: dict[str, str] | None = N
             "holds": bool(value >= claim.margin and low > 0)}  # fmt: skip
 
 
-def examine(rows: pd.DataFrame) -> list[dict]:
+def examine_claims(rows: pd.DataFrame) -> list[dict]:
     """Every claim as measured."""
     return [effect(rows, claim) | {"says": claim.says, "column": claim.column} for claim in CLAIMS]
 

@@ -83,7 +83,7 @@ def write_pages(out: Path, figures: bool = False) -> None:
         pages.update((speed.PAGE,), speed.records(out / "bench"), speed.BLOCKS, "bench")
 
 
-def run_beyond(names: Iterable[str], run: beyond.Run, out: Path) -> Iterator[Path]:
+def run_extensions(names: Iterable[str], run: beyond.Run, out: Path) -> Iterator[Path]:
     """What goes past the paper, part by part -> ``<out>/beyond/<part>`` and the pages; their folders. Raises PersresError as
     :func:`persres.experiments.extensions.study.run_study`."""
     for name in names:

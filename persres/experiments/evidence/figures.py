@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from persres.experiments.evidence.labels import name_points
-from persres.experiments.evidence.localisation import STEPS, Case, attention_maps, enlarged
+from persres.experiments.evidence.localisation import STEPS, Case, attention_maps, upsampled
 from persres.images import to_images
 from persres.models.diffusion import Diffusion, decode
 
@@ -66,7 +66,7 @@ def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t
     figure, axes = plt.subplots(count, 2 + len(maps), figsize=(1.35 * (2 + len(maps)), 1.4 * count), squeeze=False)
     for i in range(count):
         panels = [("scene", pictures[i]), ("true mask", case.truth[i])]
-        panels += [(_short(b), enlarged(m[i : i + 1], side).view(side, side)) for b, m in maps.items()]
+        panels += [(_short(b), upsampled(m[i : i + 1], side).view(side, side)) for b, m in maps.items()]
         for axis, (title, panel) in zip(axes[i], panels, strict=True):
             axis.imshow(np.asarray(panel), cmap="magma")
             axis.set_axis_off()

@@ -101,7 +101,7 @@ def attention_maps(
     return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
 
 
-def enlarged(maps: torch.Tensor, side: int) -> torch.Tensor:
+def upsampled(maps: torch.Tensor, side: int) -> torch.Tensor:
     """[n, pixels] of a square block -> [n, side·side], each pixel a square."""
     own = round(maps.shape[1] ** 0.5)
     return F.interpolate(maps.view(len(maps), 1, own, own), size=(side, side), mode="nearest").flatten(1)
@@ -144,7 +144,9 @@ def baselines(case: Case) -> dict[str, float]:
     }
 
 
-def measure(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]], token: str) -> Iterator[dict]:
+def localisation_rows(
+    diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]], token: str
+) -> Iterator[dict]:
     """One row per tokens, t and block: AUC and IoU, averaged over all scenes of the cases."""
     for which in TOKENS:
         for t in STEPS:
@@ -152,7 +154,7 @@ def measure(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]],
             for case, bank in cases:
                 truth, side = case.truth.flatten(1).to(diffusion.unet.device), case.truth.shape[1]
                 for block, maps in attention_maps(diffusion, case, token, bank, t, which).items():
-                    large, marked = enlarged(maps, side), enlarged(median(maps), side)
+                    large, marked = upsampled(maps, side), upsampled(median(maps), side)
                     scores.setdefault(block, []).append(torch.stack([auc(large, truth), iou(marked, truth)]))
             for block, parts in scores.items():
                 mean_auc, mean_iou = torch.cat(parts, 1).mean(1).tolist()

@@ -96,10 +96,14 @@ def claim_row(claim: dict) -> list[str]:
     return [claim["says"], score, difference, f"{claim['margin']:g}", "yes" if claim["holds"] else "**no**"]
 
 
-def broken(summary: dict) -> str:
+def negative_controls(summary: dict) -> str:
     """What was broken on purpose, and which claims fell."""
     said = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
-    rows = [[what, name, said[verdict]] for what, names in summary["broken"].items() for name, verdict in names.items()]
+    rows = [
+        [what, name, said[verdict]]
+        for what, block_names in summary["broken"].items()
+        for name, verdict in block_names.items()
+    ]
     return markdown(["broken", "claim that must fall", "falls"], rows)
 
 
@@ -175,7 +179,7 @@ def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidenc
     return _marked(kind).sub(block, text)
 
 
-def names(text: str, kind: str = "evidence") -> list[str]:
+def block_names(text: str, kind: str = "evidence") -> list[str]:
     """The blocks of a kind that a page holds."""
     return [match[2] for match in _marked(kind).finditer(text)]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from persres.experiments.evidence import claims, figures, pages
 from persres.experiments.evidence.claims import MARGINS
-from persres.experiments.evidence.localisation import TOKENS, baselines, measure
+from persres.experiments.evidence.localisation import TOKENS, baselines, localisation_rows
 from persres.experiments.evidence.provenance import WEIGHTS
 from persres.experiments.evidence.scenes import concept_case, concept_named, joined, nameable_case
 from persres.experiments.miniworld_training.evaluate import base_quality, identity_auc
@@ -44,7 +44,7 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
         for p in residuals
     ]
     sets = {"nameable scenes, base model": [(nameable, None)], "concepts, residual under LAG": concepts}
-    tables = {name: pd.DataFrame(measure(diffusion, cases, base.token)) for name, cases in sets.items()}
+    tables = {name: pd.DataFrame(localisation_rows(diffusion, cases, base.token)) for name, cases in sets.items()}
     plain = {name: baselines(joined([case for case, _ in cases])) for name, cases in sets.items()}
     table = pd.concat([t.assign(scenes=name) for name, t in tables.items()], ignore_index=True)
     table.to_csv(out / "localisation.csv", index=False)
@@ -144,7 +144,7 @@ def effects(context: Context, out: Path) -> dict:
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
     found = {
         "methods": method_figures(rows, context.profile.tables.bootstrap),
-        "claims": claims.examine(rows),
+        "claims": claims.examine_claims(rows),
         "broken": claims.examine_negative_controls(rows),
         "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
     }

@@ -52,7 +52,7 @@ def concept_case(diffusion: Diffusion, concept: Concept, count: int, token: str)
     return _case(diffusion, drawn, prompts, [concept.look.kind] * count)
 
 
-def beside_case(diffusion: Diffusion, concept: Concept, count: int, token: str) -> Case:
+def two_object_case(diffusion: Diffusion, concept: Concept, count: int, token: str) -> Case:
     """One concept beside a second object of another class, in places that its references do not show."""
     elsewhere = [name for name in BACKGROUNDS if name not in concept.backgrounds]
     others = [kind for kind in RECIPE.kinds if kind != concept.look.kind]

@@ -27,7 +27,7 @@ from persres.miniworld.render import CANVAS, SIZE
 
 GROUNDS = ("wood", "brick")  # where the judge reads parts of rendered pairs best
 SIDE = 44  # pixels of a part's longer side there
-MOST = 4  # parts that are looked at, the largest
+MAX_PARTS = 4  # parts that are looked at, the largest
 EROSIONS = 3
 
 
@@ -41,7 +41,7 @@ class Regions:
     objects: np.ndarray
 
 
-def parts_of(mask: np.ndarray, wanted: int) -> list[np.ndarray]:
+def connected_parts(mask: np.ndarray, wanted: int) -> list[np.ndarray]:
     """Connected parts bool [h, w] of a mask, largest first, of at least :data:`SMALLEST` of the picture; eroded apart where there
     are fewer than wanted."""
     found = _connected(mask)
@@ -64,7 +64,7 @@ def _connected(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _large(parts: list[np.ndarray]) -> list[np.ndarray]:
-    return sorted((p for p in parts if p.mean() >= SMALLEST), key=lambda p: -p.sum())[:MOST]
+    return sorted((p for p in parts if p.mean() >= SMALLEST), key=lambda p: -p.sum())[:MAX_PARTS]
 
 
 def _box(mask: np.ndarray, side: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
@@ -76,7 +76,7 @@ def _box(mask: np.ndarray, side: int) -> tuple[tuple[int, int, int, int], tuple[
     return tuple(int(v) for v in box), (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def placed(image: np.ndarray, mask: np.ndarray, ground: Image.Image, side: int = SIDE) -> Image.Image:
+def paste_on_background(image: np.ndarray, mask: np.ndarray, ground: Image.Image, side: int = SIDE) -> Image.Image:
     """The part alone in the middle of ``ground`` [64, 64], its longer side ``side`` pixels."""
     box, size = _box(mask, side)
     alone = Image.fromarray(image).crop(box).resize(size, Image.BICUBIC)
@@ -89,7 +89,7 @@ def placed(image: np.ndarray, mask: np.ndarray, ground: Image.Image, side: int =
 def on_grey(image: np.ndarray, mask: np.ndarray) -> Image.Image:
     """The part alone on grey at the size of a single object, as identities are compared; square pictures of any size."""
     side = len(image)
-    return placed(image, mask, Image.new("RGB", (side, side), (GREY,) * 3), round(side * SIDE / SIZE))
+    return paste_on_background(image, mask, Image.new("RGB", (side, side), (GREY,) * 3), round(side * SIDE / SIZE))
 
 
 @torch.no_grad()
@@ -101,13 +101,13 @@ def class_scores(judge: AttributeClassifier, parts: list[tuple[np.ndarray, np.nd
         backgrounds.paint(name, CANVAS, np.random.default_rng(0)).resize((SIZE, SIZE), Image.BOX) for name in GROUNDS
     ]
     scores = [
-        judge(to_tensor([placed(image, mask, ground) for image, mask in parts]))["kind"].log_softmax(1)
+        judge(to_tensor([paste_on_background(image, mask, ground) for image, mask in parts]))["kind"].log_softmax(1)
         for ground in grounds
     ]
     return torch.stack(scores).mean(0).numpy()
 
 
-def matched(scores: np.ndarray, kinds: list[int]) -> list[int | None]:
+def match_parts(scores: np.ndarray, kinds: list[int]) -> list[int | None]:
     """Which part each thing is, by the best sum of ``scores`` [parts, classes] at the things' ``kinds``; none for a thing too many."""
     parts = list(range(len(scores))) + [None] * max(0, len(kinds) - len(scores))
     nothing = float(scores.min(initial=0.0)) - 1.0  # a part, however unlikely, before none
@@ -121,7 +121,7 @@ def matched(scores: np.ndarray, kinds: list[int]) -> list[int | None]:
 def read_regions(judge: AttributeClassifier, images: np.ndarray, kinds: list[tuple[str, ...]]) -> list[Regions]:
     """The regions of the things of classes ``kinds`` in uint8 pictures [n, 64, 64, 3]."""
     masks = classify_images(judge, images).masks
-    parts = [parts_of(mask, len(asked)) for mask, asked in zip(masks, kinds, strict=True)]
+    parts = [connected_parts(mask, len(asked)) for mask, asked in zip(masks, kinds, strict=True)]
     scores = class_scores(judge, [(image, part) for image, own in zip(images, parts, strict=True) for part in own])
     found, start = [], 0
     for mask, own, asked in zip(masks, parts, kinds, strict=True):
@@ -134,7 +134,7 @@ def _regions(
     judge: AttributeClassifier, mask: np.ndarray, parts: list, scores: np.ndarray, asked: tuple[str, ...]
 ) -> Regions:
     numbers = [judge.labels["kind"].index(kind) for kind in asked]
-    which = matched(scores, numbers)
+    which = match_parts(scores, numbers)
     none = np.zeros_like(mask)
     seen = [p is not None and int(scores[p].argmax()) == k for p, k in zip(which, numbers, strict=True)]
     return Regions(np.stack([none if p is None else parts[p] for p in which]), np.array(seen), mask)

@@ -18,7 +18,7 @@ PROFILE = "masks"
 COLUMNS = ("dino", "dino_object", "clip_image", "clip_text", "followed", "background_change")
 
 
-def scored(context: Context) -> pd.DataFrame:
+def scored_rows(context: Context) -> pd.DataFrame:
     """The chain's score rows with a column ``group`` of :data:`GROUPS`."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
     return rows.merge(_groups(context), on=["concept", "prompt", "image"], how="left")

@@ -33,7 +33,7 @@ GRID = (6, 8)
 
 
 @torch.no_grad()
-def draw_prompts(folder: Path, scenes: list[Scene], cfg_scale: float, steps: int, batch: int = 24) -> np.ndarray:
+def sample_prompts(folder: Path, scenes: list[Scene], cfg_scale: float, steps: int, batch: int = 24) -> np.ndarray:
     """The base model's pictures of the scenes' full captions, uint8 [n, 64, 64, 3]."""
     diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
     device = diffusion.unet.device
@@ -59,7 +59,7 @@ def base_quality(
     if count < GRID[0] * GRID[1]:
         raise PersresError(f"--prompts {count} does not fill the {GRID[0]}×{GRID[1]} grid; ask for more")
     scenes = [scene_at(recipe, "prompts", index)[0] for index in range(count)]
-    pictures = draw_prompts(folder, scenes, cfg_scale, steps)
+    pictures = sample_prompts(folder, scenes, cfg_scale, steps)
     verdict = classify_images(load_attribute_classifier(folder / "judge"), pictures)
     found = accuracy(verdict, scenes)
     wanted = [said["second"] == "present" for said, scene in zip(verdict.labels, scenes, strict=True) if scene.second]

@@ -86,7 +86,7 @@ PARTS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, wh
 MEASURED_SECONDS = {"data": 140, "vae": 2000, "latents": 433, "clip": 1720, "dino": 394, "judge": 599, "unet": 8149}
 
 
-def plan(parts: list[str], work: Path) -> str:
+def training_plan(parts: list[str], work: Path) -> str:
     """What is to be trained, and how long that took where the shipped weights were made."""
     todo = [part for part in parts if not (work / PARTS[part][1]).exists()]
     times = ", ".join(f"{part} {MEASURED_SECONDS[part] / 60:.0f}" for part in todo)
@@ -110,7 +110,7 @@ def build_everything(work: Path, out: Path = OUT, parts: tuple[str, ...] = (), p
     if unknown:
         raise PersresError(f"no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     work.mkdir(parents=True, exist_ok=True)
-    log.info(plan(chosen, work))
+    log.info(training_plan(chosen, work))
     for part in chosen:
         _build_part(part, work)
     if set(chosen) != set(PARTS):

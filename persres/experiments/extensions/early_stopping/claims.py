@@ -19,7 +19,7 @@ PASSES = (
 SAVED, DINO, CLIP, OBJECT, TEXT, FOLLOWED = 0.1, 0.015, 0.01, 0.02, 0.005, 0.03
 
 
-def stop_of(losses: list[float], settings: Ours) -> int:
+def stop_step(losses: list[float], settings: Ours) -> int:
     """Where the rule stops a training whose losses at its checks are known, the first before any step."""
     for seen in range(1, len(losses)):
         finished = seen * settings.early_stop_every
@@ -39,7 +39,7 @@ def net_saved(steps: np.ndarray, settings: Ours) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Ways:
+class StopSteps:
     """Steps by way and concept, in the concepts' order. ``permuted`` is no single number: it is the mean over all ways to hand
     the rule's steps out to other concepts, which is the mean over the steps themselves."""
 
@@ -65,7 +65,7 @@ class Ways:
         return sorted(every)
 
 
-def by_way(ways: Ways, means: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def scores_by_rule(ways: StopSteps, means: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Each way's scores by concept, :data:`COLUMNS` and ``steps``, in the concepts' order; ``means`` holds a row for each pair of
     concept and steps."""
     names = list(dict.fromkeys(means["concept"]))
@@ -89,7 +89,7 @@ def by_way(ways: Ways, means: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def claims_of(found: dict[str, pd.DataFrame], way: str, settings: Ours) -> list[dict]:
+def stopping_claims(found: dict[str, pd.DataFrame], way: str, settings: Ours) -> list[dict]:
     """What is claimed, of the rule or of a way in its place."""
     own, lost = found[way], found["fixed"] - found[way]
     saved = net_saved(own["steps"].to_numpy(), settings)
@@ -108,19 +108,19 @@ def claims_of(found: dict[str, pd.DataFrame], way: str, settings: Ours) -> list[
 
 
 IDENTITY = ("identity_dino", "identity_object")
-BROKEN = {
+NEGATIVE_CONTROLS = {
     "it stops after a quarter of the steps": ("quarter", IDENTITY),
     "its threshold lets any movement pass": ("loose", IDENTITY),
     "it never stops": ("fixed", ("steps_saved",)),
 }
 
 
-def broken(found: dict[str, pd.DataFrame], claims: list[dict], settings: Ours) -> dict[str, dict[str, str]]:
+def negative_controls(found: dict[str, pd.DataFrame], claims: list[dict], settings: Ours) -> dict[str, dict[str, str]]:
     """Which claims fall with which way in the rule's place."""
     whole = {c["claim"]: c for c in claims}
     verdicts = {}
-    for what, (way, names) in BROKEN.items():
-        own = {c["claim"]: c for c in claims_of(found, way, settings)}
+    for what, (way, names) in NEGATIVE_CONTROLS.items():
+        own = {c["claim"]: c for c in stopping_claims(found, way, settings)}
         verdicts[what] = {name: verdict(whole[name], own[name]) for name in names}
     return verdicts
 
@@ -134,7 +134,7 @@ def thresholds(
     fixed = table.loc[[(name, settings.steps) for name in losses]].to_numpy()
     for below in tried:
         rule = settings.model_copy(update={"early_stop_below": below})
-        stops = np.array([stop_of(seen, rule) for seen in losses.values()])
+        stops = np.array([stop_step(seen, rule) for seen in losses.values()])
         lost = fixed - table.loc[list(zip(losses, stops.tolist(), strict=True))].to_numpy()
         rows.append({"below": below, "steps": float(stops.mean()), "saved": float(net_saved(stops, rule).mean()),
                      **dict(zip(COLUMNS, lost.mean(0).tolist(), strict=True))})  # fmt: skip

@@ -10,8 +10,15 @@ import pandas as pd
 from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.early_stopping import figures as figures
-from persres.experiments.extensions.early_stopping.claims import Ways, broken, by_way, claims_of, stop_of, thresholds
-from persres.experiments.extensions.early_stopping.traces import COLUMNS, CURVE, SETS, Bench
+from persres.experiments.extensions.early_stopping.claims import (
+    StopSteps,
+    negative_controls,
+    scores_by_rule,
+    stop_step,
+    stopping_claims,
+    thresholds,
+)
+from persres.experiments.extensions.early_stopping.traces import COLUMNS, CURVE, SETS, TraceRunner
 from persres.experiments.extensions.study import Run, Study
 from persres.methods.ours import Ours
 from persres.report.table_text import markdown
@@ -21,7 +28,7 @@ MODULES = (
     "persres.experiments.extensions.early_stopping.claims",
 )
 TRIED = (0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3)
-WAYS = {
+RULES = {
     "fixed": "150 steps, as the paper",
     "rule": "the rule",
     "mean": "the rule's mean for all",
@@ -35,7 +42,7 @@ WAYS = {
 def measure(run: Run, out: Path) -> dict:
     """Both sets' curves, then the ways to stop on the ten concepts; writes ``curves.csv``, ``ways.csv``, ``ways.md`` and the figures."""
     settings = run.profile.train.variants["ours"].model_copy(update={"stop": "early"})
-    made = Bench(run.profile, settings, run.work, run.device, code_of(MODULES))
+    made = TraceRunner(run.profile, settings, run.work, run.device, code_of(MODULES))
     names = {kind: [concept.name for concept in concepts] for kind, concepts in SETS.items()}
     every = made.traces(name for subjects in names.values() for name in subjects)
     traces = {kind: {name: every[name] for name in subjects} for kind, subjects in names.items()}
@@ -47,8 +54,8 @@ def measure(run: Run, out: Path) -> dict:
     }
     ways, seconds = _stops(traces["test"], settings)
     pairs = [(name, steps) for place, name in enumerate(names["test"]) for steps in ways.needed(place)]
-    found = by_way(ways, made.means(pairs, every=True))
-    claims = claims_of(found, "rule", settings)
+    found = scores_by_rule(ways, made.means(pairs, every=True))
+    claims = stopping_claims(found, "rule", settings)
     summary = {
         "settings": settings.model_dump(mode="json"),
         "stops": dict(zip(names["test"], ways.rule.tolist(), strict=True)),
@@ -60,21 +67,21 @@ def measure(run: Run, out: Path) -> dict:
         },
         "curve": curves["test"].groupby("steps")[list(COLUMNS)].mean().reset_index().to_dict("records"),
         "claims": claims,
-        "broken": broken(found, claims, settings),
+        "broken": negative_controls(found, claims, settings),
     }
     _write(out, settings, traces["test"], curves, found, summary)
     return summary
 
 
-def _stops(traces: dict[str, dict], settings: Ours) -> tuple[Ways, dict]:
+def _stops(traces: dict[str, dict], settings: Ours) -> tuple[StopSteps, dict]:
     """Where each concept's training by the rule ended, and the seconds of these trainings and of those of fixed steps."""
     own = [trace["ruled"] for trace in traces.values()]
     loose = settings.model_copy(update={"early_stop_below": 0.99})
     fixed_draws, other, passing = (
-        np.array([stop_of(trace[name], rule) for trace in traces.values()])
+        np.array([stop_step(trace[name], rule) for trace in traces.values()])
         for name, rule in (("fixed", settings), ("other", settings), ("fixed", loose))
     )
-    ways = Ways(np.array([one["steps"] for one in own]), other, passing, settings.steps)
+    ways = StopSteps(np.array([one["steps"] for one in own]), other, passing, settings.steps)
     rule, fixed = sum(one["seconds"] for one in own), sum(trace["seconds"] for trace in traces.values())
     agree = sum(one["steps"] == at for one, at in zip(own, fixed_draws.tolist(), strict=True))
     apart = max((one["apart"] for one in own if one["apart"] is not None), default=None)
@@ -87,15 +94,15 @@ def _write(out: Path, settings: Ours, traces: dict, curves: dict, found: dict, s
     pd.concat([table.assign(way=way, concept=names) for way, table in found.items()]).to_csv(
         out / "ways.csv", index=False
     )
-    (out / "ways.md").write_text(f"# Ways to stop\n\n{ways_block(summary)}\n{tuned_block(summary)}")
+    (out / "ways.md").write_text(f"# Ways to stop\n\n{rules_block(summary)}\n{tuned_block(summary)}")
     figures.curves_figure(traces, curves["test"], stops, settings, out / "curves.png")
     figures.concepts_figure(traces, curves["test"], stops, settings, out / "concepts.png")
 
 
-def ways_block(summary: dict) -> str:
+def rules_block(summary: dict) -> str:
     """Mean steps and scores of each way."""
     rows = [
-        [WAYS[name], f"{found['steps']:.1f}", *(f"{found[column]:.3f}" for column in COLUMNS)]
+        [RULES[name], f"{found['steps']:.1f}", *(f"{found[column]:.3f}" for column in COLUMNS)]
         for name, found in summary["ways"].items()
     ]
     return markdown(["stop", "steps", *(TITLES[column] for column in COLUMNS)], rows)
@@ -138,5 +145,8 @@ def curve_block(summary: dict) -> str:
 
 
 STUDY = Study(
-    "stopping", measure, MODULES, {"ways": ways_block, "stops": stops_block, "tuned": tuned_block, "curve": curve_block}
+    "stopping",
+    measure,
+    MODULES,
+    {"ways": rules_block, "stops": stops_block, "tuned": tuned_block, "curve": curve_block},
 )

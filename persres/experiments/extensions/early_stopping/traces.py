@@ -50,13 +50,13 @@ from persres.units.unit import Unit, finish
 
 LONGEST, EVERY = 300, 5  # steps of the one training, and between two of its kept states
 CURVE = (0, 10, 25, 50, 75, 100, 125, 150, 200, 300)
-PHOTOS, SEEDS, FEW, ALL = (
+PHOTOS, SEEDS, CURVE_PROMPTS, ALL = (
     5,
     2,
     8,
     20,
 )  # of 20 prompts, each drawn twice: eight for the curves, all where a claim is made
-DRAWN = SamplingConfig(variant="ours", steps=25, images_per_prompt=2)
+SAMPLING = SamplingConfig(variant="ours", steps=25, images_per_prompt=2)
 COLUMNS = ("dino", "clip_image", "dino_object", "clip_text", "followed")
 
 
@@ -73,7 +73,7 @@ SETS: dict[str, tuple[Concept, ...]] = {"tuning": tuple(nameless(i) for i in ran
 SUBJECTS = {concept.name: concept for concepts in SETS.values() for concept in concepts}
 
 
-class LearnSpec(Spec):
+class TraceSpec(Spec):
     """One subject's long training, and the one that the rule ends."""
 
     base: Base
@@ -84,10 +84,10 @@ class LearnSpec(Spec):
     code: str
 
 
-class PicturesSpec(Spec):
+class ScoreSpec(Spec):
     """Pictures by what was learned in so many steps, measured. ``prompts``: their numbers."""
 
-    learned: LearnSpec
+    learned: TraceSpec
     steps: int
     prompts: tuple[int, ...]
     sampling: SamplingConfig
@@ -101,7 +101,7 @@ def photos(concept: Concept) -> list[Image.Image]:
     return [view.image for view in views(concept, "reference", PHOTOS, 0)]
 
 
-def lesson(diffusion: Diffusion, spec: LearnSpec) -> EncodedConcept:
+def encoded_concept(diffusion: Diffusion, spec: TraceSpec) -> EncodedConcept:
     """As the method reads it (persres/methods/ours.py)."""
     concept = SUBJECTS[spec.subject]
     text = diffusion.encode([fill(spec.settings.prompt, f"{spec.base.token} {concept.look.kind}")])
@@ -119,7 +119,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class Watch:
+class TraceRecorder:
     """Looks at a training as it goes on: keeps the bank's ``states``, and asks the rule's ``measure`` at its fixed draws and at other draws
     each time (the rule, broken). ``looked``: seconds that this took."""
 
@@ -142,14 +142,14 @@ class Watch:
         self.looked += _now() - begun
 
 
-def learn_unit(unit: Unit[LearnSpec], work: Path, device: str) -> None:
+def trace_unit(unit: Unit[TraceSpec], work: Path, device: str) -> None:
     """``trace.json``: ``loss`` of every step; ``fixed`` and ``other``, the rule's losses before the first step and at every check;
     ``seconds`` of the settings' steps without these looks; ``ruled``, see :func:`_ruled`. ``states.safetensors``: the kept states."""
     spec, folder = unit.spec, unit.folder(work)
     diffusion = load_diffusion(spec.base, device)
-    lessons = [lesson(diffusion, spec)]
+    lessons = [encoded_concept(diffusion, spec)]
     bank = _bank(diffusion, spec.settings, lessons)
-    watch, found = Watch(diffusion, lessons, bank, spec.settings), {}
+    watch, found = TraceRecorder(diffusion, lessons, bank, spec.settings), {}
     watch.look(0)
     begun, before = _now(), watch.looked
 
@@ -185,7 +185,7 @@ def at_step(states: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tens
     return {key.split("/")[1]: value for key, value in states.items() if key.startswith(f"{steps}/")}
 
 
-def items(spec: PicturesSpec) -> list[tuple[ImageSpec, str]]:
+def image_specs(spec: ScoreSpec) -> list[tuple[ImageSpec, str]]:
     """Pictures to draw, each with its prompt's template."""
     concept, token = SUBJECTS[spec.learned.subject], spec.learned.base.token
     kind = concept.look.kind
@@ -198,15 +198,15 @@ def items(spec: PicturesSpec) -> list[tuple[ImageSpec, str]]:
     ]  # fmt: skip
 
 
-def pictures_unit(unit: Unit[PicturesSpec], work: Path, device: str) -> None:
+def score_unit(unit: Unit[ScoreSpec], work: Path, device: str) -> None:
     """``scores.csv``: one row a picture, :data:`COLUMNS`."""
     spec, folder = unit.spec, unit.folder(work)
-    diffusion, learned = load_diffusion(spec.learned.base, device), learning(spec.learned).folder(work)
-    bank = _bank(diffusion, spec.learned.settings, [lesson(diffusion, spec.learned)])
+    diffusion, learned = load_diffusion(spec.learned.base, device), unit_of(spec.learned).folder(work)
+    bank = _bank(diffusion, spec.learned.settings, [encoded_concept(diffusion, spec.learned)])
     bank.load_state_dict(at_step(read_tensors(learned / "states.safetensors")[0], spec.steps))
     # a GPU is idle with few pictures, a core gains nothing by many
     batch = 160 if diffusion.unet.device.type == "cuda" else 16
-    wanted, pictures = items(spec), []
+    wanted, pictures = image_specs(spec), []
     for start in range(0, len(wanted), batch):
         some = [item for item, _ in wanted[start : start + batch]]
         pictures += to_images(sample_images(diffusion, some, spec.sampling, bank, spec.learned.base.resolution)[0])
@@ -216,7 +216,7 @@ def pictures_unit(unit: Unit[PicturesSpec], work: Path, device: str) -> None:
 
 
 def _scored(
-    spec: PicturesSpec, device: str, pictures: list[Image.Image], wanted: list[tuple[ImageSpec, str]]
+    spec: ScoreSpec, device: str, pictures: list[Image.Image], wanted: list[tuple[ImageSpec, str]]
 ) -> pd.DataFrame:
     """As persres/metrics/score.py does."""
     clip, dino = load_clip(spec.encoders.clip, device), load_dino(spec.encoders.dino, device)
@@ -234,13 +234,13 @@ def _scored(
     return rows
 
 
-def learning(spec: LearnSpec) -> Unit[LearnSpec]:
+def unit_of(spec: TraceSpec) -> Unit[TraceSpec]:
     """Its unit."""
     return Unit("beyond_stopping_learn", spec.subject, spec)
 
 
 @dataclass(frozen=True)
-class Bench:
+class TraceRunner:
     """The settings that all units share, and where they work."""
 
     profile: Profile
@@ -252,26 +252,26 @@ class Bench:
     def _run(self, units: list[Unit], function: Work) -> None:
         run_units(units, self.work, function, self.profile.runtime.workers, self.device)
 
-    def _learning(self, subject: str) -> Unit[LearnSpec]:
+    def _learning(self, subject: str) -> Unit[TraceSpec]:
         base = self.profile.base
-        return learning(LearnSpec(base=base, model=model_identity(base.model), subject=subject, settings=self.settings,
+        return unit_of(TraceSpec(base=base, model=model_identity(base.model), subject=subject, settings=self.settings,
                                   longest=LONGEST, code=self.code))  # fmt: skip
 
     def traces(self, subjects: Iterable[str]) -> dict[str, dict]:
         """Each subject's ``trace.json`` (:func:`learn_unit`)."""
         units = {subject: self._learning(subject) for subject in subjects}
-        self._run(list(units.values()), learn_unit)
+        self._run(list(units.values()), trace_unit)
         return {name: json.loads((unit.folder(self.work) / "trace.json").read_text()) for name, unit in units.items()}
 
-    def _pictures(self, subject: str, steps: int, every: bool) -> list[Unit[PicturesSpec]]:
+    def _pictures(self, subject: str, steps: int, every: bool) -> list[Unit[ScoreSpec]]:
         """The few prompts of the curves, and where every prompt is wanted the others too, as a unit of their own."""
         concept, judge = SUBJECTS[subject], FileRef.of(Path(located(self.profile.score.attribute_classifier)))
         prompts = tuple(concept_prompts(concept.look.kind, concept.backgrounds))
-        few = tuple(number for number, _, _ in spread_prompts(prompts, FEW))
+        few = tuple(number for number, _, _ in spread_prompts(prompts, CURVE_PROMPTS))
         rest = tuple(number for number in range(len(prompts)) if number not in few)
         return [
             Unit("beyond_stopping_pictures", f"{subject}/{steps}{part}",
-                 PicturesSpec(learned=self._learning(subject).spec, steps=steps, prompts=numbers, sampling=DRAWN,
+                 ScoreSpec(learned=self._learning(subject).spec, steps=steps, prompts=numbers, sampling=SAMPLING,
                               encoders=self.profile.encoders, judge=judge, code=self.code))
             for part, numbers in (("", few), ("/rest", rest))[: 1 + every]
         ]  # fmt: skip
@@ -279,7 +279,7 @@ class Bench:
     def means(self, wanted: Iterable[tuple[str, int]], every: bool) -> pd.DataFrame:
         """Mean scores of each (subject, steps), on the curves' few prompts or on ``every`` prompt; one row a pair."""
         units = {pair: self._pictures(*pair, every) for pair in wanted}
-        self._run([unit for some in units.values() for unit in some], pictures_unit)
+        self._run([unit for some in units.values() for unit in some], score_unit)
         rows = []
         for (subject, steps), some in units.items():
             drawn = pd.concat([pd.read_csv(unit.folder(self.work) / "scores.csv") for unit in some])

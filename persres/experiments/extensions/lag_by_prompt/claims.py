@@ -9,7 +9,7 @@ import pandas as pd
 from persres.experiments.extensions.sampled import paired
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 
-METHODS = {
+CONFIGS = {
     "ours": "never",
     "ours_lag": "always, the paper's masks",
     "auto": "always, our masks",
@@ -17,12 +17,12 @@ METHODS = {
     "when_sure": "our masks, not where no block is sure",
     "auto_inverted": "always, our masks inverted",
 }
-LOOKS, SCENES = ("style", "property"), ("background", "object")
+APPEARANCE_GROUPS, SCENE_GROUPS = ("style", "property"), ("background", "object")
 
 
 def claims(rows: pd.DataFrame, always: str = "auto") -> Iterator[dict]:
     """``rows`` of scores; ``always`` names the method that masks every prompt."""
-    looks, scenes = rows["prompt_group"].isin(LOOKS), rows["prompt_group"].isin(SCENES)
+    looks, scenes = rows["prompt_group"].isin(APPEARANCE_GROUPS), rows["prompt_group"].isin(SCENE_GROUPS)
     lost = paired(rows, "dino", "ours", always, looks)
     yield at_most(
         "looks_identity", "always: on style and property prompts at most .02 of identity is lost", "dino", lost, 0.02
@@ -47,7 +47,7 @@ def claims(rows: pd.DataFrame, always: str = "auto") -> Iterator[dict]:
     yield claim("always_background", "always changes less of it than never", "background_change", less, 0.01)
 
 
-def broken(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
+def negative_controls(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Claims that must fall when the masks are inverted."""
     whole, inverted = ({c["claim"]: c for c in claims(rows, name)} for name in ("auto", "auto_inverted"))
     names = ("scenes_identity", "looks_identity")

@@ -14,8 +14,8 @@ from persres.experiments.evidence.pages import digits_of, interval
 from persres.experiments.evidence.provenance import CHAIN_CODE
 from persres.experiments.evidence.report import method_figures
 from persres.experiments.extensions.lag_by_prompt import claims
-from persres.experiments.extensions.lag_by_prompt.claims import METHODS
-from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored
+from persres.experiments.extensions.lag_by_prompt.claims import CONFIGS
+from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored_rows
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
 from persres.report.table_text import markdown
@@ -25,14 +25,14 @@ from persres.sampling.prompt_intent import prompt_intent
 def measure(run: Run, out: Path) -> dict:
     """Tables below ``out``."""
     context = run_profile(PROFILE, run.params, run.work, run.device)
-    rows = scored(context)
-    rows = rows[rows["method"].isin(METHODS)]
+    rows = scored_rows(context)
+    rows = rows[rows["method"].isin(CONFIGS)]
     figures = method_figures(rows, context.profile.tables.bootstrap)
     summary = {
-        "configs": {name: figures[name] for name in METHODS if name in figures},
+        "configs": {name: figures[name] for name in CONFIGS if name in figures},
         "words": _by_words(rows),
         "claims": list(claims.claims(rows)),
-        "broken": claims.broken(rows),
+        "broken": claims.negative_controls(rows),
     }
     (out / "choosing.md").write_text(f"# LAG or not\n\n{methods(summary)}\n{groups(summary)}\n{words(summary)}")
     return summary
@@ -49,7 +49,7 @@ def _by_words(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
 def methods(summary: dict) -> str:
     """Every chooser, overall."""
     rows = [
-        [METHODS[name], *(interval(found["overall"][c], digits_of(c)) for c in COLUMNS)]
+        [CONFIGS[name], *(interval(found["overall"][c], digits_of(c)) for c in COLUMNS)]
         for name, found in summary["methods"].items()
     ]
     return markdown(["", *(TITLES[c] for c in COLUMNS)], rows)
@@ -61,7 +61,7 @@ def groups(summary: dict) -> str:
     rows = []
     for name, found in summary["methods"].items():
         cells = [found["groups"][g][c]["mean"] for c in ("dino", "clip_text") for g in names]
-        rows.append([METHODS[name], *(f"{value:.3f}" for value in cells)])
+        rows.append([CONFIGS[name], *(f"{value:.3f}" for value in cells)])
     return markdown(["", *(f"{score}, {g}" for score in ("DINO", "CLIP text") for g in names)], rows)
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from persres.experiments.evidence.figures import save
 from persres.experiments.evidence.labels import Named, name_points
-from persres.experiments.extensions.masked_lora.sampling import DrawSpec
+from persres.experiments.extensions.masked_lora.sampling import LoraSampleSpec
 from persres.images import load_photo, unzip_images
 from persres.prompts import fill
 from persres.units.unit import Unit
@@ -24,7 +24,7 @@ OF_EACH = ("lora", "auto", "mask_auto", "paper", "disk", "inverted")
 TITLES = {"base": "base", "lora": "LoRA", "auto": "confined", "mask_auto": "mask", "paper": "paper's masks", "disk": "disk", "inverted": "inverted"}  # fmt: skip
 
 
-def sheet(units: list[Unit[DrawSpec]], archives: list[Path], path: Path) -> None:
+def image_sheet(units: list[Unit[LoraSampleSpec]], archives: list[Path], path: Path) -> None:
     """One concept: its photos, then for each variant's LoRA one prompt of each group, drawn in every way from the same noise."""
     font = ImageFont.load_default(13)
     spec, columns = units[0].spec, (*FIRST, *OF_EACH)
@@ -55,7 +55,7 @@ def _cell(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB").resize((CELL, CELL), Image.Resampling.NEAREST)
 
 
-def frontier(ways: dict[str, dict], path: Path) -> None:
+def frontier_figure(ways: dict[str, dict], path: Path) -> None:
     """The object's DINO over the base model's against the background's change, one panel a variant: up and left is better."""
     figure, axes = plt.subplots(1, len(ways), figsize=(5.4 * len(ways), 4.6), sharey=True, squeeze=False, layout="constrained")  # fmt: skip
     named = [(axis, _points(axis, by_way)) for axis, by_way in zip(axes[0], ways.values(), strict=True)]

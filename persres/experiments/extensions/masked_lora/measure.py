@@ -19,8 +19,8 @@ from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.evidence.pages import digits_of, interval
 from persres.experiments.evidence.provenance import CHAIN_CODE, code_of
 from persres.experiments.extensions.masked_lora import figures
-from persres.experiments.extensions.masked_lora.sampling import ROWS, SHOWN, WAYS, DrawSpec, draw_unit
-from persres.experiments.extensions.masked_lora.train import KOHYA_FILE, PEFT_FILE, VARIANTS, LoraSpec, train_unit
+from persres.experiments.extensions.masked_lora.sampling import CONFIGS, ROWS, SHOWN, LoraSampleSpec, sample_unit
+from persres.experiments.extensions.masked_lora.train import KOHYA_FILE, PEFT_FILE, VARIANTS, LoraTrainSpec, train_unit
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 from persres.metrics.summary import bootstrap_interval
@@ -52,7 +52,7 @@ SHARED = "attention"  # the variant that is the recipe itself
 
 def measure(run: Run, out: Path) -> dict:
     """Train, draw and score what is not done yet; tables, sheets and figures below ``out``."""
-    found = drawn_units(run, tuple(VARIANTS), PROMPTS, IMAGES)
+    found = sampled_units(run, tuple(VARIANTS), PROMPTS, IMAGES)
     rows = pd.concat([pd.read_parquet(unit.folder(run.work) / ROWS) for unit in found], ignore_index=True)
     means = per_concept(rows)
     means.reset_index().to_csv(out / "concepts.csv", index=False)
@@ -60,20 +60,20 @@ def measure(run: Run, out: Path) -> dict:
     summary = {
         "settings": {name: recipe.model_dump(mode="json") for name, recipe in VARIANTS.items()},
         "drawn": {"prompts": PROMPTS, "images": IMAGES, "steps": STEPS, "cfg_scale": CFG_SCALE},
-        "ways": {v: {way: _figures(means.loc[v, way]) for way in WAYS} for v in _variants(rows)},
+        "ways": {v: {way: _figures(means.loc[v, way]) for way in CONFIGS} for v in _variants(rows)},
         "groups": _groups(rows),
         "claims": claims,
         "broken": _broken(means),
     }
-    figures.frontier(summary["ways"], out / "frontier.png")
+    figures.frontier_figure(summary["ways"], out / "frontier.png")
     for concept in SHEETS:
         shown = [unit for unit in found if unit.spec.concept == concept]
-        figures.sheet(shown, [unit.folder(run.work) / SHOWN for unit in shown], out / f"{concept}.png")
+        figures.image_sheet(shown, [unit.folder(run.work) / SHOWN for unit in shown], out / f"{concept}.png")
     (out / "ways.md").write_text(f"# LAG for any LoRA\n\n{ways(summary)}\n{groups(summary)}")
     return summary
 
 
-def drawn_units(run: Run, variants: tuple[str, ...], prompts: int, images: int, concepts: tuple[str, ...] = ()) -> list[Unit[DrawSpec]]:  # fmt: skip
+def sampled_units(run: Run, variants: tuple[str, ...], prompts: int, images: int, concepts: tuple[str, ...] = ()) -> list[Unit[LoraSampleSpec]]:  # fmt: skip
     """Finished units of drawing, trained first where need be. LoRAs are trained on the CPU: one is too small to fill a GPU, and the same
     weights come of it wherever it runs."""
     context = Context(run.profile, run.work / "loras" / "data", run.work)
@@ -84,14 +84,14 @@ def drawn_units(run: Run, variants: tuple[str, ...], prompts: int, images: int, 
     units = [_drawing(context, unit, variant, *concept, prompts, images) for unit, (variant, concept) in zip(
         trained, [(v, c) for v in variants for c in chosen], strict=True)]  # fmt: skip
     gpu = pick_device(run.device).type != "cpu"
-    draw = partial(draw_unit, batch=prompts * images if gpu else 10)
+    draw = partial(sample_unit, batch=prompts * images if gpu else 10)
     run_units(units, run.work, draw, ON_A_GPU if gpu else 0, run.device)
     return units
 
 
-def _training(context: Context, variant: str, concept: Concept, folder: Path) -> Unit[LoraSpec]:
+def _training(context: Context, variant: str, concept: Concept, folder: Path) -> Unit[LoraTrainSpec]:
     base = context.profile.base
-    spec = LoraSpec(
+    spec = LoraTrainSpec(
         base=base,
         model=model_identity(base.model),
         concept=concept.name,
@@ -104,11 +104,17 @@ def _training(context: Context, variant: str, concept: Concept, folder: Path) ->
 
 
 def _drawing(
-    context: Context, trained: Unit[LoraSpec], variant: str, concept: Concept, folder: Path, prompts: int, images: int
-) -> Unit[DrawSpec]:
+    context: Context,
+    trained: Unit[LoraTrainSpec],
+    variant: str,
+    concept: Concept,
+    folder: Path,
+    prompts: int,
+    images: int,
+) -> Unit[LoraSampleSpec]:
     profile = context.profile
     file = KOHYA_FILE if variant == "convolutions" else PEFT_FILE  # both spellings are measured
-    spec = DrawSpec(
+    spec = LoraSampleSpec(
         base=profile.base,
         clip=profile.encoders.clip,
         dino=profile.encoders.dino,
@@ -123,7 +129,7 @@ def _drawing(
         images=images,
         steps=STEPS,
         cfg_scale=CFG_SCALE,
-        ways=tuple(WAYS),
+        ways=tuple(CONFIGS),
         code=code_of((*CODE[1:], classifier_module("miniworld").__name__)),
     )  # fmt: skip
     return Unit("loras-draw", f"{variant}/{concept.name}", spec)

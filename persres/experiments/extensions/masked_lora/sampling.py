@@ -38,7 +38,7 @@ ROWS, SHOWN = "rows.parquet", "shown.zip"
 
 
 @dataclass(frozen=True)
-class Way:
+class LoraSamplingConfig:
     """How a LoRA is drawn: not at all, whole, or masked."""
 
     lag: MaskConfig | None = None
@@ -50,20 +50,20 @@ def _ours(control: str) -> MaskConfig:
     return MaskConfig("otsu", blocks=CONFIDENCE_WEIGHTED, control=control)
 
 
-WAYS: dict[str, Way] = {
-    "base": Way(base=True),
-    "lora": Way(),
-    "auto": Way(AUTO),
-    "paper": Way(PAPER),
-    "share": Way(MaskConfig("quantile", 0.35, CONFIDENCE_WEIGHTED)),
-    "disk": Way(_ours("disk")),
-    "random": Way(_ours("random")),
-    "weaker": Way(strength=0.5),
-    "inverted": Way(_ours("inverted")),
+CONFIGS: dict[str, LoraSamplingConfig] = {
+    "base": LoraSamplingConfig(base=True),
+    "lora": LoraSamplingConfig(),
+    "auto": LoraSamplingConfig(AUTO),
+    "paper": LoraSamplingConfig(PAPER),
+    "share": LoraSamplingConfig(MaskConfig("quantile", 0.35, CONFIDENCE_WEIGHTED)),
+    "disk": LoraSamplingConfig(_ours("disk")),
+    "random": LoraSamplingConfig(_ours("random")),
+    "weaker": LoraSamplingConfig(strength=0.5),
+    "inverted": LoraSamplingConfig(_ours("inverted")),
 }
 
 
-class DrawSpec(Spec):
+class LoraSampleSpec(Spec):
     """One concept's LoRA drawn in every way."""
 
     base: Base
@@ -95,7 +95,7 @@ class DrawSpec(Spec):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledImages:
     """Pictures uint8 [n, h, w, 3], and masks [n, h, w] at the latents' size where there are any."""
 
     pictures: np.ndarray
@@ -112,29 +112,31 @@ def _pipeline(base: Base, device: str) -> PersonalizedPipeline:
     return pipe
 
 
-def draw_unit(unit: Unit[DrawSpec], work: Path, device: str, batch: int = 10) -> None:
+def sample_unit(unit: Unit[LoraSampleSpec], work: Path, device: str, batch: int = 10) -> None:
     """Every way's pictures and scores; those of the first noise are kept, to be looked at."""
     spec, folder = unit.spec, unit.folder(work)
     pipe = _pipeline(spec.base, device)
     pipe.load_residual(spec.lora.path, "lora", subject=spec.subject)
-    drawn = {name: _drawn(pipe, spec, WAYS[name], batch) for name in spec.ways}
-    rows = scores(spec, drawn, device)
+    drawn = {name: _drawn(pipe, spec, CONFIGS[name], batch) for name in spec.ways}
+    rows = score_images(spec, drawn, device)
     folder.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(folder / ROWS, index=False)
     write_atomic(folder / SHOWN, zip_bytes(_shown(spec, drawn)))
     finish(unit, work, [folder / ROWS, folder / SHOWN])
 
 
-def _drawn(pipe: PersonalizedPipeline, spec: DrawSpec, way: Way, batch: int) -> Drawn:
+def _drawn(pipe: PersonalizedPipeline, spec: LoraSampleSpec, way: LoraSamplingConfig, batch: int) -> SampledImages:
     pipe.set_residual(None if way.base else "lora")
     items, parts = spec.items(), []
     for start in range(0, len(items), batch):
         parts.append(_batch(pipe, spec, way, items[start : start + batch]))
     masks = None if way.lag is None else torch.cat([masks for _, masks in parts])
-    return Drawn(np.concatenate([pictures for pictures, _ in parts]), masks)
+    return SampledImages(np.concatenate([pictures for pictures, _ in parts]), masks)
 
 
-def _batch(pipe: PersonalizedPipeline, spec: DrawSpec, way: Way, items: list[tuple[Prompt, int]]) -> tuple:
+def _batch(
+    pipe: PersonalizedPipeline, spec: LoraSampleSpec, way: LoraSamplingConfig, items: list[tuple[Prompt, int]]
+) -> tuple:
     side, channels = spec.base.resolution // pipe.vae_scale_factor, pipe.unet.config.in_channels
     plain = [fill(prompt.text, spec.macro_class) for prompt, _ in items]
     draws = [generator("noise", 0, text, image) for text, (_, image) in zip(plain, items, strict=True)]
@@ -153,7 +155,7 @@ def _batch(pipe: PersonalizedPipeline, spec: DrawSpec, way: Way, items: list[tup
     return pictures, None if way.lag is None else found.masks.cpu()
 
 
-def scores(spec: DrawSpec, drawn: dict[str, Drawn], device: str) -> pd.DataFrame:
+def score_images(spec: LoraSampleSpec, drawn: dict[str, SampledImages], device: str) -> pd.DataFrame:
     """One row a picture and way: the evidence's columns, and the masks' share of the picture."""
     clip, dino, judge = (
         load_clip(spec.clip, device),
@@ -182,12 +184,12 @@ def scores(spec: DrawSpec, drawn: dict[str, Drawn], device: str) -> pd.DataFrame
     return pd.concat(tables, ignore_index=True)
 
 
-def _change(drawn: dict[str, Drawn], read: dict[str, Verdict], name: str) -> np.ndarray:
+def _change(drawn: dict[str, SampledImages], read: dict[str, Verdict], name: str) -> np.ndarray:
     base = drawn["base"].pictures
     return background_change(drawn[name].pictures, base, read[name].masks, read["base"].masks)
 
 
-def _shown(spec: DrawSpec, drawn: dict[str, Drawn]) -> dict[str, bytes]:
+def _shown(spec: LoraSampleSpec, drawn: dict[str, SampledImages]) -> dict[str, bytes]:
     """``<way>_<prompt>.png`` of each prompt's first noise, and ``mask_<way>_<prompt>.png``."""
     files = {}
     for name, found in drawn.items():

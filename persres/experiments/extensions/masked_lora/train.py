@@ -33,7 +33,7 @@ TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 PEFT_FILE, KOHYA_FILE = "lora.safetensors", "kohya.safetensors"
 
 
-class Recipe(BaseModel):
+class LoraRecipe(BaseModel):
     """Settings of one variant; the defaults are the script's, but for rate, steps and batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,38 +48,38 @@ class Recipe(BaseModel):
     seed: int = 0
 
 
-VARIANTS: dict[str, Recipe] = {
-    "attention": Recipe(),
-    "convolutions": Recipe(targets=ATTENTION + CONVOLUTIONS),
-    "text": Recipe(text=TEXT),
+VARIANTS: dict[str, LoraRecipe] = {
+    "attention": LoraRecipe(),
+    "convolutions": LoraRecipe(targets=ATTENTION + CONVOLUTIONS),
+    "text": LoraRecipe(text=TEXT),
 }
 
 
-class LoraSpec(Spec):
+class LoraTrainSpec(Spec):
     """One concept learned by one variant of the recipe."""
 
     base: Base
     model: str
     concept: str
     macro_class: str
-    recipe: Recipe
+    recipe: LoraRecipe
     photos: tuple[FileRef, ...]
     code: str
 
 
-def train_unit(unit: Unit[LoraSpec], work: Path, device: str) -> None:
+def train_unit(unit: Unit[LoraTrainSpec], work: Path, device: str) -> None:
     """Train, and save by diffusers in PEFT's keys and in kohya's, both from the same weights."""
     spec, folder = unit.spec, unit.folder(work)
     diffusion = load_diffusion(spec.base, device)
     photos = [square(load_photo(Path(p.path)), spec.base.resolution) for p in spec.photos]
-    unet, encoder = with_adapters(diffusion, spec)
-    losses = learn(diffusion, unet, encoder, EncodedImages.of(diffusion, photos), spec)
+    unet, encoder = add_adapters(diffusion, spec)
+    losses = train_lora(diffusion, unet, encoder, EncodedImages.of(diffusion, photos), spec)
     folder.mkdir(parents=True, exist_ok=True)
     save(unet, encoder if spec.recipe.text else None, folder)
     finish(unit, work, [folder / PEFT_FILE, folder / KOHYA_FILE], {"first_loss": losses[0], "last_loss": losses[-1]})
 
 
-def with_adapters(diffusion: Diffusion, spec: LoraSpec) -> tuple[nn.Module, nn.Module]:
+def add_adapters(diffusion: Diffusion, spec: LoraTrainSpec) -> tuple[nn.Module, nn.Module]:
     """Copies of U-Net and text tower with peft's adapters; the shared model is left as it was."""
     from peft import LoraConfig
 
@@ -93,8 +93,8 @@ def with_adapters(diffusion: Diffusion, spec: LoraSpec) -> tuple[nn.Module, nn.M
     return unet, encoder
 
 
-def learn(
-    diffusion: Diffusion, unet: nn.Module, encoder: nn.Module, pictures: EncodedImages, spec: LoraSpec
+def train_lora(
+    diffusion: Diffusion, unet: nn.Module, encoder: nn.Module, pictures: EncodedImages, spec: LoraTrainSpec
 ) -> list[float]:
     """The script's loop; returns each step's loss."""
     recipe, device, scheduler = spec.recipe, diffusion.unet.device, diffusion.scheduler

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from persres.experiments.extensions.masks.coverage import GROUPS, MOVED
+from persres.experiments.extensions.masks.coverage import GROUPS, SHUFFLED
 from persres.experiments.extensions.sampled import paired, ratio
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 
@@ -64,11 +64,11 @@ def _identity_claims(rows: pd.DataFrame, name: str) -> Iterator[dict]:
     yield claim("weaker", "and more than a weaker residual", "dino", values, 0.01)
 
 
-def broken(rows: pd.DataFrame, lying: pd.DataFrame) -> dict[str, dict[str, str]]:
+def negative_controls(rows: pd.DataFrame, lying: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Claims that must fall when auto's masks are inverted, and when they are another scene's."""
     whole = {c["claim"]: c for c in claims(rows, lying)}
     inverted = {c["claim"]: c for c in _identity_claims(rows, "auto_inverted")}
-    moved = {c["claim"]: c for c in _place_claims(lying, MOVED)}
+    moved = {c["claim"]: c for c in _place_claims(lying, SHUFFLED)}
     fell = ("kept", "median", "auto_disk", "auto_random", "weaker", "quarter")
     return {
         "masks inverted": {name: verdict(whole[name], inverted[name]) for name in fell},

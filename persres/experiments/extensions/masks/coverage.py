@@ -12,13 +12,13 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from persres.experiments.evidence.localisation import STEPS, Case, attention_maps, enlarged, half_mask_ceiling, iou
+from persres.experiments.evidence.localisation import STEPS, Case, attention_maps, half_mask_ceiling, iou, upsampled
 from persres.models.diffusion import Diffusion
 from persres.residuals.bank import ResidualBank
 from persres.sampling.mask_config import AUTO, CONFIDENCE_WEIGHTED, PAPER, MaskConfig, blended, confidence
 
 BEST = ("up_blocks.1.attentions.0",)  # needs true masks to be known (data/evidence/localisation.md)
-MASKINGS: dict[str, MaskConfig] = {
+MASK_CONFIGS: dict[str, MaskConfig] = {
     "ours_lag": PAPER,
     "own_otsu": MaskConfig("otsu"),
     "best_median": MaskConfig(blocks=BEST),
@@ -30,23 +30,23 @@ MASKINGS: dict[str, MaskConfig] = {
     "auto_disk": replace(AUTO, control="disk"),
     "disk_50": MaskConfig(control="disk"),
 }
-MOVED = "auto, another scene's"  # broken on purpose: a good mask of the wrong picture
+SHUFFLED = "auto, another scene's"  # broken on purpose: a good mask of the wrong picture
 OFF = 0.12  # of the side: a centroid further than this from the middle is off-centre
 GROUPS = ("in the middle", "off-centre", "beside another")
 
 
-def mask_of(maps: dict[str, torch.Tensor], mask_config: MaskConfig, side: int) -> list[torch.Tensor]:
+def masks_from_maps(maps: dict[str, torch.Tensor], mask_config: MaskConfig, side: int) -> list[torch.Tensor]:
     """Masks [n, side · side] of blocks' maps [n, pixels]: one where a map is shared, else each block's own, enlarged in squares."""
     square = {block: m.unflatten(1, (round(m.shape[1] ** 0.5),) * 2) for block, m in maps.items()}
     if not mask_config.shared:
         cut = [mask_config.cut(m.flatten(1), tuple(m.shape[1:])) for m in square.values()]
-        return [enlarged(mask, side) for mask in cut]
+        return [upsampled(mask, side) for mask in cut]
     chosen = [m for block, m in square.items() if mask_config.is_source(block)]
     trust = [confidence(m) for m in chosen] if mask_config.blocks == CONFIDENCE_WEIGHTED else None
     return [mask_config.cut(blended(chosen, trust, (side, side)), (side, side))]
 
 
-def group_of(case: Case, beside: list[bool]) -> list[str]:
+def scene_groups(case: Case, beside: list[bool]) -> list[str]:
     """Each scene's group. ``truth`` bool [n, s, s]."""
     n, side = len(case.truth), case.truth.shape[1]
     line = (torch.arange(side) - (side - 1) / 2) / side
@@ -57,20 +57,24 @@ def group_of(case: Case, beside: list[bool]) -> list[str]:
 
 
 @torch.no_grad()
-def rows_of(
+def coverage_rows(
     diffusion: Diffusion, case: Case, token: str, bank: ResidualBank | None, labels: dict, beside: list[bool]
 ) -> Iterator[dict]:
     """A row per scene and masking: IoU and marked share, means over t; ``labels`` stand in every row."""
-    truth, side, groups = case.truth.flatten(1).to(diffusion.unet.device), case.truth.shape[1], group_of(case, beside)
+    truth, side, groups = (
+        case.truth.flatten(1).to(diffusion.unet.device),
+        case.truth.shape[1],
+        scene_groups(case, beside),
+    )
     ceiling = half_mask_ceiling(truth)
     found: dict[str, list[torch.Tensor]] = {}
     for t in STEPS:
         maps = attention_maps(diffusion, case, token, bank, t)
-        for name, mask_config in MASKINGS.items():
-            masks = mask_of(maps, mask_config, side)
+        for name, mask_config in MASK_CONFIGS.items():
+            masks = masks_from_maps(maps, mask_config, side)
             found.setdefault(name, []).append(torch.stack([_measured(m, truth) for m in masks]).mean(0))
-        moved = mask_of(maps, AUTO, side)[0].roll(1, 0)
-        found.setdefault(MOVED, []).append(_measured(moved, truth))
+        moved = masks_from_maps(maps, AUTO, side)[0].roll(1, 0)
+        found.setdefault(SHUFFLED, []).append(_measured(moved, truth))
     for name, parts in found.items():
         mean = torch.stack(parts).mean(0)
         for i, group in enumerate(groups):

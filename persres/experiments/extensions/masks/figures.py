@@ -23,7 +23,7 @@ OURS = "tab:red"
 KNEE = 0.021, 0.04  # the right panel: background change up to here, identity down to so far below the best
 
 
-def frontier(methods: dict[str, dict], path: Path) -> None:
+def frontier_figure(methods: dict[str, dict], path: Path) -> None:
     """Identity over the base model against background change: up and left is better. Lines: the same share by attention and as a disk.
     Left all methods, right those that change little and keep most."""
     base = methods["base"]["dino"]["mean"]
@@ -56,7 +56,7 @@ def _points(axis: Axes, at: dict[str, tuple[float, float]]) -> list[Named]:
     return named
 
 
-def places(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+def coverage_figure(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """IoU of each masking by group of scenes, one panel a set."""
     figure, axes = plt.subplots(1, len(found), figsize=(6.4 * len(found), 4.2), sharey=True, squeeze=False)
     for axis, (name, maskings) in zip(axes[0], found.items(), strict=True):

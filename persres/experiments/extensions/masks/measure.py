@@ -14,10 +14,10 @@ from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.evidence.pages import digits_of, interval
 from persres.experiments.evidence.provenance import CHAIN_CODE
 from persres.experiments.evidence.report import method_figures
-from persres.experiments.evidence.scenes import beside_case, concept_case, concept_named, nameable_case
+from persres.experiments.evidence.scenes import concept_case, concept_named, nameable_case, two_object_case
 from persres.experiments.extensions.masks import claims
-from persres.experiments.extensions.masks.coverage import GROUPS, by_group, rows_of
-from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored
+from persres.experiments.extensions.masks.coverage import GROUPS, by_group, coverage_rows
+from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored_rows
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
 from persres.models.diffusion import load_diffusion
@@ -33,7 +33,7 @@ SHEETS = ("rally_car", "heart_mug")
 def measure(run: Run, out: Path) -> dict:
     """Both measurements; tables, figures and sheets below ``out``."""
     context = run_profile(PROFILE, run.params, run.work, run.device)
-    rows = scored(context)
+    rows = scored_rows(context)
     lying = pd.DataFrame(_places(context, run))
     lying.to_csv(out / "places.csv", index=False)
     figures = method_figures(rows, context.profile.tables.bootstrap)
@@ -44,7 +44,7 @@ def measure(run: Run, out: Path) -> dict:
         "groups": {g: {name: found["overall"] for name, found in by.items()} for g, by in groups.items()},
         "pictures": {group: int(n) for group, n in rows[rows["method"] == "auto"]["group"].value_counts().items()},
         "claims": list(claims.claims(rows, lying)),
-        "broken": claims.broken(rows, lying),
+        "broken": claims.negative_controls(rows, lying),
     }
     figures.frontier(summary["methods"], out / "frontier.png")
     figures.places(summary["places"], out / "places.png")
@@ -60,13 +60,13 @@ def _places(context: Context, run: Run) -> Iterator[dict]:
     diffusion = load_diffusion(base, run.device)
     case = nameable_case(diffusion, SCENES, base.token)
     beside = [" next to " in prompt for prompt in case.prompts]
-    yield from rows_of(diffusion, case, base.token, None, {"set": "nameable", "concept": ""}, beside)
+    yield from coverage_rows(diffusion, case, base.token, None, {"set": "nameable", "concept": ""}, beside)
     for path in sorted((context.data / "learned" / "ours").glob("*.safetensors")):
         concept, bank = concept_named(path.stem), load_bank(diffusion.unet, path).to(diffusion.unet.device)
         labels = {"set": "concepts", "concept": concept.name}
-        for make, second in ((concept_case, False), (beside_case, True)):
+        for make, second in ((concept_case, False), (two_object_case, True)):
             case = make(diffusion, concept, VIEWS, base.token)
-            yield from rows_of(diffusion, case, base.token, bank, labels, [second] * len(case.prompts))
+            yield from coverage_rows(diffusion, case, base.token, bank, labels, [second] * len(case.prompts))
 
 
 def methods(summary: dict) -> str:

@@ -91,7 +91,7 @@ def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], 
     return [(pair.names, text) for pair in pairs for text in pair.prompts]
 
 
-def rendered(cases: list[Case]) -> np.ndarray:
+def rendered_pairs(cases: list[Case]) -> np.ndarray:
     """The same pairs as the renderer draws them, uint8 [n, 64, 64, 3]: what could at best be scored."""
     looks = {concept.name: concept.look for concept in CONCEPTS}
     found = []

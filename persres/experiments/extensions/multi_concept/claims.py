@@ -12,7 +12,7 @@ from PIL import Image
 
 from persres.datasets.layout import reference_photos
 from persres.experiments.extensions.multi_concept.cases import Case
-from persres.experiments.extensions.multi_concept.sampling import Drawn
+from persres.experiments.extensions.multi_concept.sampling import SampledImages
 from persres.experiments.extensions.regions import Regions, on_grey, read_regions
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 from persres.images import load_photo, square
@@ -37,7 +37,7 @@ COLUMNS = {
 }
 
 
-class Reader:
+class RegionScorer:
     """References and encoders of a profile; the judge where its dataset has one, else LAG's own masks say where a concept is."""
 
     def __init__(self, context: Context, device: str, clip: ClipEncoder, dino: DinoEncoder, names: list[str]) -> None:
@@ -61,7 +61,7 @@ class Reader:
         masks = classify_images(self.judge, pictures).masks
         return [on_grey(picture, mask) for picture, mask in zip(pictures, masks, strict=True)]
 
-    def regions(self, drawn: Drawn, cases: list[Case], masks: np.ndarray) -> list[Regions]:
+    def regions(self, drawn: SampledImages, cases: list[Case], masks: np.ndarray) -> list[Regions]:
         """Where each concept is: by the judge, or where it has none by ``masks`` [n, K, s, s] (LAG's of the same noise, above one half)."""
         if self.judge is not None:
             key = id(drawn.images)
@@ -73,7 +73,9 @@ class Reader:
         return [Regions(m, np.full(len(m), np.nan), m.any(0)) for m in wide.numpy()]
 
 
-def score(reader: Reader, method: str, drawn: Drawn, cases: list[Case], base: Drawn, masks: np.ndarray) -> pd.DataFrame:
+def score_images(
+    reader: RegionScorer, method: str, drawn: SampledImages, cases: list[Case], base: SampledImages, masks: np.ndarray
+) -> pd.DataFrame:
     """One row a picture; ``base`` are the base model's pictures of the same noise."""
     regions = reader.regions(drawn, cases, masks)
     theirs = regions if base is drawn else reader.regions(base, cases, masks)
@@ -86,13 +88,13 @@ def score(reader: Reader, method: str, drawn: Drawn, cases: list[Case], base: Dr
     rows["clip_text"] = clip_text_score(features, told).double().numpy()
     refs = [torch.cat([reader.whole[name] for name in case.names]) for case in cases]
     rows["dino"] = [float(alignment(f[None], r)[0]) for f, r in zip(whole, refs, strict=True)]
-    rows["mask_right"] = masks_right(drawn.masks, regions)
+    rows["mask_right"] = mask_accuracy(drawn.masks, regions)
     rows["background_change"] = background_change(drawn.images, base.images, objects, base_objects)
     labels = pd.DataFrame([{"method": method, "group": c.group, "order": c.order, "prompt": c.template, "image": c.image} for c in cases])  # fmt: skip
     return pd.concat([labels, rows], axis=1)
 
 
-def masks_right(masks: np.ndarray | None, regions: list[Regions]) -> np.ndarray:
+def mask_accuracy(masks: np.ndarray | None, regions: list[Regions]) -> np.ndarray:
     """Of what masks [n, K, s, s] mark of the objects, the share that lies on the mask's own, [n]; one half says nothing. NaN without masks
     or where they meet no object."""
     if masks is None:
@@ -106,7 +108,7 @@ def masks_right(masks: np.ndarray | None, regions: list[Regions]) -> np.ndarray:
     return np.array(found)
 
 
-def _identities(reader: Reader, images: np.ndarray, regions: list[Regions], cases: list[Case]) -> list[dict]:
+def _identities(reader: RegionScorer, images: np.ndarray, regions: list[Regions], cases: list[Case]) -> list[dict]:
     """Cosines of every region with its own concept's references and with the others'; a concept without a region has none, which is 0
     for its identity and nothing for leakage."""
     parts = [(i, k) for i, r in enumerate(regions) for k in range(len(r.masks)) if r.masks[k].any()]
@@ -115,7 +117,7 @@ def _identities(reader: Reader, images: np.ndarray, regions: list[Regions], case
     return [_identity(reader, case, regions[i], {k: features.get((i, k)) for k in range(len(case.names))}) for i, case in enumerate(cases)]  # fmt: skip
 
 
-def _identity(reader: Reader, case: Case, region: Regions, features: dict) -> dict:
+def _identity(reader: RegionScorer, case: Case, region: Regions, features: dict) -> dict:
     own, other = [], []
     for k, name in enumerate(case.names):
         if features[k] is None:
@@ -162,7 +164,7 @@ CLAIMS = (
     ("worse_halves_best", "both identities better than the better of both orders of halves", "worse", "ours", "halves_best", 0.0),
 )  # fmt: skip
 BOUND = 0.05  # further share of missing objects that is let pass
-BROKEN = {
+NEGATIVE_CONTROLS = {
     "masks swapped": (
         "swapped",
         ("worse_added", "contrast_added", "leakage_added", "worse_base", "contrast_one_mask", "masks_right"),
@@ -171,7 +173,7 @@ BROKEN = {
 }
 
 
-def examine(rows: pd.DataFrame, ours: str = "ours", names: tuple[str, ...] = ()) -> dict[str, dict]:
+def examine_claims(rows: pd.DataFrame, ours: str = "ours", names: tuple[str, ...] = ()) -> dict[str, dict]:
     """The claims by name, all or the named ones, with another method in ours' place where one is said."""
     put = partial(by_pair, rows)
     found = {
@@ -185,9 +187,9 @@ def examine(rows: pd.DataFrame, ours: str = "ours", names: tuple[str, ...] = ())
     return found
 
 
-def broken(rows: pd.DataFrame, whole: dict[str, dict]) -> dict[str, dict[str, str]]:
+def negative_controls(rows: pd.DataFrame, whole: dict[str, dict]) -> dict[str, dict[str, str]]:
     """What falls with what; ``whole``: the claims unbroken."""
     return {
-        what: {name: verdict(whole[name], found) for name, found in examine(rows, stand_in, names).items()}
-        for what, (stand_in, names) in BROKEN.items()
+        what: {name: verdict(whole[name], found) for name, found in examine_claims(rows, stand_in, names).items()}
+        for what, (stand_in, names) in NEGATIVE_CONTROLS.items()
     }

@@ -16,7 +16,7 @@ from persres.datasets.layout import reference_photos
 from persres.experiments.evidence.figures import save
 from persres.experiments.evidence.labels import Named, name_points
 from persres.experiments.extensions.multi_concept.cases import Case
-from persres.experiments.extensions.multi_concept.sampling import Drawn
+from persres.experiments.extensions.multi_concept.sampling import SampledImages
 from persres.images import load_photo, square
 from persres.units.context import Context
 
@@ -26,7 +26,7 @@ SHOWN = ("base", "added", "merged", "halves", "halves_back", "ours")
 COLOURS = ((230, 60, 60), (60, 150, 240), (80, 200, 90), (240, 200, 60))
 
 
-def sheet(context: Context, cases: list[Case], drawn: dict[str, Drawn], path: Path) -> None:
+def image_sheet(context: Context, cases: list[Case], drawn: dict[str, SampledImages], path: Path) -> None:
     """The first picture of up to twelve pairs, not chosen: references, every method from the same noise, our masks (red the prompt's first
     concept, blue its second)."""
     first = {case.group: i for i, case in reversed(list(enumerate(cases)))}
@@ -44,7 +44,7 @@ def sheet(context: Context, cases: list[Case], drawn: dict[str, Drawn], path: Pa
     canvas.save(path)
 
 
-def _row(context: Context, case: Case, i: int, drawn: dict[str, Drawn]) -> list[Image.Image]:
+def _row(context: Context, case: Case, i: int, drawn: dict[str, SampledImages]) -> list[Image.Image]:
     concepts, side = context.data / "concepts", context.profile.base.resolution
     references = [square(load_photo(reference_photos(concepts / name)[0]), side) for name in case.names[:2]]
     pictures = [Image.fromarray(drawn[method].images[i]) for method in SHOWN]
@@ -70,7 +70,7 @@ AXES = {
 }
 
 
-def scores(methods: dict[str, dict], titles: dict[str, str], path: Path) -> None:
+def scores_figure(methods: dict[str, dict], titles: dict[str, str], path: Path) -> None:
     """The worse identity against what of the other's look leaks, and own minus other against background change; ``titles`` by method."""
     figure, axes = plt.subplots(1, 2, figsize=(15, 6.4), layout="constrained")
     figure.suptitle("up and left is better; bars: 95% intervals over pairs; grey: broken on purpose")

@@ -11,16 +11,22 @@ import pandas as pd
 from persres.experiments.evidence.pages import interval
 from persres.experiments.evidence.provenance import CHAIN_CODE
 from persres.experiments.extensions.multi_concept import figures as plots
-from persres.experiments.extensions.multi_concept.cases import Case, cases_of, rendered
+from persres.experiments.extensions.multi_concept.cases import Case, cases_of, rendered_pairs
 from persres.experiments.extensions.multi_concept.claims import (
     COLUMNS,
-    Reader,
-    broken,
-    examine,
-    score,
+    RegionScorer,
+    examine_claims,
+    negative_controls,
+    score_images,
     with_best_halves,
 )
-from persres.experiments.extensions.multi_concept.sampling import CODE, FEW, METHODS, Drawn, Studio
+from persres.experiments.extensions.multi_concept.sampling import (
+    CODE,
+    CONFIGS,
+    TRIPLE_CONFIGS,
+    MultiConceptSampler,
+    SampledImages,
+)
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
 from persres.metrics.clip_scores import load_clip
@@ -33,7 +39,7 @@ from persres.units.context import Context
 PROFILE = "several"
 STAGES = ("fetch", "macro_class", "train")
 ROUNDS = 10_000
-KEPT = "beyond-several"  # below the work folder: pictures by what they depend on
+CACHE = "beyond-several"  # below the work folder: pictures by what they depend on
 
 
 def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
@@ -44,38 +50,38 @@ def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
         context = Context(context.profile.model_copy(update={"sample": sample}), context.data, context.work)
     cases = cases_of(context, count)
     pairs, triples = ([c for c in cases if len(c.names) == k] for k in (2, 3))
-    studio = Studio(context, load_diffusion(context.profile.base, run.device), run.work / KEPT)
+    studio = MultiConceptSampler(context, load_diffusion(context.profile.base, run.device), run.work / CACHE)
     encoders = context.profile.encoders
-    reader = Reader(
+    reader = RegionScorer(
         context, run.device, load_clip(encoders.clip, run.device), load_dino(encoders.dino, run.device), studio.names
     )
-    drawn = {method: studio.draw(method, pairs) for method in METHODS}
-    rows = with_best_halves(scored(reader, drawn, pairs))
+    drawn = {method: studio.draw(method, pairs) for method in CONFIGS}
+    rows = with_best_halves(score_configs(reader, drawn, pairs))
     summary = {"pairs": len({c.group for c in pairs}), "pictures": len(pairs), "judged": reader.judge is not None,
                "methods": figures(rows), "masks": mask_facts(drawn["ours"].masks)}  # fmt: skip
-    found = examine(rows)
-    summary |= {"claims": list(found.values()), "broken": broken(rows, found)}
+    found = examine_claims(rows)
+    summary |= {"claims": list(found.values()), "broken": negative_controls(rows, found)}
     summary["triples"] = _triples(studio, reader, triples)
     rows.round(5).to_csv(out / "rows.csv", index=False)
-    plots.sheet(context, pairs, drawn, out / "sheet.png")
-    plots.scores(summary["methods"], TITLES, out / "scores.png")
+    plots.image_sheet(context, pairs, drawn, out / "sheet.png")
+    plots.scores_figure(summary["methods"], TITLES, out / "scores.png")
     (out / "methods.md").write_text(f"# Several concepts in one picture\n\n{methods(summary)}\n{threes(summary)}")
     return summary
 
 
-def scored(reader: Reader, drawn: dict[str, Drawn], cases: list[Case]) -> pd.DataFrame:
+def score_configs(reader: RegionScorer, drawn: dict[str, SampledImages], cases: list[Case]) -> pd.DataFrame:
     """Rows of every method; of pairs that a judge can read also of ``rendered``, the renderer's own pictures."""
     base, masks = drawn["base"], drawn["ours"].masks
-    found = [score(reader, method, one, cases, base, masks) for method, one in drawn.items()]
+    found = [score_images(reader, method, one, cases, base, masks) for method, one in drawn.items()]
     if reader.judge is not None and len(cases[0].names) == 2:
-        found.append(score(reader, "rendered", Drawn(rendered(cases), None), cases, base, masks))
+        found.append(score_images(reader, "rendered", SampledImages(rendered_pairs(cases), None), cases, base, masks))
     return pd.concat(found, ignore_index=True)
 
 
-def _triples(studio: Studio, reader: Reader, triples: list[Case]) -> dict:
+def _triples(studio: MultiConceptSampler, reader: RegionScorer, triples: list[Case]) -> dict:
     if not triples:
         return {}
-    return figures(scored(reader, {method: studio.draw(method, triples) for method in FEW}, triples))
+    return figures(score_configs(reader, {method: studio.draw(method, triples) for method in TRIPLE_CONFIGS}, triples))
 
 
 def figures(rows: pd.DataFrame) -> dict:

@@ -44,7 +44,7 @@ PIXELS = 512 * 64**2  # of a batch on a GPU
 
 
 @dataclass(frozen=True)
-class How:
+class MultiConceptConfig:
     """``weights``: ``base`` (none, the plain prompt), ``residuals`` or ``merged`` (Custom Diffusion). ``masking`` None: everywhere.
     ``silent``: the last concept's residual is zeroed."""
 
@@ -54,30 +54,30 @@ class How:
     silent: bool = False
 
 
-METHODS: dict[str, How] = {
-    "base": How("base"),
-    "added": How(),
-    "merged": How("merged"),
-    "halves": How(mask_config=AUTO, split="halves"),
-    "halves_back": How(mask_config=AUTO, split="halves_back"),
-    "one_mask": How(mask_config=AUTO, split="shared"),
-    "own_blocks": How(mask_config=PAPER),
-    "ours": How(mask_config=AUTO),
-    "swapped": How(mask_config=AUTO, split="swapped"),
-    "one_zeroed": How(mask_config=AUTO, silent=True),
+CONFIGS: dict[str, MultiConceptConfig] = {
+    "base": MultiConceptConfig("base"),
+    "added": MultiConceptConfig(),
+    "merged": MultiConceptConfig("merged"),
+    "halves": MultiConceptConfig(mask_config=AUTO, split="halves"),
+    "halves_back": MultiConceptConfig(mask_config=AUTO, split="halves_back"),
+    "one_mask": MultiConceptConfig(mask_config=AUTO, split="shared"),
+    "own_blocks": MultiConceptConfig(mask_config=PAPER),
+    "ours": MultiConceptConfig(mask_config=AUTO),
+    "swapped": MultiConceptConfig(mask_config=AUTO, split="swapped"),
+    "one_zeroed": MultiConceptConfig(mask_config=AUTO, silent=True),
 }
-FEW = ("base", "added", "ours")  # for triples
+TRIPLE_CONFIGS = ("base", "added", "ours")  # for triples
 
 
 @dataclass
-class Drawn:
+class SampledImages:
     """Pictures uint8 [n, h, w, 3] in the cases' order, and masks float [n, K, s, s] where there are any."""
 
     images: np.ndarray
     masks: np.ndarray | None
 
 
-class Studio:
+class MultiConceptSampler:
     """What draws: the model with a token for each concept of a picture, all residuals in one bank, and where pictures are kept."""
 
     def __init__(self, context: Context, diffusion: Diffusion, kept: Path) -> None:
@@ -95,7 +95,7 @@ class Studio:
         concepts = [concept for concept, _ in read_concepts(context.data / "concepts")]
         self.regular = [fill(text, c.macro_class) for c in concepts for _, text in c.prompts][:REGULAR]
 
-    def draw(self, method: str, cases: list[Case]) -> Drawn:
+    def draw(self, method: str, cases: list[Case]) -> SampledImages:
         """Every case's picture, those drawn before from the disk. All cases have as many concepts."""
         groups: dict[str, list[Case]] = {}
         for case in cases:
@@ -108,13 +108,13 @@ class Studio:
         rows = [(case.order, groups[case.order].index(case)) for case in cases]
         images = np.stack([read[group][0][i] for group, i in rows])
         masks = None if read[rows[0][0]][1] is None else np.stack([read[group][1][i] for group, i in rows])
-        return Drawn(images, masks)
+        return SampledImages(images, masks)
 
     def _batches(self, method: str, todo: dict[str, list[Case]]) -> Iterator[list[list[Case]]]:
         """Groups side by side, as many as the device takes; merged weights are one group's."""
         size, batch = self._size(), []
         for own in todo.values():
-            if batch and (METHODS[method].weights == "merged" or sum(map(len, batch)) + len(own) > size):
+            if batch and (CONFIGS[method].weights == "merged" or sum(map(len, batch)) + len(own) > size):
                 yield batch
                 batch = []
             batch.append(own)
@@ -138,7 +138,7 @@ class Studio:
             write_atomic(self._path(method, own), held.getvalue())
 
     def _batch(self, method: str, cases: list[Case]) -> tuple[np.ndarray, np.ndarray | None]:
-        how, base = METHODS[method], self.context.profile.base
+        how, base = CONFIGS[method], self.context.profile.base
         channels, factor = self.diffusion.latent_shape
         side = base.resolution // factor
         sampling, mask_config = self.context.profile.sample, how.mask_config
@@ -161,7 +161,7 @@ class Studio:
                 masks += [] if m is None else list(m.cpu().numpy())
         return np.stack(images), np.stack(masks) if masks else None
 
-    def _shown(self, how: How, case: Case) -> MultiConceptImage:
+    def _shown(self, how: MultiConceptConfig, case: Case) -> MultiConceptImage:
         if how.weights == "base":
             return MultiConceptImage(case.plain, case.classes, tuple(0 for _ in case.names))
         shown = case.shown(self.context.profile.base.token, self.names)
@@ -169,7 +169,7 @@ class Studio:
             return MultiConceptImage(shown.prompt, shown.phrases, (*shown.rows[:-1], len(self.names)))
         return shown
 
-    def _weights(self, how: How, cases: list[Case]) -> AbstractContextManager:
+    def _weights(self, how: MultiConceptConfig, cases: list[Case]) -> AbstractContextManager:
         """Custom Diffusion's merged keys, values and vectors for one order of one pair; for the others nothing."""
         if how.weights != "merged":
             return nullcontext()
@@ -186,11 +186,11 @@ class Studio:
     def _path(self, method: str, own: list[Case]) -> Path:
         """Named by all that the pictures depend on."""
         base, sample = self.context.profile.base, self.context.profile.sample
-        variant = {"residuals": "ours", "merged": "custom_diffusion"}.get(METHODS[method].weights)
+        variant = {"residuals": "ours", "merged": "custom_diffusion"}.get(CONFIGS[method].weights)
         learned = (
             [digest_file(learned_path(self.context.data, variant, name)) for name in own[0].names] if variant else []
         )
-        said = [method, repr(METHODS[method]), base.model_dump(), self.model, sample.steps, sample.cfg_scale, sample.seed,
+        said = [method, repr(CONFIGS[method]), base.model_dump(), self.model, sample.steps, sample.cfg_scale, sample.seed,
                 [[c.order, c.template, c.image, c.classes] for c in own], learned, self.code]  # fmt: skip
         name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
         return self.kept / f"{method}-{name}.npz"

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from persres.experiments.evidence.figures import save
 
 
-def nouns_figure(summary: dict, titles: dict[str, str], path: Path) -> None:
+def accuracy_figure(summary: dict, titles: dict[str, str], path: Path) -> None:
     """Left: each way with its interval, ``titles`` by way; right: right against confidence, the number of sets beside each point."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(3, 2))
     rows = summary["accuracy"]

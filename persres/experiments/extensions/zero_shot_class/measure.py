@@ -47,7 +47,7 @@ COUNTS = (1, 2, PHOTOS)
 
 
 @dataclass(frozen=True)
-class Sets:
+class PhotoSets:
     """Several sets of photos: true class, CLIP's features [sets, photos, d], the judge's errors [sets, photos, nouns] of the first ones."""
 
     truth: list[str]
@@ -82,7 +82,7 @@ def _photos(index: int) -> tuple[list, str]:
 
 def _seen(
     profile: Profile, run: Run, encoder: ClipEncoder, nouns: list[str], sets: list, judged: int, draws: int
-) -> Sets:
+) -> PhotoSets:
     finder = profile.macro_class.zero_shot_settings
     diffusion = load_diffusion(profile.base, run.device)
     prompts, features, errors = [finder.prompt.replace("{}", noun) for noun in nouns], [], []
@@ -93,10 +93,10 @@ def _seen(
                 found = denoising_errors(diffusion, photos, prompts, profile.base.resolution, draws, 20)
                 errors.append(found.mean(1))
             advance(1)
-    return Sets([kind for _, kind in sets], torch.stack(features), torch.stack(errors))
+    return PhotoSets([kind for _, kind in sets], torch.stack(features), torch.stack(errors))
 
 
-def _summary(encoder: ClipEncoder, nouns: list[str], concepts: Sets, looks: Sets) -> dict:
+def _summary(encoder: ClipEncoder, nouns: list[str], concepts: PhotoSets, looks: PhotoSets) -> dict:
     hard = [word for word in words() if word in load_senses().senses and len(word) > 2]
     easy_rows, hard_rows = _rows(encoder, nouns, looks), _rows(encoder, hard, looks, judged=False)
     ten = _rows(encoder, nouns, concepts)
@@ -142,7 +142,7 @@ def _found_of(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
     return {name: found for name, found in rows.items() if name.startswith("found")}
 
 
-def _rows(encoder: ClipEncoder, nouns: list[str], sets: Sets, judged: bool = True) -> dict[str, list[dict]]:
+def _rows(encoder: ClipEncoder, nouns: list[str], sets: PhotoSets, judged: bool = True) -> dict[str, list[dict]]:
     """By way, a row a set: ``nearest`` (the paper), ``votes`` (photos, prompts and WordNet), ``found_k`` (and the judge, k photos)."""
     features = encoder.texts([f"a photo of a {noun}" for noun in nouns])
     senses, tokens, scale = load_senses(), token_counter(encoder), float(encoder.model.logit_scale.exp())
@@ -222,7 +222,7 @@ def _bins(easy: dict) -> list[dict]:
     return found
 
 
-WAYS = {
+METHODS = {
     "nearest": "nearest noun (paper)",
     "votes": "photos, prompts, WordNet",
     "found_1": "found, from 1 photo",
@@ -234,7 +234,8 @@ WAYS = {
 def accuracy(summary: dict) -> str:
     """How often each way is right."""
     rows = [
-        [a["sets"], WAYS[a["way"]], f"{a['mean']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"] for a in summary["accuracy"]
+        [a["sets"], METHODS[a["way"]], f"{a['mean']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"]
+        for a in summary["accuracy"]
     ]
     return markdown(["sets of photos", "class by", "right"], rows)
 
@@ -269,7 +270,7 @@ def _figure(summary: dict, path: Path) -> None:
     for y, row in enumerate(reversed(rows)):
         left.plot([row["low"], row["high"]], [y, y], color="tab:blue")
         left.plot(row["mean"], y, "o", color="tab:blue")
-    left.set_yticks(range(len(rows)), [f"{r['sets']}: {WAYS[r['way']]}" for r in reversed(rows)], fontsize=7)
+    left.set_yticks(range(len(rows)), [f"{r['sets']}: {METHODS[r['way']]}" for r in reversed(rows)], fontsize=7)
     left.set(xlabel="right, with 95% interval", xlim=(0.3, 1.02))
     bins = summary["confidence"]
     right.plot([0, 1], [0, 1], ":", color="grey")

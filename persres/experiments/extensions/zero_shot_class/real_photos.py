@@ -36,14 +36,14 @@ def measure_photos(photos: Path, classes: Path, out: Path) -> Path:
     ``subject,class`` (DreamBooth's prompts_and_classes.txt). Raises PersresError without them or without the classifier's packages."""
     truth = read_classes(classes, photos)
     classifier, labels = load_classifier()
-    senses, words = bound(load_senses(), labels), load_nouns()
+    senses, words = senses_with_labels(load_senses(), labels), load_nouns()
     tokens, rows = _tokens(), []
     for subject, name in truth.items():
         logits = classifier([load_photo(path) for path in find_photos(photos / subject)])
         found = classify(logits.softmax(1), list(labels), senses, tokens, 5, words=words)
         near = list(labels)[int(logits.mean(0).argmax())].split("#")[0]
         rows.append({"subject": subject, "photos": len(logits), "class": name, "nearest": near} | found.entry())
-    summary = summarised(rows, load_senses())
+    summary = summarize(rows, load_senses())
     folder = out / "beyond" / "real_nouns"
     with publishing(folder) as fresh:
         (fresh / "real.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -87,16 +87,16 @@ def load_classifier():
         return model(torch.stack([prepare(photo) for photo in photos])).float()
 
     info = ImageNetInfo()
-    return logits, labelled([info.index_to_description(i) for i in range(info.num_classes())])
+    return logits, class_labels([info.index_to_description(i) for i in range(info.num_classes())])
 
 
-def labelled(descriptions: list[str]) -> dict[str, list[str]]:
+def class_labels(descriptions: list[str]) -> dict[str, list[str]]:
     """The lemmas of each class ("Pembroke, Pembroke Welsh corgi") by a label of its own, which no noun has."""
     lemmas = [[lemma.strip().lower() for lemma in text.split(",")] for text in descriptions]
     return {f"{found[0]}#{i}": found for i, found in enumerate(lemmas)}
 
 
-def bound(senses: Senses, labels: dict[str, list[str]]) -> Senses:
+def senses_with_labels(senses: Senses, labels: dict[str, list[str]]) -> Senses:
     """The senses with the labels among them: each means the synset that most of its lemmas share, of several the first lemma's
     commonest that a photo can show."""
     own = {label: _shared(senses, lemmas) for label, lemmas in labels.items()}
@@ -125,7 +125,7 @@ def related(one: str, other: str, senses: Senses) -> bool:
     return any(a in senses.above(b) or b in senses.above(a) for a in first for b in second)
 
 
-def summarised(rows: list[dict], senses: Senses) -> dict:
+def summarize(rows: list[dict], senses: Senses) -> dict:
     """The rows, and how often each way says the dataset's word or one on its branch of WordNet, with intervals over subjects."""
     found: dict = {"rows": rows, "right": {}}
     for way in ("nearest", "found"):

@@ -26,7 +26,7 @@ def main(params: Path, profile: str, work: Path, data: Path) -> None:
     rows = []
     for variant, recipe in list(VARIANTS.items()):
         VARIANTS[variant] = recipe.model_copy(update={"steps": TRAINED})
-        (unit,) = measure.drawn_units(run, (variant,), PROMPTS, 1, (CONCEPT,))
+        (unit,) = measure.sampled_units(run, (variant,), PROMPTS, 1, (CONCEPT,))
         folder = unit.folder(work)
         _copy(Path(FileRef.model_validate(unit.spec.lora).path), data / "learned" / variant / f"{CONCEPT}.safetensors")
         _copy(folder / SHOWN, data / "samples" / variant / f"{CONCEPT}.zip")

@@ -13,11 +13,11 @@ from persres.config.schema import Profile, SamplingConfig
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.early_stopping.measure import MODULES
 from persres.experiments.extensions.early_stopping.traces import (
-    LearnSpec,
-    PicturesSpec,
-    learn_unit,
-    learning,
-    pictures_unit,
+    ScoreSpec,
+    TraceSpec,
+    score_unit,
+    trace_unit,
+    unit_of,
 )
 from persres.methods.common.registry import load_profile
 from persres.models.loading import model_identity
@@ -38,7 +38,7 @@ def main(params: Path, profile: str, work: Path, data: Path) -> None:
     settings, code, rows = load_profile(params, profile), code_of(MODULES), []
     for subject, below in SUBJECTS.items():
         unit = _unit(settings, subject, below, code)
-        run_units([unit], work, learn_unit, 1, "cpu")
+        run_units([unit], work, trace_unit, 1, "cpu")
         rows.append(_traced(unit, work))
         folder = data / "learned" / "stopping"
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,14 +48,14 @@ def main(params: Path, profile: str, work: Path, data: Path) -> None:
     pd.concat(rows).to_parquet(data / "rows" / "stopping.parquet")
 
 
-def _unit(profile: Profile, subject: str, below: float, code: str) -> Unit[LearnSpec]:
+def _unit(profile: Profile, subject: str, below: float, code: str) -> Unit[TraceSpec]:
     said = {"stop": "settled", "steps": STEPS, "settle_every": EVERY, "settle_below": below}
     settings = profile.train.variants["ours"].model_copy(update=said)
     base = profile.base
-    return learning(LearnSpec(base=base, model=model_identity(base.model), subject=subject, settings=settings, longest=STEPS + EVERY, code=code))  # fmt: skip
+    return unit_of(TraceSpec(base=base, model=model_identity(base.model), subject=subject, settings=settings, longest=STEPS + EVERY, code=code))  # fmt: skip
 
 
-def _traced(unit: Unit[LearnSpec], work: Path) -> pd.DataFrame:
+def _traced(unit: Unit[TraceSpec], work: Path) -> pd.DataFrame:
     trace = json.loads((unit.folder(work) / "trace.json").read_text())
     found = [
         {"prompt": name, "image": i, "loss": v}
@@ -66,13 +66,13 @@ def _traced(unit: Unit[LearnSpec], work: Path) -> pd.DataFrame:
     return pd.DataFrame(found).assign(method="training", concept=unit.spec.subject)
 
 
-def _scores(profile: Profile, learned: Unit[LearnSpec], work: Path, code: str) -> pd.DataFrame:
-    spec = PicturesSpec(
+def _scores(profile: Profile, learned: Unit[TraceSpec], work: Path, code: str) -> pd.DataFrame:
+    spec = ScoreSpec(
         learned=learned.spec, steps=STEPS, prompts=PROMPTS, sampling=SamplingConfig(variant="ours", steps=12, images_per_prompt=1),
         encoders=profile.encoders, judge=FileRef.of(Path(located(profile.score.judge))), code=code,
     )  # fmt: skip
     unit = Unit("beyond_stopping_pictures", learned.spec.subject, spec)
-    run_units([unit], work, pictures_unit, 1, "cpu")
+    run_units([unit], work, score_unit, 1, "cpu")
     rows = pd.read_csv(unit.folder(work) / "scores.csv").rename(columns={"picture": "prompt"})
     return rows.assign(method="pictures", concept=learned.spec.subject, image=0)
 

@@ -17,7 +17,7 @@ import torch
 
 from persres.config.schema import Base, SamplingConfig
 from persres.errors import PersresError
-from persres.experiments.benchmarks.models import CLASS, items_of, random_pipeline
+from persres.experiments.benchmarks.models import CLASS, image_specs, random_pipeline
 from persres.methods.ours import Ours
 from persres.models.conditioning import Conditioning
 from persres.models.diffusion import Diffusion, assembled
@@ -62,7 +62,7 @@ def time_training(diffusion: Diffusion, base: Base, settings: Ours) -> tuple[Res
 
 def time_sampling(diffusion: Diffusion, base: Base, bank: ResidualBank, sampling: SamplingConfig, batch: int) -> dict:
     """Seconds of one picture, encoding and decoding included, in a batch of this size."""
-    items = items_of(base, batch)
+    items = image_specs(base, batch)
     if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
         sample_images(diffusion, items, sampling.model_copy(update={"steps": 1}), bank, base.resolution)
     with measured(diffusion.unet.device) as facts:
