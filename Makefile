@@ -44,7 +44,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 
 # What only tests and the mini world's own training need.
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,miniworld,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,experiments,dev]'
 	touch $@
 
 # make repro PROFILE=paper writes the profile's name into params.yaml first, as you would, and says what is ahead.

@@ -51,7 +51,7 @@ def test_it_holds_the_library_with_weights_and_nouns_and_no_global_tasks(wheel):
     for wanted in ("params.yaml", "miniworld/weights/sd/unet/config.json", "miniworld/weights/nouns.txt"):
         assert f"persres/{wanted}" in names
     assert [name for name in names if name.startswith("persres/datasets/wordnet/") and name.endswith(".xz")]
-    assert not [name for name in names if "tests" in name or name.endswith(".pyc")]
+    assert not [name for name in names if "tests" in name or "experiments" in name or name.endswith(".pyc")]
 
 
 def test_it_works_in_an_empty_folder(installed, tmp_path):
