@@ -23,7 +23,7 @@ SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
 def sweep_table(context: Context, out: Path) -> pd.DataFrame:
     """Write ``sweep.csv`` and ``sweep.md``: one row per method, its settings beside its scores."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    columns, methods = score_columns(rows), read_index(context).methods
+    columns, methods = score_columns(rows), read_index(context).configs
     table = method_table(rows, columns, context.profile.tables.bootstrap, 0)
     table["balance"] = table["dino_object"] * table["followed"]
     about = [_about(context, methods[name]) for name in table["method"]]

@@ -79,16 +79,16 @@ JOB_TYPES = {
     "sample": JobType(
         SampleSpec,
         "persres.methods.common.sample_units:sample_unit",
-        lambda spec: [] if spec.learner is None else [f"persres.methods.{spec.learner}"],
+        lambda spec: [] if spec.method is None else [f"persres.methods.{spec.method}"],
         _base,
-        lambda spec: len(spec.items()) * spec.sampling.steps,
+        lambda spec: len(spec.image_specs) * spec.sampling.steps,
     ),
     "score": JobType(
         ScoreSpec,
         "persres.metrics.score:score_unit",
-        lambda spec: [] if spec.judge is None else [classifier_module(spec.judge.dataset).__name__],
+        lambda spec: [] if spec.classifier is None else [classifier_module(spec.classifier.dataset).__name__],
         lambda spec: [(spec.clip.model, spec.models[0]), (spec.dino.model, spec.models[1])],
-        lambda spec: len(spec.items),
+        lambda spec: len(spec.image_specs),
     ),
     "noop": JobType(NoopSpec, "persres.fleet.noop:noop_unit", lambda spec: [], lambda spec: [], lambda spec: 1.0),
 }

@@ -100,10 +100,10 @@ def _size(stage: str, spec: dict[str, Any]) -> float:
     if stage == "train":
         return spec["settings"]["steps"] * spec["settings"]["batch_size"]
     if stage == "sample":
-        return len(spec["prompts"]) * spec["drawing"]["images_per_prompt"] * spec["drawing"]["steps"]
+        return len(spec["prompts"]) * spec["sampling"]["images_per_prompt"] * spec["sampling"]["steps"]
     if stage == "class_images":
         return spec["count"] * spec["steps"]
-    return len(spec["items"]) if stage == "score" else 1.0
+    return len(spec["image_specs"]) if stage == "score" else 1.0
 
 
 def _planned(stage: str, rates: MeasuredSeconds) -> float:

@@ -28,19 +28,19 @@ FILE = "scores.parquet"
 def _judged(spec: ScoreSpec, eyes: EncoderSet, theirs: References, batch: int) -> dict[str, np.ndarray]:
     """What only a judge can tell: the object's identity without its background, whether the picture shows what the
     prompt asks for, and the change outside the objects against the base model's picture of the same name."""
-    if spec.judge is None:
-        return {column: np.full(len(spec.items), np.nan) for column in CLASSIFIER_SCORES}
-    own, names = Source.of(spec.archive), tuple(item.name for item in spec.items)
+    if spec.classifier is None:
+        return {column: np.full(len(spec.image_specs), np.nan) for column in CLASSIFIER_SCORES}
+    own, names = Source.of(spec.archive), tuple(item.name for item in spec.image_specs)
     texts = {prompt.number: prompt.text for prompt in spec.prompts}
     drawn, said = (
         pixels([feature_cache.image_features(own)[name] for name in names]),
-        feature_cache.verdict(own, names, spec.judge),
+        feature_cache.verdict(own, names, spec.classifier),
     )
     alone = load_dino(eyes.dino, eyes.device).images(object_crops(drawn, said.masks), batch)
     return {
         "dino_object": object_alignment(alone, theirs.objects, said.masks),
-        "followed": feature_cache.load_classifier(spec.judge).followed(
-            said, [texts[item.number] for item in spec.items]
+        "followed": feature_cache.load_classifier(spec.classifier).followed(
+            said, [texts[item.number] for item in spec.image_specs]
         ),
         "background_change": _background(spec, names, drawn, said.masks),
     }
@@ -54,7 +54,7 @@ def _background(spec: ScoreSpec, names: tuple[str, ...], drawn: np.ndarray, mask
     base = feature_cache.image_features(archive)
     shared = [i for i, name in enumerate(names) if name in base]
     if shared:
-        said = feature_cache.verdict(archive, tuple(names[i] for i in shared), spec.judge)
+        said = feature_cache.verdict(archive, tuple(names[i] for i in shared), spec.classifier)
         theirs = pixels([base[names[i]] for i in shared])
         change[shared] = background_change(drawn[shared], theirs, masks[shared], said.masks)
     return change
@@ -62,8 +62,8 @@ def _background(spec: ScoreSpec, names: tuple[str, ...], drawn: np.ndarray, mask
 
 def _groups(spec: ScoreSpec, batch: int) -> Iterable[list[Image.Image]]:
     """The pack's pictures, ``batch`` at a time; from those that are kept where a judge looks at them too."""
-    names = [item.name for item in spec.items]
-    if spec.judge is None:
+    names = [item.name for item in spec.image_specs]
+    if spec.classifier is None:
         return feature_cache.read_archive(Path(spec.archive.path), names, batch)
     found = feature_cache.image_features(Source.of(spec.archive))
     return ([found[name] for name in names[k : k + batch]] for k in range(0, len(names), batch))
@@ -76,7 +76,7 @@ def _compared(spec: ScoreSpec, eyes: EncoderSet, theirs: References, batch: int)
         by_clip.append(clip.images(images, batch))
         by_dino.append(dino.images(images, batch))
     features = torch.cat(by_clip)
-    texts = feature_cache.prompt_features(tuple(item.plain for item in spec.items), eyes.clip, eyes.device)
+    texts = feature_cache.prompt_features(tuple(item.plain for item in spec.image_specs), eyes.clip, eyes.device)
     return {
         "clip_text": _array(clip_text_score(features, texts)),
         "clip_image": _array(alignment(features, theirs.clip)),
@@ -88,9 +88,9 @@ def score_unit(unit: Unit[ScoreSpec], work: Path, device: str, batch: int = 64) 
     """The rows of one pack, one row a picture."""
     spec, folder = unit.spec, unit.folder(work)
     with measured(pick_device(device)) as facts:
-        eyes = EncoderSet(spec.clip, spec.dino, spec.judge, device)
+        eyes = EncoderSet(spec.clip, spec.dino, spec.classifier, device)
         theirs = feature_cache.references(tuple(Source.of(photo) for photo in spec.references), eyes)
-        rows = pd.DataFrame([_labels(spec, item) for item in spec.items])
+        rows = pd.DataFrame([_labels(spec, item) for item in spec.image_specs])
         found = _compared(spec, eyes, theirs, batch) | _judged(spec, eyes, theirs, batch)
         for column, values in found.items():
             rows[column] = values
@@ -109,7 +109,7 @@ def _labels(spec: ScoreSpec, item: ImageSpec) -> dict[str, object]:
     return {
         "concept": spec.concept,
         "category": spec.category,
-        "method": spec.method,
+        "method": spec.config,
         "prompt": prompt.text,
         "prompt_group": prompt.group,
         "seed": spec.seed,

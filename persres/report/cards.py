@@ -29,7 +29,7 @@ PICTURES = 4  # in a preview
 def write_cards(context: Context, out: Path) -> None:
     """One card and one preview for every variant and concept that were learned and are drawn with."""
     rows = pd.read_parquet(scores_path(context.data))
-    drawings = {name: facts.sampling for name, facts in read_index(context).methods.items()}
+    drawings = {name: facts.sampling for name, facts in read_index(context).configs.items()}
     for variant in context.profile.train.variants:
         methods = [m for m, sampling in drawings.items() if sampling.variant == variant and not sampling.wrong_concept]
         plain = [m for m, sampling in drawings.items() if sampling.variant is None]

@@ -27,9 +27,9 @@ def write_sheets(
     ``concepts`` choose some."""
     by_concept: dict[str, list[SampleSpec]] = {}
     archives = [
-        archive.spec for archive in read_index(context).archives if not methods or archive.spec.method in methods
+        archive.spec for archive in read_index(context).archives if not methods or archive.spec.config in methods
     ]
-    for spec in sorted(archives, key=lambda spec: methods.index(spec.method)) if methods else archives:
+    for spec in sorted(archives, key=lambda spec: methods.index(spec.config)) if methods else archives:
         by_concept.setdefault(spec.concept, []).append(spec)
     for concept, folder in read_concepts(context.data / "concepts"):
         if not concepts or concept.name in concepts:
@@ -40,7 +40,7 @@ def _chosen(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
     """The first picture of the first prompt of each group, or of every prompt."""
     rows = {prompt.number: prompt.number if every_prompt else prompt.group for prompt in spec.prompts}
     first: dict[int | str, ImageSpec] = {}
-    for item in spec.items():
+    for item in spec.image_specs:
         first.setdefault(rows[item.number], item)
     return list(first.values())
 
@@ -81,11 +81,11 @@ def _columns(context: Context, specs: list[SampleSpec]) -> list[tuple[str, dict[
     """(title, pictures by item name) of every method, and of the masks after a LAG method."""
     columns = []
     for spec in specs:
-        archive = unzip_images(context.data / "samples" / spec.method / f"{spec.concept}.zip")
+        archive = unzip_images(context.data / "samples" / spec.config / f"{spec.concept}.zip")
         columns.append(
-            (spec.method, {n.removesuffix(".png"): p for n, p in archive.items() if not n.startswith("masks/")})
+            (spec.config, {n.removesuffix(".png"): p for n, p in archive.items() if not n.startswith("masks/")})
         )
         masks = {n.removeprefix("masks/").removesuffix(".png"): p for n, p in archive.items() if n.startswith("masks/")}
         if masks:
-            columns.append((f"{spec.method} masks", masks))
+            columns.append((f"{spec.config} masks", masks))
     return columns

@@ -23,7 +23,7 @@ PICTURE = ["concept", "prompt", "image"]
 
 def write_tables(context: Context, out: Path) -> None:
     """The tables, the paired differences, and scores by prompt group and category."""
-    rows, methods = pd.read_parquet(scores_path(context.data)), read_index(context).methods
+    rows, methods = pd.read_parquet(scores_path(context.data)), read_index(context).configs
     settings, columns = context.profile.tables, score_columns(rows)
     resample, names = (settings.bootstrap, settings.seed), list(dict.fromkeys(rows["method"]))
     overview = _about(method_table(rows, columns, *resample), rows, methods, read_costs(context))

@@ -1,4 +1,4 @@
-"""score: one tidy row per picture -> ``data/scores/scores.parquet``."""
+"""score: one row per image -> ``data/scores/scores.parquet``."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from persres.units.unit import Unit
 
 
 def score_units(context: Context) -> list[Unit[ScoreSpec]]:
-    """One unit per concept and method that was sampled."""
+    """The scoring units: one per image archive."""
     concepts = {concept.name: (concept, folder) for concept, folder in read_concepts(context.data / "concepts")}
     index = read_index(context)
-    base = next((name for name, about in index.methods.items() if about.sampling.variant is None), None)
-    judge = _judge(context)
-    code = code_digest("score", *([] if judge is None else [classifier_module(judge.dataset).__name__]))
+    base = next((name for name, about in index.configs.items() if about.sampling.variant is None), None)
+    classifier = _classifier(context)
+    code = code_digest("score", *([] if classifier is None else [classifier_module(classifier.dataset).__name__]))
     units = []
     for archive in index.archives:
         concept, folder = concepts[archive.spec.concept]
         references = tuple(FileRef.of(path) for path in reference_photos(folder))
-        spec = _spec(context, archive, concept, base, judge, references, code)
+        spec = _spec(context, archive, concept, base, classifier, references, code)
         units.append(Unit("score", archive.name, spec))
     return units
 
 
-def _judge(context: Context) -> ClassifierRef | None:
+def _classifier(context: Context) -> ClassifierRef | None:
     folder = context.profile.score.attribute_classifier
     return folder and ClassifierRef(dataset=context.profile.fetch.dataset, weights=FileRef.of(Path(located(folder))))
 
@@ -47,24 +47,26 @@ def _spec(
     archive: ImageArchive,
     concept: Concept,
     base: str | None,
-    judge: ClassifierRef | None,
+    classifier: ClassifierRef | None,
     references: tuple[FileRef, ...],
     code: str,
 ) -> ScoreSpec:
-    encoders, drawn = context.profile.encoders, archive.spec
-    against = context.data / "samples" / f"{base}" / f"{concept.name}.zip" if base not in (None, drawn.method) else None
+    encoders, sampled = context.profile.encoders, archive.spec
+    against = (
+        context.data / "samples" / f"{base}" / f"{concept.name}.zip" if base not in (None, sampled.config) else None
+    )
     return ScoreSpec(
         clip=encoders.clip,
         dino=encoders.dino,
         models=(model_identity(encoders.clip.model), model_identity(encoders.dino.model)),
-        judge=judge,
+        classifier=classifier,
         concept=concept.name,
         category=concept.category,
-        method=drawn.method,
-        seed=drawn.sampling.seed,
+        config=sampled.config,
+        seed=sampled.sampling.seed,
         sample_hash=archive.hash,
-        items=tuple(drawn.items()),
-        prompts=drawn.prompts,
+        image_specs=tuple(sampled.image_specs),
+        prompts=sampled.prompts,
         archive=FileRef.of(context.data / "samples" / f"{archive.name}.zip"),
         base_archive=FileRef.of(against) if against else None,
         references=references,

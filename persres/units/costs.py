@@ -50,7 +50,7 @@ def write_sample_costs(context: Context, units: list[Unit]) -> None:
         spec, seen = unit.spec, facts(unit, context.work)
         rows.append(
             {
-                "method": spec.method,
+                "method": spec.config,
                 "concept": spec.concept,
                 "variant": spec.sampling.variant,
                 "picture_seconds": seen["seconds"] / seen["drawn"] if seen.get("drawn") == seen["pictures"] else None,

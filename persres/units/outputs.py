@@ -17,7 +17,7 @@ CLASSES, INDEX, SCORES = "macro_class.json", "index.json", "scores.parquet"
 
 
 class ConfigFacts(BaseModel):
-    """What the tables say of a method."""
+    """What the tables report of a config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class ConfigFacts(BaseModel):
 
 
 class ImageArchive(BaseModel):
-    """One concept's pictures by one method."""
+    """The images of one concept by one config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class Index(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    methods: dict[str, ConfigFacts]
+    configs: dict[str, ConfigFacts]
     archives: list[ImageArchive]
 
 

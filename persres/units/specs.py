@@ -108,8 +108,8 @@ class Prompt(BaseModel):
 
 
 class ImageSpec(BaseModel):
-    """One picture to draw. ``phrase`` stands for the concept in ``prompt``: the plain macro class for the base model, V*
-    before it for a residual. ``plain`` is the prompt without V*: it seeds the noise and is what the CLIP text score reads."""
+    """One image to sample. ``phrase`` stands for the concept in ``prompt``: the macro class for the base model, V* and the
+    macro class for a residual. ``plain`` is the prompt without V*: it seeds the noise, and the CLIP text score reads it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -121,29 +121,30 @@ class ImageSpec(BaseModel):
 
     @property
     def number(self) -> int:
-        """The prompt's."""
+        """The prompt's number."""
         return int(self.name.split("_")[0])
 
 
 class SampleSpec(Spec):
-    """One concept drawn by one method. ``learner`` is the training method of what was ``learned``; both are None for the base
-    model. ``photos`` are there for learners that draw beside one."""
+    """The images of one concept by one config. ``method`` is the training method that wrote ``learned``; both are None for the base
+    model. ``photos`` are only given to methods that sample next to one."""
 
     base: Base
     model: str
     concept: str
-    method: str
+    config: str
     sampling: SamplingConfig
     prompts: tuple[Prompt, ...]
     macro_class: str
     phrase: str
-    learner: str | None
+    method: str | None
     learned: FileRef | None
     photos: tuple[FileRef, ...]
     code: str
 
-    def items(self) -> list[ImageSpec]:
-        """What is drawn, in order."""
+    @property
+    def image_specs(self) -> list[ImageSpec]:
+        """The images to sample, in order."""
         return [
             ImageSpec(
                 name=f"{prompt.number:02d}_{image:03d}",
@@ -158,7 +159,7 @@ class SampleSpec(Spec):
 
 
 class ClassifierRef(BaseModel):
-    """A dataset's judge: whose, and its weights."""
+    """The attribute classifier of a dataset, and its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -167,18 +168,18 @@ class ClassifierRef(BaseModel):
 
 
 class ScoreSpec(Spec):
-    """One pack of pictures measured. ``base_pack`` holds the base model's of the same names, where there are any."""
+    """The scores of one image archive. ``base_archive`` holds the base model's images of the same names, if there are any."""
 
     clip: Clip
     dino: Dino
     models: tuple[str, str]
-    judge: ClassifierRef | None
+    classifier: ClassifierRef | None
     concept: str
     category: str
-    method: str
+    config: str
     seed: int
     sample_hash: str
-    items: tuple[ImageSpec, ...]
+    image_specs: tuple[ImageSpec, ...]
     prompts: tuple[Prompt, ...]
     archive: FileRef
     base_archive: FileRef | None

@@ -42,7 +42,7 @@ def test_units_and_pictures_are_those_of_the_stages(tiny_params):
         path.write_bytes(b"any")
     units = sample_units(where)
     assert lines["sample"].units == lines["score"].units == len(units) == 9
-    assert lines["sample"].images == sum(len(u.spec.items()) for u in units) == 3 * 3 * 4 * 2
+    assert lines["sample"].images == sum(len(u.spec.image_specs) for u in units) == 3 * 3 * 4 * 2
     assert lines["sample"].hours is None and lines["train"].hours is None, "no rate is known for 32 pixels"
 
 

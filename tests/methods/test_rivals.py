@@ -379,7 +379,7 @@ def test_each_rival_has_its_own_words(chain):
     import json
 
     index = json.loads((chain.data / "samples" / "index.json").read_text())
-    phrases = {archive["spec"]["method"]: archive["spec"]["phrase"] for archive in index["packs"]}
+    phrases = {archive["spec"]["config"]: archive["spec"]["phrase"] for archive in index["archives"]}
     own = {
         "base": "mug",
         "ours": "<v*> mug",
@@ -391,7 +391,7 @@ def test_each_rival_has_its_own_words(chain):
         "named_by_wordnet": "<v*> cat",
     }
     assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | own
-    trained = {archive["spec"]["method"]: archive["spec"]["macro_class"] for archive in index["packs"]}
+    trained = {archive["spec"]["config"]: archive["spec"]["macro_class"] for archive in index["archives"]}
     assert set(trained.values()) == {"mug"}, "noise and scores keep the chosen class"
 
 

@@ -66,7 +66,7 @@ def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
         "clip": Clip(**tiny_encoders["clip"]),
         "dino": Dino(**tiny_encoders["dino"]),
         "models": ("c", "d"),
-        "judge": judge,
+        "classifier": judge,
         "concept": "mug",
         "category": "things",
         "seed": 0,
@@ -77,7 +77,7 @@ def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
     }
     return [
         Unit("score", f"{method}/mug", ScoreSpec(
-            method=method, items=items(1 if method == "ours_few" else EACH), archive=archives[method],
+            config=method, image_specs=items(1 if method == "ours_few" else EACH), archive=archives[method],
             base_archive=None if method == "base" else archives["base"], **shared))
         for method in METHODS
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
         "clip_image": alignment(features, clip.images(photos)).double().numpy(),
         "dino": alignment(dino.images(images, batch), dino.images(photos)).double().numpy(),
     }
-    judge = load_attribute_classifier(Path(spec.judge.weights.path))
+    judge = load_attribute_classifier(Path(spec.classifier.weights.path))
     own, theirs = (np.stack([np.asarray(i) for i in many]) for many in (images, photos))
     said, truth = classify_images(judge, own), classify_images(judge, theirs)
     alone = dino.images(object_crops(own, said.masks), batch)
@@ -162,7 +162,7 @@ def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_pat
         monkeypatch.setattr(kind, "images", watched)
     for unit in units:
         score_unit(unit, tmp_path / "work", "cpu")
-    pictures = sum(len(unit.spec.items) for unit in units)
+    pictures = sum(len(unit.spec.image_specs) for unit in units)
     assert len(decoded) == pictures + 4, "every picture and photo, and no mask"
     assert set(decoded.values()) == {1}
     assert looked == {"ClipEncoder": pictures + 4, "DinoEncoder": 2 * (pictures + 4)}, "whole, and cut out"
@@ -171,7 +171,7 @@ def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_pat
 def test_what_is_kept_is_found_by_what_it_holds(units, tmp_path):
     """The same bytes elsewhere are the same; other bytes at the same place are not."""
     forget()
-    eyes = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.judge, "cpu")
+    eyes = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.classifier, "cpu")
     here = [Path(photo.path) for photo in units[0].spec.references]
     first = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
     moved = []
@@ -215,7 +215,7 @@ def test_a_pack_that_lacks_a_picture_is_one_clear_error(units, tmp_path):
         list(feature_cache.read_archive(archive, ["00_000", "07_000"], 4))
     archive.write_bytes(archive.read_bytes()[:-40])
     forget()
-    for judge in (units[1].spec.judge, None):
+    for judge in (units[1].spec.classifier, None):
         broken = Unit("score", "ours/mug", units[1].spec.model_copy(update={"judge": judge}))
         with pytest.raises(PersresError, match=r"ours\.zip is not a whole pack"):
             score_unit(broken, tmp_path / "work", "cpu")

@@ -59,11 +59,11 @@ def test_each_picture_is_what_it_is_alone(diffusion, lag, rule):  # noqa: F811
 
 
 def test_without_a_residual_no_hook_and_no_mask(diffusion):  # noqa: F811
-    sampling_work = SamplingConfig(steps=2)
+    sampling = SamplingConfig(steps=2)
     (first, none), (second, _) = sample_batch(
-        diffusion, [Request(items(1), sampling_work), Request(items(2), sampling_work)], SIZE
+        diffusion, [Request(items(1), sampling), Request(items(2), sampling)], SIZE
     )
-    torch.testing.assert_close(torch.cat([first, second[1:]]), sample_images(diffusion, items(2), sampling_work, None, SIZE)[0], atol=2e-4, rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(torch.cat([first, second[1:]]), sample_images(diffusion, items(2), sampling, None, SIZE)[0], atol=2e-4, rtol=1e-3)  # fmt: skip
     assert none is None and not diffusion.unet._forward_hooks
 
 

@@ -19,7 +19,7 @@ ROUNDS, BATCH, STEPS = 5, 10, 25
 
 def lag_time(context: Context) -> dict[str, float]:
     """Median seconds of a batch of each, and the median ratio of pairs that follow each other."""
-    specs = {archive.spec.method: archive.spec for archive in read_index(context).archives}
+    specs = {archive.spec.config: archive.spec for archive in read_index(context).archives}
     fused, lag = (_seconds(context, specs[name]) for name in ("ours", "ours_lag"))
     fused(), lag()  # the first run of each also sets things up
     pairs = [(fused(), lag()) for _ in range(ROUNDS)]
@@ -36,7 +36,7 @@ def lag_time(context: Context) -> dict[str, float]:
 
 def _seconds(context: Context, spec: SampleSpec):
     diffusion = load_diffusion(spec.base, context.profile.runtime.device)
-    loaded, items = load_method(diffusion, spec), spec.items()[:BATCH]
+    loaded, items = load_method(diffusion, spec), spec.image_specs[:BATCH]
     sampling = spec.sampling.model_copy(update={"steps": STEPS})
 
     def timed() -> float:

@@ -29,10 +29,10 @@ def _groups(context: Context) -> pd.DataFrame:
     judge = load_attribute_classifier(Path(located(context.profile.score.attribute_classifier)))
     found = []
     for archive in read_index(context).archives:
-        if archive.spec.method != "base":
+        if archive.spec.config != "base":
             continue
         images = unzip_images(context.data / "samples" / "base" / f"{archive.spec.concept}.zip")
-        items, prompts = archive.spec.items(), {p.number: p for p in archive.spec.prompts}
+        items, prompts = archive.spec.image_specs, {p.number: p for p in archive.spec.prompts}
         masks = classify_images(judge, np.stack([np.asarray(images[f"{i.name}.png"]) for i in items])).masks
         for item, off in zip(items, off_centre(masks), strict=True):
             prompt = prompts[item.number]

@@ -29,7 +29,7 @@ Units = list[Unit[SampleSpec]]
 def sampling_work(units: Units, cpu_offload: bool = False, batch: int = 8) -> Work:
     """What draws units of a stage: one after another where a unit fills a batch by itself, else as many at once as fill one."""
     one = partial(sample_unit, cpu_offload=cpu_offload, batch=batch)
-    most = batch // max((len(unit.spec.items()) for unit in units), default=batch)
+    most = batch // max((len(unit.spec.image_specs) for unit in units), default=batch)
     if most < 2:
         return one
     return Batches(one, partial(sample_units, cpu_offload=cpu_offload), batch_key, partial(_told, most=most), most)
@@ -43,7 +43,7 @@ def batch_key(unit: Unit[SampleSpec]) -> str | None:
     """The same for units that may share a batch: of one model, with as many steps, under the same masks or none. None where their method
     does more than add a residual."""
     spec, drawn = unit.spec, unit.spec.sampling
-    if spec.learner is not None and not getattr(method_named(spec.learner), "draws_mixed", False):
+    if spec.method is not None and not getattr(method_named(spec.method), "draws_mixed", False):
         return None
     masks = (mask_config_from(drawn), drawn.uncond_rule) if drawn.lag else None
     said = f"{spec.base.model_dump_json()}{spec.model}{drawn.steps}{masks}"
@@ -66,7 +66,7 @@ def sample_units(units: Units, work: Path, device: str, cpu_offload: bool = Fals
     mixed = [unit for unit in able if is_residual(loaded[unit.name])]
     for unit in able:
         if unit not in mixed or len(mixed) == 1:
-            sample_unit(unit, work, device, cpu_offload, batch=len(unit.spec.items()))
+            sample_unit(unit, work, device, cpu_offload, batch=len(unit.spec.image_specs))
     if len(mixed) > 1:
         _draw(diffusion, mixed, loaded, work, device)
     return errors
@@ -79,7 +79,7 @@ def is_residual(loaded: LoadedMethod) -> bool:
 
 
 def _draw(diffusion: Diffusion, units: Units, loaded: dict[str, LoadedMethod], work: Path, device: str) -> None:
-    requests = [Request(unit.spec.items(), unit.spec.sampling, loaded[unit.name].bank) for unit in units]
+    requests = [Request(unit.spec.image_specs, unit.spec.sampling, loaded[unit.name].bank) for unit in units]
     total = sum(len(request.items) for request in requests)
     names = ", ".join(unit.name for unit in units)
     with measured(pick_device(device)) as run, progress(names, total, "picture") as advance:

@@ -30,7 +30,7 @@ def training_work(
     cpu_offload: bool = False, gradient_checkpointing: bool = False, together: int | None = None
 ) -> Batches:
     """What trains units, so many concepts at once where their method can; None: as many as there is room for."""
-    options = {"offload": cpu_offload, "recompute": gradient_checkpointing}
+    options = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}
     measure = partial(concepts_that_fit, **options)
     return Batches(partial(train_unit, **options), partial(train_units, **options), batch_key, measure, together)
 

@@ -33,17 +33,17 @@ ARCHIVE = "images.zip"
 
 def load_method(diffusion: Diffusion, spec: SampleSpec) -> LoadedMethod:
     """What the spec's learner learned; nothing for the base model."""
-    if spec.learner is None:
+    if spec.method is None:
         return LoadedMethod(diffusion.parameter_count())
     photo = Path(spec.photos[0].path) if spec.photos else None
     source = LearnedFile(Path(spec.learned.path), spec.concept, spec.base, photo)
-    return method_named(spec.learner).load(diffusion, source, spec.sampling.strength)
+    return method_named(spec.method).load(diffusion, source, spec.sampling.strength)
 
 
 def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bool = False, batch: int = 8) -> None:
     """Draw one concept's pictures by one method, batch by batch; whole batches survive a kill, at any batch size."""
     spec, folder = unit.spec, unit.folder(work)
-    diffusion, items, parts = load_diffusion(spec.base, device, cpu_offload), spec.items(), folder / "parts"
+    diffusion, items, parts = load_diffusion(spec.base, device, cpu_offload), spec.image_specs, folder / "parts"
     kept = set(_parts(parts))
     todo = [item for item in items if f"{item.name}.png" not in kept]
     with measured(pick_device(device)) as run, ExitStack() as stack:
