@@ -30,7 +30,7 @@ from persres.errors import PersresError
 from persres.models.diffusion import PIPELINES, SDXL
 from persres.models.loading import model_identity, unavailable
 from persres.models.text_encoding import add_concept_token, concept_positions
-from persres.models.weight_patching import TOKEN, patched_token
+from persres.models.weight_patching import TOKEN, patched_weights
 from persres.package_paths import located
 from persres.prompts import fill_each, numbered
 from persres.residuals.bank import ResidualBank, residual_hooks
@@ -322,9 +322,8 @@ class PersonalizedPipeline:
 
     def _attach(self, stack: ExitStack, residual: Residual, passes: Passes, device: torch.device) -> None:
         if residual.vector is not None:
-            tokenizer, encoder = self._towers()[0]
-            token_id = tokenizer.convert_tokens_to_ids(residual.token)
-            stack.enter_context(patched_token(encoder, token_id, residual.vector.to(device)))
+            token_id = self.pipe.tokenizer.convert_tokens_to_ids(residual.token)
+            stack.enter_context(patched_weights(self.pipe, {TOKEN: residual.vector.to(device)}, token_id))
         masked = nullcontext() if passes.rule is None else lag_hooks(self.pipe.unet, passes.routing, passes.rule)
         stack.enter_context(masked)
         stack.enter_context(residual_hooks(self.pipe.unet, residual.bank.to(device), passes.routing))
@@ -338,7 +337,7 @@ class PersonalizedPipeline:
         phrases, device = {name: one.phrase for name, one in self.together.items()}, self.pipe._execution_device
         texts = [fill_each(t, phrases) if "{" in t else t for t in ([prompt] if isinstance(prompt, str) else prompt)]
         each = arguments.get("num_images_per_prompt") or 1
-        tokenizer, encoder = self._towers()[0]
+        tokenizer = self.pipe.tokenizer
         places = [[concept_positions(tokenizer, text, phrase) for text in texts] for phrase in phrases.values()]
         tokens = torch.stack([torch.stack(row) for row in places]).repeat_interleave(each, 1).to(device)
         passes = MultiConceptPasses(strength, uncond_rule, tokens, mask_config_of(lag) if lag else None, return_masks)
@@ -346,7 +345,7 @@ class PersonalizedPipeline:
             for one in self.together.values():
                 if one.vector is not None:
                     number = tokenizer.convert_tokens_to_ids(one.token)
-                    stack.enter_context(patched_token(encoder, number, one.vector.to(device)))
+                    stack.enter_context(patched_weights(self.pipe, {TOKEN: one.vector.to(device)}, number))
             stack.enter_context(passes.watching(self.pipe.unet))
             stack.enter_context(lag_hooks(self.pipe.unet, passes.routing, passes.rule) if lag else nullcontext())
             bank = stack_banks([one.bank for one in self.together.values()]).to(device)

@@ -16,7 +16,7 @@ from persres.exports.about import export_metadata
 from persres.exports.formats import EMBEDDINGS, FORMATS, PEFT, Factors, from_peft, to_embedding, to_kohya, to_peft
 from persres.exports.quiet_loading import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
-from persres.models.weight_patching import TOKEN, patched_token
+from persres.models.weight_patching import TOKEN, patched_weights
 from persres.package_paths import located
 from persres.residuals.bank import merged_weights
 from persres.residuals.file import load_bank
@@ -112,7 +112,7 @@ def _by_us(
     with ExitStack() as stack:
         if learned is not None:
             number = diffusion.tokenizer.convert_tokens_to_ids(said.base.token)
-            stack.enter_context(patched_token(diffusion.text_encoder, number, learned.to(diffusion.unet.device)))
+            stack.enter_context(patched_weights(diffusion, {TOKEN: learned.to(diffusion.unet.device)}, number))
         cond, uncond = diffusion.encode([text]), diffusion.unconditional()
         stack.enter_context(merged_weights(diffusion.unet, load_bank(diffusion.unet, path)))
         denoise = guided(diffusion.unet, cond, uncond, sampling.cfg_scale)

@@ -23,6 +23,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
+from persres.models.weight_patching import patched_weights
 
 TARGET_MODULES = ("proj_out", "proj_in", "attn_kv")
 
@@ -265,17 +266,10 @@ def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Ite
 
 @contextmanager
 def merged_weights(unet: nn.Module, bank: ResidualBank, concept: int = 0) -> Iterator[None]:
-    """Within the context W + ΔW stands in place of W; on exit the very tensors of before return."""
-    before = {}
-    try:
-        for target, up, down in zip(bank.targets, bank.up, bank.down, strict=True):
-            layer = unet.get_submodule(target.path)
-            before[target.path] = layer.weight
-            delta = (up[concept] @ down[concept]).detach().view_as(layer.weight)
-            layer.weight = nn.Parameter(
-                (layer.weight.detach().float() + delta).to(layer.weight.dtype), requires_grad=False
-            )
+    """Replaces W by W + ΔW within the context; the original tensors return on exit."""
+    merged = {}
+    for target, up, down in zip(bank.targets, bank.up, bank.down, strict=True):
+        weight = unet.get_submodule(target.path).weight.detach()
+        merged[f"{target.path}.weight"] = weight.float() + (up[concept] @ down[concept]).detach().view_as(weight)
+    with patched_weights(unet, merged):
         yield
-    finally:
-        for path, weight in before.items():
-            unet.get_submodule(path).weight = weight

@@ -19,7 +19,7 @@ the base model's layers stand: a delta whose place is not known does not act.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.models.attention import attended, projected, split_heads
+from persres.models.weight_patching import patched_weights
 from persres.residuals.bank import Routing
 from persres.residuals.lora import Delta
 from persres.sampling.lag import MaskRule, check_plain
@@ -223,18 +224,13 @@ def _shift(product: Product, parent: ResnetBlock2D, places: Places) -> list:
 def text_encoder_lora(
     towers: list[nn.Module], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0
 ) -> Iterator[None]:
-    """Within the context W + ΔW stands in the text towers' layers: text has no place in the picture. On exit the very tensors of
-    before return."""
-    before: list[tuple[nn.Module, nn.Parameter]] = []
-    try:
-        for tower, found in zip(towers, deltas, strict=False):
-            for path, delta in found.items():
-                layer = tower.get_submodule(path)
-                own = layer.weight
-                before.append((layer, own))
-                whole = own.detach().float() + strength * delta.matrix().view_as(own).to(own.device)
-                layer.weight = nn.Parameter(whole.to(own.dtype), requires_grad=False)
+    """Replaces W by W + strength · ΔW in the text towers within the context: text has no pixels to mask. The original tensors return
+    on exit."""
+    with ExitStack() as stack:
+        for tower, layers in zip(towers, deltas, strict=False):
+            merged = {}
+            for path, delta in layers.items():
+                weight = tower.get_submodule(path).weight.detach()
+                merged[f"{path}.weight"] = weight.float() + strength * delta.matrix().view_as(weight).to(weight.device)
+            stack.enter_context(patched_weights(tower, merged))
         yield
-    finally:
-        for layer, own in before:
-            layer.weight = own

@@ -16,7 +16,7 @@ import torch
 from persres.errors import PersresError
 from persres.models.diffusion import Diffusion
 from persres.models.text_encoding import concept_positions
-from persres.models.weight_patching import TOKEN, patched_token
+from persres.models.weight_patching import TOKEN, patched_weights
 
 RIDGE = 1e-6  # of the mean diagonal: features of few prompts don't span the text's width
 
@@ -41,9 +41,8 @@ def token_vectors(diffusion: Diffusion, states: list[dict[str, torch.Tensor]], t
     stack = ExitStack()
     for state, token in zip(states, tokens, strict=True):
         number = diffusion.tokenizer.convert_tokens_to_ids(token)
-        stack.enter_context(
-            patched_token(diffusion.text_encoder, number, state[TOKEN].to(diffusion.text_encoder.device))
-        )
+        vector = state[TOKEN].to(diffusion.text_encoder.device)
+        stack.enter_context(patched_weights(diffusion, {TOKEN: vector}, number))
     return stack
 
 

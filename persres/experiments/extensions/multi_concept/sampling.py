@@ -180,7 +180,7 @@ class MultiConceptSampler:
         values = merged_kv_weights(self.diffusion, states, list(phrases), tokens, self.regular)
         stack = ExitStack()
         stack.enter_context(token_vectors(self.diffusion, states, tokens))
-        stack.enter_context(patched_weights(self.diffusion, values, 0))
+        stack.enter_context(patched_weights(self.diffusion, values))
         return stack
 
     def _path(self, method: str, own: list[Case]) -> Path:
