@@ -1,4 +1,4 @@
-"""Reads ``params.yaml``: a profile by name, or one message with everything that is wrong with it."""
+"""Reads ``params.yaml``: one profile, or one error that lists every problem of it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from persres.config.schema import Profile, SettingsTypes, no_variant, problem_lines
+from persres.config.legacy import old_names, translate
+from persres.config.problems import no_variant, problem_lines
+from persres.config.schema import Profile, SettingsTypes
 from persres.errors import PersresError
 from persres.package_paths import PACKAGE
 
 
 def default_params() -> Path:
-    """./params.yaml, or where there is none the one that comes with the package."""
-    own = Path("params.yaml")
-    return own if own.exists() else PACKAGE / own
+    """./params.yaml if it exists, else the file that ships with the package."""
+    local = Path("params.yaml")
+    return local if local.exists() else PACKAGE / local
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """The file as it stands: ``profile`` and the profiles. Raises PersresError where it is missing or not one."""
+    """The parsed file: ``profile`` and the profiles. Raises PersresError if it is missing or invalid."""
     if not path.exists():
         raise PersresError(f"{path} not found; run from the folder that holds it")
     try:
@@ -33,35 +35,36 @@ def read_params(path: Path) -> dict[str, Any]:
 
 
 def read_setting(path: Path, profile: str | None, section: str, key: str) -> Any:
-    """A setting as it stands in the file, unchecked, before anything heavy is imported; None where it doesn't stand there."""
+    """One setting, unchecked, without importing anything heavy; None if the file does not set it."""
     raw = read_params(path)
-    found: Any = raw.get(profile or raw["profile"])
+    value: Any = raw.get(profile or raw["profile"])
     for name in (section, key):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
-def load_params(path: Path, profile: str | None, known: SettingsTypes) -> Profile:
-    """The chosen profile. Raises PersresError with all problems in one message."""
+def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profile:
+    """The selected profile. Raises PersresError with all problems in one message; old names are refused with the new ones."""
     raw = read_params(path)
     name = profile or raw["profile"]
     if name not in raw or name == "profile":
-        there = ", ".join(sorted(set(raw) - {"profile"}))
-        raise PersresError(f"{path}: no profile {name!r}; one of {there}")
+        raise PersresError(f"{path}: no profile {name!r}; one of {', '.join(sorted(raw.keys() - {'profile'}))}")
+    problems, settings = list(old_names(raw[name])), translate(raw[name])
     try:
-        return Profile.model_validate(raw[name] or {}, context={"known": known})
+        validated = Profile.model_validate(settings or {}, context={"types": types})
     except ValidationError as error:
-        lines = dict.fromkeys([*problem_lines(error), *_unknown_variants(raw[name])])
-        problems = "\n".join(f"  {name}.{line}" for line in lines)
-        raise PersresError(f"{path} has these problems:\n{problems}") from error
+        problems += [*problem_lines(error), *_unknown_variants(settings)]
+    if problems:
+        lines = "\n".join(f"  {name}.{line}" for line in dict.fromkeys(problems))
+        raise PersresError(f"{path} has these problems:\n{lines}")
+    return validated
 
 
 def _unknown_variants(raw: Any) -> list[str]:
-    """Methods of variants that are not there, read off the file itself: the profile looks only where its sections are right,
-    and a user wants all in one message."""
+    """Unknown variants that configs name, from the raw file: the schema checks them only where all sections are valid."""
     try:
-        variants, methods = raw["train"]["variants"], raw["sample"]["configs"]
-        named = {name: settings["variant"] for name, settings in methods.items() if settings.get("variant")}
-        return [no_variant(name, v, list(variants)) for name, v in named.items() if v not in variants]
+        variants, configs = raw["train"]["variants"], raw["sample"]["configs"]
+        used = {name: settings["variant"] for name, settings in configs.items() if settings.get("variant")}
+        return [no_variant(name, v, list(variants)) for name, v in used.items() if v not in variants]
     except (KeyError, TypeError, AttributeError):
-        return []  # not said, or of a shape that is a problem of its own
+        return []  # absent, or of a wrong type, which the schema reports

@@ -1,11 +1,10 @@
-"""``params.yaml``, typed at the edge: unknown keys refused, every problem in one message.
+"""Typed settings of ``params.yaml``: unknown keys are refused, and every problem is in one message.
 
-The file holds ``profile`` and one mapping per profile with sections named after the stages, plus
-``base`` (the frozen model), ``encoders`` and ``runtime`` (where and how fast, never what). Defaults
-are the paper's values wherever the paper states one.
+The file holds ``profile`` and one mapping per profile. Sections are named after the stages, plus ``base`` (the frozen model),
+``encoders`` and ``runtime`` (where and how fast, never what). Omitted settings default to the paper's values.
 
-A method's own settings stand in the method's file (persres/methods/): this file knows only what every method's settings
-have, and is told the types when it reads a profile (:class:`Known`).
+Settings of one method are declared in the method's file (persres/methods/). This file has only what all methods share;
+:class:`SettingsTypes` passes the methods' types in when a profile is validated.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
+
+from persres.config.problems import no_variant, problem_lines, with_paths
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
 
-# what macro_class decided, the dataset's word, the nearest noun (paper), the class found by itself
+# the macro_class stage's result, the dataset's class, the nearest WordNet noun (paper), the zero-shot class
 ClassSource = Literal["selected", "dataset", "wordnet", "zero_shot"]
 
 
 class Section(BaseModel):
-    """A frozen part of params.yaml: unknown keys refused, no silent conversions."""
+    """A frozen section of params.yaml: unknown keys are refused, types are not converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -37,9 +36,9 @@ class Base(Section):
 
     model: str = "CompVis/stable-diffusion-v1-4"
     resolution: int = Field(512, ge=16, multiple_of=8)  # pixels, short side after the centre crop
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals learn in float32
-    token: str = "<v*>"  # V*, as it stands in prompts
-    rare_token: str = "sks"  # whose embedding V* holds, frozen (paper 3.2: "a rarely occurring token")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals train in float32
+    token: str = "<v*>"  # V* in prompts
+    rare_token: str = "sks"  # V* has its embedding, frozen (paper 3.2: "a rarely occurring token")
 
 
 class Clip(Section):
@@ -50,8 +49,10 @@ class Clip(Section):
 
 
 class Dino(Section):
-    """A timm ViT, by name or ``local-dir:`` and a folder, and the reference evaluation's geometry. DINOv2 is
-    ``vit_small_patch14_dinov2.lvd142m`` (crop: a multiple of its patch, 14)."""
+    """A timm ViT by name, or ``local-dir:`` and a folder, with the reference evaluation's resize and crop in pixels.
+
+    DINOv2 is ``vit_small_patch14_dinov2.lvd142m``; its crop is a multiple of the patch size 14.
+    """
 
     model: str = "vit_small_patch16_224.dino"
     resize: int = Field(256, ge=8)
@@ -59,83 +60,78 @@ class Dino(Section):
 
 
 class Encoders(Section):
-    """What images and prompts are measured with."""
+    """The encoders that score images and prompts."""
 
     clip: Clip = Clip()
     dino: Dino = Dino()
 
 
 class Fetch(Section):
-    """Which concepts. An empty list takes all that the dataset has."""
+    """Which concepts. An empty list takes all concepts of the dataset."""
 
     dataset: str = "folder"  # one of persres/datasets
-    # dataset: folder: holds one folder of photos and a concept.json per concept; the two benchmarks: where their files lie or
-    # are downloaded to, .work/datasets/<dataset> if not said
+    # dataset folder: has one folder of photos with a concept.json per concept; the two benchmarks: where their files are
+    # downloaded to, by default .work/datasets/<dataset>
     folder: str | None = None
-    sha256: dict[Archive, Sha256] = Field(
-        {}
-    )  # pins a benchmark's archive; without it the digest is recorded and printed
+    # pins a benchmark's archive; without it the digest is recorded and printed
+    sha256: dict[Archive, Sha256] = Field({})
     concepts: tuple[str, ...] = Field((), strict=False)
-    references: int = Field(5, ge=1)  # mini world: pictures of each concept to learn from
-    held_out: int = Field(5, ge=0)  # mini world: further pictures, never trained on
+    references: int = Field(5, ge=1)  # mini world: training images per concept
+    held_out: int = Field(5, ge=0)  # mini world: further images, never trained on
     seed: int = 0
 
     @model_validator(mode="after")
     def _check(self) -> Fetch:
-        twice = sorted({c for c in self.concepts if self.concepts.count(c) > 1})
-        if twice:
-            raise ValueError(f"concept named twice: {', '.join(twice)}")
+        duplicates = sorted({c for c in self.concepts if self.concepts.count(c) > 1})
+        if duplicates:
+            raise ValueError(f"concept named twice: {', '.join(duplicates)}")
         if self.dataset == "folder" and not self.folder:
             raise ValueError("dataset: folder needs fetch.folder, the folder that holds one folder per concept")
         return self
 
 
 class ZeroShotClassSettings(Section):
-    """How the class is found by itself (persres/metrics/zero_shot_class.py)."""
+    """Settings of the zero-shot class (persres/metrics/zero_shot_class.py)."""
 
-    templates: tuple[str, ...] = Field(
-        ("{}", "a photo of a {}"), min_length=1, strict=False
-    )  # put to CLIP's text tower
-    diffusion_classifier: bool = (
-        True  # the base model judges the likeliest names; else photos, prompts and WordNet alone
-    )
-    prompt: str = "a photo of a {}"  # what it judges them in
-    num_candidates: int = Field(8, ge=1)  # names that it judges
-    noise_levels: int = Field(4, ge=1)  # noise levels of each photo
+    templates: tuple[str, ...] = Field(("{}", "a photo of a {}"), min_length=1, strict=False)  # for CLIP's text encoder
+    diffusion_classifier: bool = True  # the base model ranks the best names; else CLIP, prompts and WordNet alone
+    prompt: str = "a photo of a {}"  # of the diffusion classifier
+    num_candidates: int = Field(8, ge=1)  # names that it ranks
+    noise_levels: int = Field(4, ge=1)  # per photo
     batch_size: int = Field(8, ge=1)
 
 
 class MacroClass(Section):
-    """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun a line."""
+    """Paper appendix B. ``candidates`` is ``wordnet`` or a text file with one noun per line."""
 
     source: Literal["dataset", "wordnet", "zero_shot"] = "dataset"
     candidates: str = "wordnet"
-    nearest: bool = False  # look for the nearest noun even where the dataset's class is used, and report it
-    template: str = "{}"  # how a candidate is put to the CLIP text tower
+    nearest: bool = False  # report the nearest noun even if the dataset's class is used
+    template: str = "{}"  # prompt of a candidate for CLIP's text encoder
     batch_size: int = Field(512, ge=1)
-    zero_shot: bool = False  # find the class too where another is used, and report it
+    zero_shot: bool = False  # report the zero-shot class even if another one is used
     zero_shot_settings: ZeroShotClassSettings = ZeroShotClassSettings()
 
     @property
     def uses_nouns(self) -> bool:
-        """Whether CLIP is asked for nouns at all."""
+        """Whether CLIP ranks nouns at all."""
         return self.nearest or self.uses_zero_shot or self.source == "wordnet"
 
     @property
     def uses_zero_shot(self) -> bool:
-        """Whether the class is found by itself, to use or to report."""
+        """Whether the zero-shot class is needed, to use or to report."""
         return self.zero_shot or self.source == "zero_shot"
 
 
 class ClassImageSettings(Section):
-    """How the base model draws images of a class, for the variants that learn some beside the photos."""
+    """How the base model samples class images, for variants with prior preservation."""
 
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
 
 
 class ClassImageRequest(Section):
-    """Images of its class that a variant learns beside the photos: drawn under ``prompt``, or real ones of a ``folder``."""
+    """The class images that a variant trains on: sampled with ``prompt``, or real images of a ``folder``."""
 
     prompt: str
     count: int
@@ -143,10 +139,10 @@ class ClassImageRequest(Section):
 
 
 class VariantSettings(Section):
-    """What every method's settings have. A method's file adds its own, and names itself in ``method``."""
+    """Training settings that all methods share. A method's file adds more, and its name as ``method``."""
 
     method: str
-    concepts: int | None = Field(None, ge=1)  # learn only so many, spread evenly over the names; none: all
+    concepts: int | None = Field(None, ge=1)  # train only so many, spread evenly over the names; None: all
     class_source: ClassSource = "selected"  # ablation (table 4): whose macro class the prompt names
     steps: int = Field(150, ge=1)
     batch_size: int = Field(4, ge=1)
@@ -156,50 +152,50 @@ class VariantSettings(Section):
     checkpoint_every: int = Field(50, ge=1)
 
     def class_images(self) -> ClassImageRequest | None:
-        """The class images that it asks for."""
+        """The class images that training needs."""
         return None
 
     def lacks(self, sampling: SamplingConfig) -> str | None:
-        """Why it can't be drawn like this, or None."""
+        """Why it can't be sampled with these settings, or None."""
         return None
 
 
 @dataclass(frozen=True)
 class SettingsTypes:
-    """What the layers above know and this file doesn't: settings' types by method's name, the method that a variant without
-    ``method`` is of, the datasets, and those of them that have a judge."""
+    """What higher layers register: settings types by method, the method of a variant without ``method``, the datasets, and
+    those of them with an attribute classifier."""
 
     methods: Mapping[str, type[VariantSettings]]
     default: str
     datasets: frozenset[str] = frozenset()
-    judged: frozenset[str] = frozenset()
+    classified: frozenset[str] = frozenset()
 
 
 class Train(Section):
-    """``variants`` are sparse differences from their method's defaults. What is said here beside ``class_images`` and
-    ``variants`` holds for all variants of the default method, which is the paper's own."""
+    """``variants`` are sparse differences from their method's defaults. Further settings of this section hold for all
+    variants of the default method, which is the paper's."""
 
     class_images: ClassImageSettings = ClassImageSettings()
-    default: SerializeAsAny[VariantSettings]  # of the default method, as said for the whole section
+    default: SerializeAsAny[VariantSettings]  # of the default method, with the section's settings
     variants: dict[Name, SerializeAsAny[VariantSettings]]
 
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, raw: Any, info: ValidationInfo) -> Any:
-        known: SettingsTypes | None = (info.context or {}).get("known")
-        if not isinstance(raw, dict) or known is None:
+        types: SettingsTypes | None = (info.context or {}).get("types")
+        if not isinstance(raw, dict) or types is None:
             return raw
-        own = {key: raw[key] for key in ("class_images",) if key in raw}
-        said = {key: value for key, value in raw.items() if key not in ("class_images", "default", "variants")}
-        shared = dict(raw.get("default", {})) | said
-        typed, problems = {}, _problems(known.methods[known.default], shared)
-        for name, sparse in raw.get("variants", {known.default: {}}).items():
-            found = sparse if isinstance(sparse, VariantSettings) else _variant(name, sparse, shared, known, problems)
-            if found is not None:
-                typed[name] = found
+        section = {key: raw[key] for key in ("class_images",) if key in raw}
+        extra = {key: value for key, value in raw.items() if key not in ("class_images", "default", "variants")}
+        shared = dict(raw.get("default", {})) | extra
+        typed, problems = {}, _problems(types.methods[types.default], shared)
+        for name, sparse in raw.get("variants", {types.default: {}}).items():
+            variant = sparse if isinstance(sparse, VariantSettings) else _variant(name, sparse, shared, types, problems)
+            if variant is not None:
+                typed[name] = variant
         if problems:
-            raise _paths(problems)
-        return own | {"default": known.methods[known.default](**shared), "variants": typed}
+            raise with_paths(problems)
+        return section | {"default": types.methods[types.default](**shared), "variants": typed}
 
     def variant(self, name: str) -> VariantSettings:
         """The typed settings of one variant."""
@@ -214,70 +210,69 @@ def _problems(settings: type[VariantSettings], raw: dict[str, Any]) -> list[str]
         return problem_lines(error)
 
 
-def _variant(name: str, sparse: Any, shared: dict, known: SettingsTypes, problems: list[str]) -> VariantSettings | None:
-    """One variant's typed settings; what is wrong with it goes to ``problems``."""
+def _variant(name: str, sparse: Any, shared: dict, types: SettingsTypes, problems: list[str]) -> VariantSettings | None:
+    """One variant's typed settings, or None after adding its problems to ``problems``."""
     if not isinstance(sparse, dict):
-        problems.append(f"variants.{name}: a mapping of settings is wanted, {{}} for the defaults")
+        problems.append(f"variants.{name}: must be a mapping of settings, {{}} for the defaults")
         return None
-    method = sparse.get("method", known.default)
-    if method not in known.methods:
-        problems.append(f"variants.{name}.method: no method {method!r}; one of {', '.join(known.methods)}")
+    method = sparse.get("method", types.default)
+    if method not in types.methods:
+        problems.append(f"variants.{name}.method: no method {method!r}; one of {', '.join(types.methods)}")
         return None
     try:
-        return known.methods[method](**((shared if method == known.default else {}) | sparse))
+        return types.methods[method](**((shared if method == types.default else {}) | sparse))
     except ValidationError as error:
-        own = [line for line in problem_lines(error) if line.split(":")[0].split(".")[0] in sparse or not shared]
-        problems += [f"variants.{name}.{line}" for line in own]
+        new = [line for line in problem_lines(error) if line.split(":")[0].split(".")[0] in sparse or not shared]
+        problems += [f"variants.{name}.{line}" for line in new]
         return None
 
 
 class SamplingConfig(Section):
-    """One way to sample (paper 3.3 and 4.3). ``variant`` names a training variant; none is the base model."""
+    """One config: a way to sample a training variant (paper 3.3 and 4.3). No ``variant`` samples the base model."""
 
     variant: str | None = None
-    strength: float = Field(1.0, ge=0)  # times ΔW; 0 leaves V* alone in the prompt
-    lag: bool | Literal["auto"] = False  # true: the paper's masks, but for what the next six say; auto: ours
-    mask: Literal["median", "otsu", "soft", "quantile"] = "median"  # how a map of attention is cut (paper: median)
-    mask_area: float = Field(0.5, gt=0, lt=1)  # quantile: share of the picture that is marked
-    # whose attention masks all blocks: none, each its own (paper); confident, all blocks, weighted by how sure their maps are
+    strength: float = Field(1.0, ge=0)  # scales ΔW; 0 leaves only V* in the prompt
+    lag: bool | Literal["auto"] = False  # true: the paper's masks unless set below; auto: our masks
+    mask: Literal["median", "otsu", "soft", "quantile"] = "median"  # threshold of an attention map (paper: median)
+    mask_area: float = Field(0.5, gt=0, lt=1)  # quantile: marked share of the image
+    # blocks whose attention masks all blocks; (): each block its own (paper); confidence_weighted: all, weighted by confidence
     mask_blocks: Annotated[tuple[str, ...], Field(strict=False)] | Literal["confidence_weighted"] = ()
-    mask_smooth: float = Field(0.0, ge=0, lt=1)  # share of the map of the steps before that is kept
-    mask_control: Literal["disk", "random", "inverted"] | None = None  # the same area, without looking
-    mask_when: Literal["always", "scenes", "high_confidence"] = (
-        "always"  # scenes: not where the prompt asks for another look
-    )
-    wrong_concept: bool = False  # a control: the next concept's residual in place of its own
+    mask_smooth: float = Field(0.0, ge=0, lt=1)  # weight of the previous steps' map in a running mean
+    mask_control: Literal["disk", "random", "inverted"] | None = None  # control: same area, independent of the object
+    # scenes: no LAG where the prompt changes the object's appearance
+    mask_when: Literal["always", "scenes", "high_confidence"] = "always"
+    wrong_concept: bool = False  # control: the next concept's residual
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
     cfg_scale: float = Field(6.0, ge=1)
-    # whose macro class the prompt names (table 4); noise and scores keep the chosen one
+    # whose macro class the prompt names (table 4); noise and scores use the selected one
     class_source: ClassSource = "selected"
     images_per_prompt: int = Field(50, ge=1)
-    prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; none takes all
+    prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; None: all
     seed: int = 0
 
     @model_validator(mode="after")
-    def _lag(self) -> SamplingConfig:
+    def _check(self) -> SamplingConfig:
         if self.lag and self.variant is None:
-            raise ValueError("lag: true needs a residual to localise; say variant: <a training variant>")
-        said = [
+            raise ValueError("lag: true needs a residual; set variant to a training variant")
+        changed = [
             name
             for name, field in SamplingConfig.model_fields.items()
             if name.startswith("mask") and getattr(self, name) != field.default
         ]
-        if said and self.lag is not True:
-            raise ValueError(f"{', '.join(said)}: no effect without lag: true (lag: auto has masks of its own)")
+        if changed and self.lag is not True:
+            raise ValueError(f"{', '.join(changed)}: no effect without lag: true (lag: auto has its masks)")
         if self.mask_area != 0.5 and self.mask != "quantile":
             raise ValueError("mask_area has no effect without mask: quantile")
         if self.mask_when == "high_confidence" and self.mask_blocks != "confidence_weighted":
-            raise ValueError("mask_when: sure asks the blocks' confidence; say mask_blocks: confident")
+            raise ValueError("mask_when: high_confidence needs mask_blocks: confidence_weighted")
         if self.variant is None and (self.wrong_concept or self.strength != 1.0):
-            raise ValueError("other_concept and strength need something learned; say variant: <a training variant>")
+            raise ValueError("wrong_concept and strength need a residual; set variant to a training variant")
         return self
 
 
 class Sample(SamplingConfig):
-    """Defaults for all configs, and the configs as sparse differences from them."""
+    """Defaults of all configs, and the configs as sparse differences from them."""
 
     configs: dict[Name, dict[str, Any]] = Field(
         {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
@@ -292,7 +287,7 @@ class Sample(SamplingConfig):
             except ValidationError as error:
                 problems += [f"configs.{name}.{line}" for line in problem_lines(error)]
         if problems:
-            raise _paths(problems)
+            raise with_paths(problems)
         return self
 
     def config(self, name: str) -> SamplingConfig:
@@ -302,32 +297,32 @@ class Sample(SamplingConfig):
 
 
 class Score(Section):
-    """``judge`` is a folder with the mini world's judge, which tells object from background."""
+    """``attribute_classifier`` is a folder with the mini world's, which separates object and background."""
 
     attribute_classifier: str | None = None
     batch_size: int = Field(64, ge=1)
 
 
 class Tables(Section):
-    """Bootstrap over concepts, and what the sheets show."""
+    """Bootstrap over concepts, and the layout of tables and sheets."""
 
     bootstrap: int = Field(10_000, ge=100)
     seed: int = 0
-    sheet_scale: int = Field(1, ge=1)  # pixels a picture's pixel takes on a sheet
-    # which methods stand in which of the paper's tables, and the name of their row there
+    sheet_scale: int = Field(1, ge=1)  # pixels of the sheet per image pixel
+    # table -> config -> its row's label
     rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
 
 
 class Runtime(Section):
     """Where and how fast. Nothing here changes a result beyond float tolerance."""
 
-    workers: int = Field(1, ge=0)  # processes; 0 takes one per core
+    workers: int = Field(1, ge=0)  # processes; 0: one per core
     device: str = "auto"
     sample_batch: int = Field(8, ge=1)
-    # concepts that train in one pass, where their method can; auto: as many as memory and workers leave room for
+    # concepts trained in one batch, where the method can; auto: as many as memory and workers allow
     concepts_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    gradient_checkpointing: bool = False  # train with gradient checkpointing: less memory, more time
-    cpu_offload: bool = False  # text towers and autoencoder wait on the CPU while they have nothing to do
+    gradient_checkpointing: bool = False  # less memory, slower training
+    cpu_offload: bool = False  # text encoders and autoencoder stay on the CPU while they are idle
 
 
 class Profile(Section):
@@ -349,30 +344,31 @@ class Profile(Section):
         return {"train": {}} | raw if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
-    def _together(self, info: ValidationInfo) -> Profile:
-        """What no section can see by itself."""
-        known: SettingsTypes | None = (info.context or {}).get("known")
-        problems = [line for name in self.sample.configs for line in self._method_problems(name)]
+    def _check_sections(self, info: ValidationInfo) -> Profile:
+        """Checks that need more than one section."""
+        types: SettingsTypes | None = (info.context or {}).get("types")
+        problems = [line for name in self.sample.configs for line in self._config_problems(name)]
         for table, rows in self.tables.rows.items():
             unknown = [name for name in rows if name not in self.sample.configs]
             problems += [f"tables.rows.{table}.{name}: no such config in sample.configs" for name in unknown]
-        if known is not None and self.fetch.dataset not in known.datasets:
-            problems.append(
-                f"fetch.dataset: no dataset {self.fetch.dataset!r}; one of {', '.join(sorted(known.datasets))}"
-            )
-        elif (
-            known is not None and self.score.attribute_classifier is not None and self.fetch.dataset not in known.judged
-        ):
-            problems.append(
-                f"score.attribute_classifier: no judge reads pictures of dataset {self.fetch.dataset} (but of {', '.join(sorted(known.judged))});"
-                " leave it out"
-            )
+        problems += [] if types is None else self._dataset_problems(types)
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _method_problems(self, name: str) -> list[str]:
-        """What a method's settings ask of a variant that it can't give."""
+    def _dataset_problems(self, types: SettingsTypes) -> list[str]:
+        dataset = self.fetch.dataset
+        if dataset not in types.datasets:
+            return [f"fetch.dataset: no dataset {dataset!r}; one of {', '.join(sorted(types.datasets))}"]
+        if self.score.attribute_classifier is not None and dataset not in types.classified:
+            available = ", ".join(sorted(types.classified))
+            return [
+                f"score.attribute_classifier: dataset {dataset} has none (only {available} has one); leave the setting out"
+            ]
+        return []
+
+    def _config_problems(self, name: str) -> list[str]:
+        """Settings of a config that its training variant does not support."""
         sampling = self.sample.config(name)
         if sampling.variant is None:
             return []
@@ -380,26 +376,3 @@ class Profile(Section):
             return [no_variant(name, sampling.variant, list(self.train.variants))]
         lacking = self.train.variant(sampling.variant).lacks(sampling)
         return [] if lacking is None else [f"sample.configs.{name}.{lacking}"]
-
-
-def no_variant(method: str, variant: str, variants: list[str]) -> str:
-    """What is said of a method of a variant that is not there."""
-    return f"sample.configs.{method}.variant: no training variant {variant!r}; one of {', '.join(variants)}"
-
-
-def _paths(problems: list[str]) -> PydanticCustomError:
-    """One error of several lines, each with the rest of its path before it."""
-    return PydanticCustomError("paths", "{lines}", {"lines": "\n".join(problems)})
-
-
-def problem_lines(error: ValidationError) -> list[str]:
-    """One line a problem, each with its path in the file."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown parameter; docs/development.md says where the known ones stand"
-        for line in message.split("\n"):
-            lines.append(f"{where}{'.' if item['type'] == 'paths' else ': '}{line}" if where else line)
-    return lines

@@ -18,7 +18,18 @@ from persres.units.code_digest import PACKAGE, imports_of, module_file, signific
 from persres.workflow import STAGES
 
 # Says how a run goes, changes no file that it leaves.
-SILENT = {f"persres.{name}" for name in ("errors", "logging", "units.locks", "units.pool", "units.provenance")}
+SILENT = {
+    f"persres.{name}"
+    for name in (
+        "errors",
+        "logging",
+        "config.legacy",
+        "config.problems",
+        "units.locks",
+        "units.pool",
+        "units.provenance",
+    )
+}
 # Watched whole: a new file in them is one more method, dataset, mask or metric, with nothing else to change here.
 WHOLE = tuple(
     f"persres/{name}"

@@ -22,8 +22,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 ORCHESTRATION = (
     "persres",
-    "persres.config.schema",
-    "persres.config.load",
+    "persres.config",
     "persres.errors",
     "persres.logging",
     "persres.units",
@@ -36,7 +35,7 @@ ORCHESTRATION = (
     "persres.experiments.extensions.study",
     "persres.experiments.evidence.provenance",
 )
-FOLDERS = ("persres.units", "persres.stages", "persres.versions")  # of those, all modules
+FOLDERS = ("persres.config", "persres.units", "persres.stages", "persres.versions")  # of those, all modules
 
 # The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
 WORK: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ def test_the_shipped_file_holds_both_profiles(repo):
 
 def test_defaults_are_the_papers(repo):
     paper = load_profile(repo / "params.yaml", "paper")
-    variant, sampling = paper.train.variant("ours"), paper.sample.method("ours_lag")
+    variant, sampling = paper.train.variant("ours"), paper.sample.config("ours_lag")
     assert paper.base.model == "CompVis/stable-diffusion-v1-4"
     assert (variant.rank_ratio, variant.steps, variant.batch_size, variant.lr) == (0.05, 150, 4, 1e-3)
     assert (sampling.steps, sampling.cfg_scale, sampling.lag, sampling.images_per_prompt) == (50, 6.0, True, 50)
@@ -38,10 +38,10 @@ def test_all_problems_in_one_message(tmp_path):
         load_profile(path)
     text = str(caught.value)
     for part in (
-        "mini.train.stepz: unknown parameter",
+        "mini.train.stepz: unknown setting",
         "mini.train.lr",
         "mini.sample.steps",
-        "mini.nonsense: unknown parameter",
+        "mini.nonsense: unknown setting",
     ):
         assert part in text
 
@@ -55,8 +55,8 @@ def test_problems_inside_variants_are_named(tmp_path):
     with pytest.raises(PersresError) as caught:
         load_profile(path)
     for part in (
-        "train.variants.ours.rnak: unknown parameter",
-        "sample.methods.b.lagg: unknown parameter",
+        "train.variants.ours.rnak: unknown setting",
+        "sample.configs.b.lagg: unknown setting",
         "no training variant 'theirs'",
     ):
         assert part in str(caught.value)
@@ -99,7 +99,7 @@ def test_lag_without_a_residual_is_refused(tmp_path):
 def test_sparse_variants_over_typed_defaults(tmp_path):
     params = load_profile(write(tmp_path, train={"lr": 0.01, "variants": {"ours": {}, "rank1": {"rank": 1}}}))
     assert params.train.variant("rank1") == Ours(lr=0.01, rank=1)
-    assert params.sample.method("base") == SamplingConfig()
+    assert params.sample.config("base") == SamplingConfig()
 
 
 def test_dvc_watches_the_params_that_decide_a_stage_and_keeps_no_output(repo):
@@ -115,7 +115,7 @@ def test_dvc_watches_the_params_that_decide_a_stage_and_keeps_no_output(repo):
 
 @pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "photos", "paper"])
 def test_every_shipped_profile_is_valid(repo, profile):
-    assert load_profile(repo / "params.yaml", profile).sample.methods
+    assert load_profile(repo / "params.yaml", profile).sample.configs
 
 
 @pytest.mark.parametrize("profile", ["mini", "tables", "photos", "paper"])

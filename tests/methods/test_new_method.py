@@ -80,5 +80,5 @@ def test_its_settings_are_typed_like_any_others(copy, tiny_params):
     (copy / "params.yaml").write_text(yaml.safe_dump(settings))
     done = persres(copy, "run", "train")
     assert done.returncode == 1
-    assert "variants.bias.captoin: unknown parameter" in done.stderr
+    assert "variants.bias.captoin: unknown setting" in done.stderr
     assert "no method 'nothing'; one of custom_diffusion, dreambooth, last_bias" in done.stderr

@@ -261,4 +261,4 @@ def test_unknown_parameter_and_missing_stage_are_one_error(tiny_params, tmp_path
     assert "run the fetch stage first" in capsys.readouterr().err
     change(tiny_params, "train", stepz=1)
     assert main(["run", "train", *arguments]) == 1
-    assert "tiny.train.stepz: unknown parameter" in capsys.readouterr().err
+    assert "tiny.train.stepz: unknown setting" in capsys.readouterr().err

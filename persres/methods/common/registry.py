@@ -66,7 +66,7 @@ def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -
 
 def make_profile(settings: dict) -> Profile:
     """A profile from a mapping, as the file holds it or as ``model_dump`` gives it. Raises pydantic's ValidationError."""
-    return Profile.model_validate(settings, context={"known": settings_types()})
+    return Profile.model_validate(settings, context={"types": settings_types()})
 
 
 def check_available(base: Base, train: Train) -> None:
