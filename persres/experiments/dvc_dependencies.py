@@ -14,6 +14,7 @@ from pathlib import Path
 from persres.datasets.registry import CLASSIFIERS, DATASETS
 from persres.errors import PersresError
 from persres.methods.common.registry import method_names
+from persres.metrics.scores import SCORE_MODULES
 from persres.units.code_digest import PACKAGE, imports_of, module_file, significant
 from persres.workflow import STAGES
 
@@ -40,7 +41,7 @@ NAMED = {
     "fetch": [f"persres.datasets.{name}" for name in DATASETS],
     "train": [f"persres.methods.{name}" for name in method_names()],
     "sample": [f"persres.methods.{name}" for name in method_names()],
-    "score": list(CLASSIFIERS.values()),
+    "score": [*SCORE_MODULES, *CLASSIFIERS.values()],
 }
 
 

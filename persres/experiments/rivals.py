@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.experiments.evidence import pages
 from persres.experiments.evidence.provenance import CHAIN_CODE, code_line, provenance
-from persres.metrics import summary
 from persres.metrics.paper_figures import PAPER
+from persres.metrics.scores import PAPER_SCORES, SCORES
 from persres.report.sheets import write_sheets
 from persres.report.table_text import markdown
 from persres.units.context import Context
@@ -25,7 +24,7 @@ from persres.workflow import load_context, run_chain
 TABLES = ("table1", "table3", "table4", "table5")
 KEPT = (*TABLES, "methods", "differences", "groups", "categories")
 SHEETS = ("rally_car", "heart_mug")
-SCORES = {column: pages.COLUMNS[column] for column in summary.SCORES}
+TITLES = {name: SCORES[name].title for name in PAPER_SCORES}
 
 
 def run(params: Path, work: Path, out: Path) -> None:
@@ -64,7 +63,7 @@ def summary_of(folder: Path) -> dict:
 
 def _cells(row: pd.Series, signed: bool = False) -> list[str]:
     sign = "+" if signed else ""
-    return [f"{row[s]:{sign}.3f} [{row[f'{s}_low']:{sign}.3f}, {row[f'{s}_high']:{sign}.3f}]" for s in SCORES]
+    return [f"{row[s]:{sign}.3f} [{row[f'{s}_low']:{sign}.3f}, {row[f'{s}_high']:{sign}.3f}]" for s in TITLES]
 
 
 def _table(found: dict, name: str) -> str:
@@ -77,7 +76,7 @@ def _table(found: dict, name: str) -> str:
         ]
         for _, row in found[name].iterrows()
     ]
-    return markdown(["", "parameters", "training, s", *SCORES.values()], rows)
+    return markdown(["", "parameters", "training, s", *TITLES.values()], rows)
 
 
 def _over_base(found: dict) -> str:
@@ -93,7 +92,7 @@ def _over_base(found: dict) -> str:
         for _, row in found["table1"].iterrows()
         if row["method"] != base
     ]
-    return markdown(["minus the base model", *SCORES.values(), "p (DINO)"], rows)
+    return markdown(["minus the base model", *TITLES.values(), "p (DINO)"], rows)
 
 
 PAPER_RANK = "0.05 m"  # the paper's own, as its table 5 calls it
@@ -121,9 +120,9 @@ def _against_paper(found: dict) -> str:
             key = (methods[row], methods[reference])
             if key not in pairs.index:
                 key = key[::-1]
-            cells = [_cell(PAPER[name], row, reference, pairs.loc[key], s, key[0] == methods[row]) for s in SCORES]
+            cells = [_cell(PAPER[name], row, reference, pairs.loc[key], s, key[0] == methods[row]) for s in TITLES]
             lines.append([name.removeprefix("table"), f"{row} − {reference}", *cells])
-    return markdown(["table", "difference", *SCORES.values()], lines)
+    return markdown(["table", "difference", *TITLES.values()], lines)
 
 
 def _paper_row(table: str, row: str) -> str:
@@ -135,7 +134,7 @@ def _columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _cell(paper: dict, row: str, reference: str, pair: pd.Series, score: str, forward: bool) -> str:
-    place = list(SCORES).index(score)
+    place = list(TITLES).index(score)
     theirs = paper[row][place] - paper[reference][place]
     here, p = pair[score] if forward else -pair[score], pair[f"{score}_p"]
     said = verdict(theirs, here, p)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from persres.experiments.evidence.provenance import CHAIN_CODE, provenance
-from persres.metrics.summary import method_table, score_columns
+from persres.metrics.scores import score_columns
+from persres.metrics.summary import method_table
 from persres.report.table_text import markdown
 from persres.units.context import Context
 from persres.units.outputs import ConfigFacts, read_index

@@ -17,6 +17,7 @@ from persres.datasets.registry import classifier_module
 from persres.errors import PersresError
 from persres.fleet.noop import NoopSpec
 from persres.methods.common.registry import method_named
+from persres.metrics.scores import SCORE_MODULES
 from persres.models.loading import model_identity
 from persres.units.batches import Batches, Work
 from persres.units.code_digest import code_digest
@@ -85,8 +86,11 @@ JOB_TYPES = {
     ),
     "score": JobType(
         ScoreSpec,
-        "persres.metrics.score:score_unit",
-        lambda spec: [] if spec.classifier is None else [classifier_module(spec.classifier.dataset).__name__],
+        "persres.metrics.score_units:score_unit",
+        lambda spec: [
+            *SCORE_MODULES,
+            *([] if spec.classifier is None else [classifier_module(spec.classifier.dataset).__name__]),
+        ],
         lambda spec: [(spec.clip.model, spec.models[0]), (spec.dino.model, spec.models[1])],
         lambda spec: len(spec.image_specs),
     ),

@@ -1,9 +1,8 @@
-"""What is the same for every method of a concept, looked at once a process: its reference photos, its prompts, the base
-model's pictures.
+"""Caches, per process, of what all configs of a concept share: reference features, prompt features, the base model's images.
 
-Kept by what the files hold (their digests) and by who looks (the encoders' settings), so the same bytes at another place are not
-read again. All of it is bounded. Features and masks are small: a concept's references take some 80 KB at the paper's size. Pictures are
-kept for two packs, and only where there is a judge; without one a pack is read a batch at a time.
+Keys are file digests and encoder settings, so equal bytes at another path are not encoded again. Every cache is bounded.
+Features and masks are small: a concept's references take some 80 KB at the paper's size. Images are cached for two archives,
+and only where an attribute classifier reads them; without one an archive is read a batch at a time.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_crops
 from persres.units.specs import ClassifierRef, FileRef
 
-CONCEPTS, PACKS = 128, 2  # at most so many are kept
+MAX_CONCEPTS, MAX_ARCHIVES = 128, 2
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file by what it holds: equal wherever it lies."""
+    """A file by its content: equal wherever it lies."""
 
     digest: str
     path: Path = field(compare=False)
@@ -47,90 +46,88 @@ class Source:
 
 @dataclass(frozen=True)
 class EncoderSet:
-    """Who looks, and where: equal ones see the same in the same files."""
+    """Encoders, attribute classifier and device: equal sets compute equal features of equal files."""
 
     clip: Clip
     dino: Dino
-    judge: ClassifierRef | None
+    classifier: ClassifierRef | None
     device: str
 
 
-class _Judge:
-    """A dataset's judge with its weights."""
+class _Classifier:
+    """A dataset's attribute classifier with its weights."""
 
-    def __init__(self, dataset: str, folder: str) -> None:
-        module = classifier_module(dataset)
-        self.read = partial(module.judge_images, module.load_judge(Path(folder)))
-        self.followed = module.followed
+    def __init__(self, ref: ClassifierRef) -> None:
+        module = classifier_module(ref.dataset)
+        self.classify = partial(module.classify_images, module.load_attribute_classifier(Path(ref.weights.path)))
+        self.matches_prompt = module.matches_prompt
 
 
 @lru_cache(maxsize=1)
-def load_classifier(ref: ClassifierRef) -> _Judge:
-    """One judge per process: ``read`` uint8 [n, h, w, 3] -> a verdict, ``followed`` (verdict, prompts) -> [n]."""
-    return _Judge(ref.dataset, ref.weights.path)
+def load_classifier(ref: ClassifierRef) -> _Classifier:
+    """One classifier per process: ``classify`` uint8 [n, h, w, 3] -> prediction, ``matches_prompt`` (prediction, prompts) -> [n]."""
+    return _Classifier(ref)
 
 
 @dataclass(frozen=True)
 class References:
-    """A concept's reference photos: features [k, d] on the CPU, unit rows. ``objects`` are DINO's of the things cut out; None where
-    no judge can cut them out."""
+    """Features [k, d] of a concept's reference photos, on the CPU with unit rows. ``objects`` are DINO's of the object crops;
+    None without an attribute classifier."""
 
     clip: torch.Tensor
     dino: torch.Tensor
     objects: torch.Tensor | None
 
 
-@lru_cache(maxsize=CONCEPTS)
-def references(photos: tuple[Source, ...], eyes: EncoderSet) -> References:
-    """Each photo decoded once for all who look. Raises PersresError for one that is not a whole image."""
-    clip, dino = load_clip(eyes.clip, eyes.device), load_dino(eyes.dino, eyes.device)
+@lru_cache(maxsize=MAX_CONCEPTS)
+def references(photos: tuple[Source, ...], encoders: EncoderSet) -> References:
+    """Encode the photos, each decoded once. Raises PersresError for one that is not a whole image."""
+    clip, dino = load_clip(encoders.clip, encoders.device), load_dino(encoders.dino, encoders.device)
     images, objects = [load_photo(photo.path) for photo in photos], None
-    if eyes.judge is not None:
-        objects = dino.images(object_crops(pixels(images), load_classifier(eyes.judge).read(pixels(images)).masks))
+    if encoders.classifier is not None:
+        masks = load_classifier(encoders.classifier).classify(pixels(images)).masks
+        objects = dino.images(object_crops(pixels(images), masks))
     return References(clip.images(images), dino.images(images), objects)
 
 
-@lru_cache(maxsize=2 * PACKS)
+@lru_cache(maxsize=2 * MAX_ARCHIVES)
 def prompt_features(texts: tuple[str, ...], clip: Clip, device: str) -> torch.Tensor:
-    """CLIP's features [n, d] of a concept's prompts, one a picture; every method that draws as many has the same.
+    """CLIP's features [n, d] of a concept's prompts, one per image; configs with equally many images share them.
 
-    Not each distinct prompt once: a few rows multiply in another order than many, and the last bits would differ.
+    Repeated prompts are encoded again: a matrix product of fewer rows sums in another order, and the last bits would differ.
     """
     return load_clip(clip, device).texts(list(texts))
 
 
 def read_archive(archive: Path, names: list[str], batch: int) -> Iterator[list[Image.Image]]:
-    """The named pictures of a pack as RGB, ``batch`` at a time: memory does not grow with the pack.
+    """The named images of an archive as RGB, ``batch`` at a time: memory does not grow with the archive.
 
-    Raises PersresError where the pack is broken or lacks one.
+    Raises PersresError where the archive is damaged or lacks one.
     """
     try:
-        with zipfile.ZipFile(archive) as packed:
+        with zipfile.ZipFile(archive) as file:
             for start in range(0, len(names), batch):
-                found = [packed.read(f"{name}.png") for name in names[start : start + batch]]
-                yield [_decoded(data) for data in found]
+                yield [_decoded(file.read(f"{name}.png")) for name in names[start : start + batch]]
     except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise PersresError(
-            f"{archive} is not a whole pack of pictures ({error}); delete it and sample again"
-        ) from error
+        raise PersresError(f"{archive} is not a whole image archive ({error}); delete it and sample again") from error
 
 
 def _decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-@lru_cache(maxsize=PACKS)
-def image_features(archive: Source) -> dict[str, Image.Image]:
-    """All pictures of a pack by name. A method's own pack and the base model's that it is compared with are kept."""
+@lru_cache(maxsize=MAX_ARCHIVES)
+def archive_images(archive: Source) -> dict[str, Image.Image]:
+    """All images of an archive by name. The cache holds a config's archive and the base model's that it is compared with."""
     files = {name: data for name, data in unzip_bytes(archive.path).items() if "/" not in name}  # masks lie in a folder
     return {name.removesuffix(".png"): _decoded(data) for name, data in files.items()}
 
 
-@lru_cache(maxsize=2 * PACKS)
-def verdict(archive: Source, names: tuple[str, ...], judge: ClassifierRef) -> Any:
-    """What the judge says of the named pictures of a pack; the base model's serve all that are compared with them."""
-    found = image_features(archive)
-    return load_classifier(judge).read(pixels([found[name] for name in names]))
+@lru_cache(maxsize=2 * MAX_ARCHIVES)
+def prediction(archive: Source, names: tuple[str, ...], classifier: ClassifierRef) -> Any:
+    """The attribute classifier's prediction of the named images; the base model's serves every config compared with it."""
+    images = archive_images(archive)
+    return load_classifier(classifier).classify(pixels([images[name] for name in names]))
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

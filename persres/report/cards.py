@@ -15,7 +15,7 @@ from PIL import Image
 
 from persres.datasets.layout import Concept, read_concepts
 from persres.images import unzip_images
-from persres.metrics.summary import score_columns
+from persres.metrics.scores import score_columns
 from persres.report.table_text import markdown
 from persres.units.checkpoints import read_header
 from persres.units.context import Context

@@ -1,4 +1,4 @@
-"""The paper's figure 7 and scores by prompt group, as pictures; DVC draws the same from the CSV files (dvc.yaml)."""
+"""The paper's figure 7 and scores by prompt group, as PNG files; DVC plots the same CSV files (dvc.yaml)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,43 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen on an agent
+matplotlib.use("Agg")  # no display on a worker
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from persres.metrics.scores import PAPER_SCORES
+
+TEXT_SCORE, *IMAGE_SCORES = PAPER_SCORES
+
 
 def category_figure(table: pd.DataFrame, path: Path) -> None:
-    """CLIP image and DINO against CLIP text, a dot per method and category (paper figure 7)."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    for axis, score in zip(axes, ("clip_image", "dino"), strict=True):
-        for method, part in table.groupby("method", sort=False):
-            axis.scatter(part["clip_text"], part[score], label=method, s=18, **_look(table, method))
-        axis.set(xlabel="clip_text", ylabel=score)
+    """Image alignments against text alignment, one dot per config and category (paper figure 7)."""
+    figure, axes = plt.subplots(1, len(IMAGE_SCORES), figsize=(10, 4.2))
+    for axis, score in zip(axes, IMAGE_SCORES, strict=True):
+        for config, part in table.groupby("method", sort=False):
+            axis.scatter(part[TEXT_SCORE], part[score], label=config, s=18, **_marker(table, config))
+        axis.set(xlabel=TEXT_SCORE, ylabel=score)
     _save(figure, path)
 
 
 def group_figure(table: pd.DataFrame, path: Path) -> None:
-    """CLIP text, CLIP image and DINO by prompt group, a dot per method with its interval over concepts."""
-    groups, methods = list(dict.fromkeys(table["prompt_group"])), list(dict.fromkeys(table["method"]))
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2))
-    for axis, score in zip(axes, ("clip_text", "clip_image", "dino"), strict=True):
-        for i, method in enumerate(methods):
-            part = table[table["method"] == method]
-            at = [groups.index(g) + 0.7 * ((i + 0.5) / len(methods) - 0.5) for g in part["prompt_group"]]
+    """The paper's scores by prompt group, one dot per config with its interval over concepts."""
+    groups, configs = list(dict.fromkeys(table["prompt_group"])), list(dict.fromkeys(table["method"]))
+    figure, axes = plt.subplots(1, len(PAPER_SCORES), figsize=(14, 4.2))
+    for axis, score in zip(axes, PAPER_SCORES, strict=True):
+        for i, config in enumerate(configs):
+            part = table[table["method"] == config]
+            at = [groups.index(g) + 0.7 * ((i + 0.5) / len(configs) - 0.5) for g in part["prompt_group"]]
             ends = (part[score] - part[f"{score}_low"], part[f"{score}_high"] - part[score])
-            axis.errorbar(at, part[score], yerr=ends, ls="", ms=4, lw=0.8, label=method, **_look(table, method))
+            axis.errorbar(at, part[score], yerr=ends, ls="", ms=4, lw=0.8, label=config, **_marker(table, config))
         axis.set_xticks(range(len(groups)), groups)
         axis.set_ylabel(score)
     _save(figure, path)
 
 
-def _look(table: pd.DataFrame, method: object) -> dict[str, object]:
-    """A colour and a marker of its own for each method, however many there are."""
-    number = list(dict.fromkeys(table["method"])).index(method)
+def _marker(table: pd.DataFrame, config: object) -> dict[str, object]:
+    """Colour and marker of a config, distinct for up to 50 configs."""
+    number = list(dict.fromkeys(table["method"])).index(config)
     return {"color": plt.get_cmap("tab10")(number % 10), "marker": "os^Dv"[number // 10 % 5]}
 
 

@@ -1,7 +1,7 @@
-"""Aggregations of the score rows.
+"""The paper's tables from the score rows.
 
-``methods`` has every method over all that it drew. The paper's tables (``tables.rows``) compare like with like: each is
-over the pictures, same concepts, same prompts, same noise, that all of its methods have.
+``methods`` has every config over all of its images. The paper's tables (``tables.rows``) compare like with like: each covers
+the images (same concept, prompt and noise) that all of its configs have.
 """
 
 from __future__ import annotations
@@ -11,95 +11,83 @@ from pathlib import Path
 import pandas as pd
 
 from persres.metrics.paper_figures import MODEL, PAPER
-from persres.metrics.summary import SCORES, difference, method_table, score_columns
+from persres.metrics.scores import PAPER_SCORES, score_columns
+from persres.metrics.summary import difference, method_table
 from persres.report.plots import category_figure, group_figure
-from persres.report.table_text import notes_of, write_table
+from persres.report.table_text import table_notes, write_table
 from persres.units.context import Context
 from persres.units.costs import read_costs
 from persres.units.outputs import ConfigFacts, read_index, scores_path
 
-PICTURE = ["concept", "prompt", "image"]
+IMAGE = ["concept", "prompt", "image"]  # columns that identify an image of a config
 
 
 def write_tables(context: Context, out: Path) -> None:
-    """The tables, the paired differences, and scores by prompt group and category."""
-    rows, methods = pd.read_parquet(scores_path(context.data)), read_index(context).configs
-    settings, columns = context.profile.tables, score_columns(rows)
-    resample, names = (settings.bootstrap, settings.seed), list(dict.fromkeys(rows["method"]))
-    overview = _about(method_table(rows, columns, *resample), rows, methods, read_costs(context))
-    notes = notes_of(context, rows, columns)
-    write_table(out, "methods", "Every method, over all that it drew", overview, columns, notes)
-    for name, chosen in ({"table1": {m: m for m in names}} | settings.rows).items():
-        shared = shared_pictures(rows, list(chosen))
-        table = _about(method_table(shared, columns, *resample), shared, methods, read_costs(context))
-        table = paper_table(table, name, chosen, context.profile.base.model)
-        write_table(
-            out, name, f"Table {name.removeprefix('table')}", table, columns, notes_of(context, shared, columns)
-        )
-    paired = [
-        difference(shared_pictures(rows, [a, b]), columns, a, b, *resample) for a, b in _pairs(context, names, methods)
-    ]
-    write_table(
-        out, "differences", "Paired differences (same prompts, same noise)", pd.DataFrame(paired), columns, notes
-    )
-    _by_kind(rows, columns, resample, notes, out)
-
-
-def _by_kind(rows: pd.DataFrame, columns: list[str], resample: tuple[int, int], notes: str, out: Path) -> None:
-    """Scores by prompt group and by category, as tables and figures."""
+    """Write the tables, the paired differences, and scores by prompt group and category."""
+    rows, configs = pd.read_parquet(scores_path(context.data)), read_index(context).configs
+    settings, columns, names = context.profile.tables, score_columns(rows), list(dict.fromkeys(rows["method"]))
+    resampling = (settings.bootstrap, settings.seed)
+    notes = table_notes(context, rows, columns)
+    overview = _with_costs(context, method_table(rows, columns, *resampling), rows)
+    write_table(out / "methods", "Every config, over all of its images", overview, notes)
+    for name, titles in ({"table1": {n: n for n in names}} | settings.rows).items():
+        shared = shared_images(rows, list(titles))
+        table = _with_costs(context, method_table(shared, columns, *resampling), shared)
+        table = paper_table(table, name, titles, context.profile.base.model)
+        write_table(out / name, f"Table {name.removeprefix('table')}", table, table_notes(context, shared, columns))
+    pairs = _pairs(context, names, configs)
+    paired = [difference(shared_images(rows, list(pair)), columns, pair, *resampling) for pair in pairs]
+    write_table(out / "differences", "Paired differences (same prompts, same noise)", pd.DataFrame(paired), notes)
     for name, title, key, figure in (
         ("groups", "By prompt group", "prompt_group", group_figure),
         ("categories", "By category", "category", category_figure),
     ):
-        parts = [
-            method_table(part, columns, *resample).assign(**{key: value})
-            for value, part in rows.groupby(key, sort=False)
-        ]
+        by_key = rows.groupby(key, sort=False)
+        parts = [method_table(part, columns, *resampling).assign(**{key: value}) for value, part in by_key]
         table = pd.concat(parts, ignore_index=True)
-        write_table(out, name, title, table[[key, *table.columns[:-1]]], columns, notes)
+        write_table(out / name, title, table[[key, *table.columns[:-1]]], notes)
         figure(table, out / f"{name}.png")
 
 
-def shared_pictures(rows: pd.DataFrame, chosen: list[str]) -> pd.DataFrame:
-    """The rows of the chosen methods, in that order, on pictures that all of them drew."""
-    parts = [rows[rows["method"] == method] for method in chosen]
-    common = set.intersection(*(set(part[PICTURE].itertuples(index=False, name=None)) for part in parts))
-    kept = [[key in common for key in part[PICTURE].itertuples(index=False, name=None)] for part in parts]
-    return pd.concat([part[mask] for part, mask in zip(parts, kept, strict=True)], ignore_index=True)
+def shared_images(rows: pd.DataFrame, configs: list[str]) -> pd.DataFrame:
+    """The rows of the configs, in that order, restricted to images that all of them have."""
+    parts = [rows[rows["method"] == config] for config in configs]
+    keys = [list(part[IMAGE].itertuples(index=False, name=None)) for part in parts]
+    common = set.intersection(*map(set, keys))
+    shared = [part[[key in common for key in names]] for part, names in zip(parts, keys, strict=True)]
+    return pd.concat(shared, ignore_index=True)
 
 
-def _about(
-    table: pd.DataFrame, rows: pd.DataFrame, methods: dict[str, ConfigFacts], costs: pd.DataFrame
-) -> pd.DataFrame:
-    """Parameters before the scores; behind them what they are over, and what training and drawing took."""
-    table.insert(1, "params", [methods[m].parameters for m in table["method"]])
-    table["concepts"] = [rows.loc[rows["method"] == m, "concept"].nunique() for m in table["method"]]
-    table["images"] = [int((rows["method"] == m).sum()) for m in table["method"]]
-    return table.join(costs, on="method")
+def _with_costs(context: Context, table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The table with parameters before the scores, and concepts, images and costs after them."""
+    configs, by_config = read_index(context).configs, rows.groupby("method")["concept"]
+    table.insert(1, "params", [configs[name].parameters for name in table["method"]])
+    table["concepts"] = by_config.nunique()[table["method"]].to_numpy()
+    table["images"] = by_config.size()[table["method"]].to_numpy()
+    return table.join(read_costs(context), on="method")
 
 
-def paper_table(table: pd.DataFrame, name: str, chosen: dict[str, str], model: str) -> pd.DataFrame:
-    """The table under the paper's row names, the paper's own figures beside where the model is its."""
-    table = table.set_index("method").loc[list(chosen)].reset_index()
-    if any(method != row for method, row in chosen.items()):
-        table.insert(1, "row", list(chosen.values()))
+def paper_table(table: pd.DataFrame, name: str, titles: dict[str, str], model: str) -> pd.DataFrame:
+    """The table with the paper's row titles and, for the paper's base model, the paper's figures."""
+    table = table.set_index("method").loc[list(titles)].reset_index()
+    if any(config != title for config, title in titles.items()):
+        table.insert(1, "row", list(titles.values()))
     if model == MODEL and name in PAPER:
-        known = [PAPER[name].get(row, (float("nan"),) * 3) for row in chosen.values()]
-        for i, score in enumerate(SCORES):
-            table[f"paper {score}"] = [figures[i] for figures in known]
+        for i, score in enumerate(PAPER_SCORES):
+            table[f"paper {score}"] = [PAPER[name][t][i] if t in PAPER[name] else float("nan") for t in titles.values()]
     return table
 
 
-def _pairs(context: Context, names: list[str], methods: dict[str, ConfigFacts]) -> list[tuple[str, str]]:
-    """Everything against the base model, LAG against the same residual without it, and a paper table's rows against its
-    row "Ours", or its first where none is called so."""
-    sampling = {m: methods[m].sampling for m in names}
-    plain = [m for m in names if sampling[m].variant is None]
-    pairs = [(m, plain[0]) for m in names if plain and m != plain[0]]
-    for lag in (m for m in names if sampling[m].lag):
-        twins = [m for m in names if not sampling[m].lag and sampling[m].variant == sampling[lag].variant]
-        pairs += [(lag, m) for m in twins[:1]]
-    for chosen in context.profile.tables.rows.values():
-        ours = next((m for m, row in chosen.items() if row == "Ours"), next(iter(chosen)))
-        pairs += [(m, ours) for m in chosen if m not in (ours, *plain[:1])]
+def _pairs(context: Context, names: list[str], configs: dict[str, ConfigFacts]) -> list[tuple[str, str]]:
+    """Config pairs to compare: each against the base model, LAG against the same variant without it, and the rows of a paper
+    table against its row "Ours" (its first row where there is none)."""
+    sampling = {name: configs[name].sampling for name in names}
+    base = [name for name in names if sampling[name].variant is None][:1]
+    pairs = [(name, base[0]) for name in names if base and name != base[0]]
+    for lag in (name for name in names if sampling[name].lag):
+        plain = [n for n in names if not sampling[n].lag and sampling[n].variant == sampling[lag].variant]
+        pairs += [(lag, name) for name in plain[:1]]
+    for titles in context.profile.tables.rows.values():
+        ours = next((name for name, title in titles.items() if title == "Ours"), next(iter(titles)))
+        pairs += [(name, ours) for name in titles if name not in (ours, *base)]
     return list(dict.fromkeys(pairs))

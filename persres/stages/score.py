@@ -9,7 +9,8 @@ import pandas as pd
 
 from persres.datasets.layout import Concept, read_concepts, reference_photos
 from persres.datasets.registry import classifier_module
-from persres.metrics.score import FILE, score_unit
+from persres.metrics.score_units import FILE, score_unit
+from persres.metrics.scores import SCORE_MODULES
 from persres.models.loading import model_identity
 from persres.package_paths import located
 from persres.units.code_digest import code_digest
@@ -27,7 +28,9 @@ def score_units(context: Context) -> list[Unit[ScoreSpec]]:
     index = read_index(context)
     base = next((name for name, about in index.configs.items() if about.sampling.variant is None), None)
     classifier = _classifier(context)
-    code = code_digest("score", *([] if classifier is None else [classifier_module(classifier.dataset).__name__]))
+    code = code_digest(
+        "score", *SCORE_MODULES, *([] if classifier is None else [classifier_module(classifier.dataset).__name__])
+    )
     units = []
     for archive in index.archives:
         concept, folder = concepts[archive.spec.concept]

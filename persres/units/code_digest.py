@@ -32,6 +32,7 @@ ORCHESTRATION = (
     "persres.methods.common.registry",
     "persres.methods.common.base",
     "persres.datasets.registry",
+    "persres.metrics.scores",
     "persres.experiments.extensions.study",
     "persres.experiments.evidence.provenance",
 )
@@ -44,7 +45,7 @@ WORK: dict[str, tuple[str, ...]] = {
     "class_images": ("persres.training.class_images",),
     "train": ("persres.methods.common.train_units",),
     "sample": ("persres.methods.common.sample_units", "persres.methods.common.batched_sampling"),
-    "score": ("persres.metrics.score",),
+    "score": ("persres.metrics.score_units",),
     "tables": ("persres.report.tables", "persres.report.sheets", "persres.report.cards"),
 }
 

@@ -17,11 +17,11 @@ from persres.config.schema import Clip, Dino
 from persres.errors import PersresError
 from persres.images import load_photo, png_bytes, unzip_images, zip_bytes
 from persres.metrics import feature_cache
-from persres.metrics.background import background_change
+from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import object_alignment, object_crops
-from persres.metrics.score import FILE, score_unit
+from persres.metrics.score_units import FILE, score_unit
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier, matches_prompt
 from persres.package_paths import located
 from persres.units.specs import ClassifierRef, FileRef, ImageSpec, Prompt, ScoreSpec
@@ -83,12 +83,12 @@ def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
     ]  # fmt: skip
 
 
-def forget() -> None:
+def clear_caches() -> None:
     for function in (
         feature_cache.references,
         feature_cache.prompt_features,
-        feature_cache.image_features,
-        feature_cache.verdict,
+        feature_cache.archive_images,
+        feature_cache.prediction,
     ):
         function.cache_clear()
 
@@ -120,19 +120,19 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
     base = unzip_images(Path(spec.base_archive.path))
     pixels = np.stack([np.asarray(base[f"{item.name}.png"]) for item in spec.items])
     return found | {
-        "background_change": background_change(own, pixels, said.masks, classify_images(judge, pixels).masks)
+        "background_change": background_difference(own, pixels, said.masks, classify_images(judge, pixels).masks)
     }
 
 
 def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
     for place, unit in enumerate(units):
-        forget()
+        clear_caches()
         cold = scored(unit, tmp_path / f"cold{place}")
         warm = scored(unit, tmp_path / f"warm{place}")
         pd.testing.assert_frame_equal(cold, warm, check_exact=True)
         for column, values in plainly(unit.spec).items():
             np.testing.assert_array_equal(cold[column].to_numpy(), values, err_msg=f"{unit.name}: {column}")
-    forget()
+    clear_caches()
     together = [scored(unit, tmp_path / "together") for unit in units]
     for place, rows in enumerate(together):
         pd.testing.assert_frame_equal(
@@ -143,7 +143,7 @@ def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
 
 def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_path, monkeypatch):
     """One concept's units in one process, as the stage orders them."""
-    forget()
+    clear_caches()
     decoded, looked = Counter(), Counter()
     plain_open = Image.open
 
@@ -170,7 +170,7 @@ def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_pat
 
 def test_what_is_kept_is_found_by_what_it_holds(units, tmp_path):
     """The same bytes elsewhere are the same; other bytes at the same place are not."""
-    forget()
+    clear_caches()
     eyes = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.classifier, "cpu")
     here = [Path(photo.path) for photo in units[0].spec.references]
     first = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
@@ -187,8 +187,8 @@ def test_what_is_kept_is_found_by_what_it_holds(units, tmp_path):
 
 
 def test_without_a_judge_a_pack_is_read_a_batch_at_a_time_and_not_kept(units, tmp_path, monkeypatch):
-    forget()
-    spec = units[1].spec.model_copy(update={"judge": None})
+    clear_caches()
+    spec = units[1].spec.model_copy(update={"classifier": None})
     happened: list[str] = []
     plain_read, plain_images = zipfile.ZipFile.read, ClipEncoder.images
 
@@ -203,8 +203,8 @@ def test_without_a_judge_a_pack_is_read_a_batch_at_a_time_and_not_kept(units, tm
     monkeypatch.setattr(zipfile.ZipFile, "read", read)
     monkeypatch.setattr(ClipEncoder, "images", looked)
     rows = scored(Unit("score", "ours/mug", spec), tmp_path / "blind", batch=2)
-    assert happened == ["looked", *["read", "read", "looked"] * 3], "the photos, then the pictures two by two"
-    assert rows["dino_object"].isna().all() and feature_cache.image_features.cache_info().currsize == 0
+    assert happened == [*["read", "read", "looked"] * 3, "looked"], "the images two by two, then the photos"
+    assert rows["dino_object"].isna().all() and feature_cache.archive_images.cache_info().currsize == 0
     for column in ("clip_text", "clip_image", "dino"):
         np.testing.assert_array_equal(rows[column].to_numpy(), plainly(units[1].spec, batch=2)[column])
 
@@ -214,8 +214,8 @@ def test_a_pack_that_lacks_a_picture_is_one_clear_error(units, tmp_path):
     with pytest.raises(PersresError, match="sample again"):
         list(feature_cache.read_archive(archive, ["00_000", "07_000"], 4))
     archive.write_bytes(archive.read_bytes()[:-40])
-    forget()
+    clear_caches()
     for judge in (units[1].spec.classifier, None):
-        broken = Unit("score", "ours/mug", units[1].spec.model_copy(update={"judge": judge}))
-        with pytest.raises(PersresError, match=r"ours\.zip is not a whole pack"):
+        broken = Unit("score", "ours/mug", units[1].spec.model_copy(update={"classifier": judge}))
+        with pytest.raises(PersresError, match=r"ours\.zip is not a whole image archive"):
             score_unit(broken, tmp_path / "work", "cpu")

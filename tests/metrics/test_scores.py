@@ -11,7 +11,7 @@ from PIL import Image
 
 from persres.config.schema import Clip, Dino
 from persres.errors import PersresError
-from persres.metrics.background import background_change
+from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import GREY, object_alignment, object_crops
@@ -56,7 +56,7 @@ def test_paired_difference_uses_shared_concepts_only():
     concepts = ["u", "v", "w", "x", "y"]
     one = pd.DataFrame({"method": "a", "concept": concepts, "s": [1.0, 2.0, 1.0, 2.0, 1.5]})
     two = pd.DataFrame({"method": "b", "concept": [*concepts, "z"], "s": [0.5, 1.0, 0.5, 1.0, 0.75, 99.0]})
-    row = difference(pd.concat([one, two]), ["s"], "a", "b", 200, 0)
+    row = difference(pd.concat([one, two]), ["s"], ("a", "b"), 200, 0)
     assert row["concepts"] == 5
     assert row["s"] == pytest.approx(0.75)
     assert 0.5 <= row["s_low"] < 0.75 < row["s_high"] <= 1.0
@@ -67,7 +67,7 @@ def test_below_five_concepts_there_is_no_interval_and_no_p():
     rows = pd.DataFrame(
         {"method": ["a"] * 4 + ["b"] * 4, "concept": list("uvwx") * 2, "s": [1.0] * 4 + [0.0, 0.5, 0, 0]}
     )
-    row = difference(rows, ["s"], "a", "b", 200, 0)
+    row = difference(rows, ["s"], ("a", "b"), 200, 0)
     assert row["s"] == pytest.approx(0.875) and np.isnan([row["s_low"], row["s_high"], row["s_p"]]).all()
 
 
@@ -79,8 +79,8 @@ def test_background_change_counts_only_outside_both_objects():
     ours[0, 3, 3] = 255  # outside
     objects, base_objects = np.zeros((2, 1, 4, 4), dtype=bool)
     objects[0, 0, 0] = base_objects[0, 1, 1] = True
-    assert background_change(ours, base, objects, base_objects)[0] == pytest.approx(1 / 14)
-    assert np.isnan(background_change(ours, base, np.ones_like(objects), base_objects)[0])
+    assert background_difference(ours, base, objects, base_objects)[0] == pytest.approx(1 / 14)
+    assert np.isnan(background_difference(ours, base, np.ones_like(objects), base_objects)[0])
 
 
 def photo(width: int, height: int) -> Image.Image:

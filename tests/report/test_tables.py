@@ -20,7 +20,7 @@ from persres.methods.common.registry import load_profile, make_profile
 from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
 from persres.report.cards import card_facts
-from persres.report.tables import shared_pictures
+from persres.report.tables import shared_images
 from persres.residuals.file import load_residual
 from persres.units.context import Context
 from persres.units.costs import read_costs, write_train_costs
@@ -99,7 +99,7 @@ def test_a_table_compares_like_with_like(run):
     assert pairs.loc[("ours", "base"), "concepts"] == 3
 
 
-def test_shared_pictures_are_the_same_concept_prompt_and_image():
+def test_shared_images_have_the_same_concept_prompt_and_number():
     rows = pd.DataFrame(
         [
             ("a", "c1", "p1", 0),
@@ -111,7 +111,7 @@ def test_shared_pictures_are_the_same_concept_prompt_and_image():
         ],
         columns=["method", "concept", "prompt", "image"],
     )
-    kept = shared_pictures(rows, ["b", "a"])
+    kept = shared_images(rows, ["b", "a"])
     assert list(kept["method"]) == ["b", "b", "a", "a"] and set(kept["concept"]) == {"c1", "c2"}
     assert set(kept["image"]) == {0} and set(kept["prompt"]) == {"p1"}
 

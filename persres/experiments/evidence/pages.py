@@ -13,16 +13,10 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.experiments.evidence.provenance import EVIDENCE_CODE, code_line
+from persres.metrics.scores import HEADLINE_SCORES, SCORES
 from persres.report.table_text import markdown
 
-COLUMNS = {
-    "clip_text": "CLIP text",
-    "clip_image": "CLIP image",
-    "dino": "DINO",
-    "dino_object": "DINO, object alone",
-    "followed": "prompt followed",
-    "background_change": "background change",
-}
+COLUMNS = {name: score.title for name, score in SCORES.items()}
 
 
 def _marked(kind: str) -> re.Pattern[str]:
@@ -45,7 +39,7 @@ def _known(value: float | None) -> bool:
 
 def digits_of(column: str) -> int:
     """Decimals that a score is told with."""
-    return 4 if column == "background_change" else 3
+    return SCORES[column].digits if column in SCORES else 3
 
 
 def base(summary: dict) -> str:
@@ -73,12 +67,11 @@ HEADLINE = {
 
 def headline(summary: dict) -> str:
     """The front page's few rows and columns."""
-    columns = ("clip_text", "clip_image", "dino", "background_change")
     rows = [
-        [label, *(interval(summary["methods"][name]["overall"][c], digits_of(c)) for c in columns)]
+        [label, *(interval(summary["methods"][name]["overall"][c], digits_of(c)) for c in HEADLINE_SCORES)]
         for name, label in HEADLINE.items()
     ]
-    return markdown(["", *(COLUMNS[c] for c in columns)], rows)
+    return markdown(["", *(COLUMNS[c] for c in HEADLINE_SCORES)], rows)
 
 
 def claims(summary: dict) -> str:

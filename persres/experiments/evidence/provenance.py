@@ -9,6 +9,7 @@ from __future__ import annotations
 from persres.config.schema import Profile
 from persres.datasets.registry import CLASSIFIERS
 from persres.methods.common.registry import method_names
+from persres.metrics.scores import SCORE_MODULES
 from persres.package_paths import PACKAGE
 from persres.units.code_digest import WORK, digest_modules, modules_behind
 from persres.units.files import digest_folder
@@ -22,6 +23,7 @@ CHAIN_CODE = (
     "persres.metrics.summary",
     "persres.datasets.miniworld",
     *(f"persres.methods.{name}" for name in method_names()),
+    *SCORE_MODULES,
     *CLASSIFIERS.values(),
 )
 EVIDENCE_CODE = (

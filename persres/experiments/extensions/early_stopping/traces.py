@@ -218,7 +218,7 @@ def score_unit(unit: Unit[ScoreSpec], work: Path, device: str) -> None:
 def _scored(
     spec: ScoreSpec, device: str, pictures: list[Image.Image], wanted: list[tuple[ImageSpec, str]]
 ) -> pd.DataFrame:
-    """As persres/metrics/score.py does."""
+    """As persres/metrics/score_units.py does."""
     clip, dino = load_clip(spec.encoders.clip, device), load_dino(spec.encoders.dino, device)
     judge = partial(classify_images, load_attribute_classifier(Path(spec.judge.path)))
     references, features = photos(SUBJECTS[spec.learned.subject]), clip.images(pictures)

@@ -19,7 +19,7 @@ from PIL import Image
 from persres.config.schema import Base, Clip, Dino
 from persres.exports.quiet_loading import quiet_loading
 from persres.images import load_photo, png_bytes, zip_bytes
-from persres.metrics.background import background_change
+from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_alignment, object_crops
@@ -186,7 +186,7 @@ def score_images(spec: LoraSampleSpec, drawn: dict[str, SampledImages], device: 
 
 def _change(drawn: dict[str, SampledImages], read: dict[str, Verdict], name: str) -> np.ndarray:
     base = drawn["base"].pictures
-    return background_change(drawn[name].pictures, base, read[name].masks, read["base"].masks)
+    return background_difference(drawn[name].pictures, base, read[name].masks, read["base"].masks)
 
 
 def _shown(spec: LoraSampleSpec, drawn: dict[str, SampledImages]) -> dict[str, bytes]:

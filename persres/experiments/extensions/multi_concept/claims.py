@@ -16,7 +16,7 @@ from persres.experiments.extensions.multi_concept.sampling import SampledImages
 from persres.experiments.extensions.regions import Regions, on_grey, read_regions
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 from persres.images import load_photo, square
-from persres.metrics.background import background_change
+from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.miniworld.attribute_classifier import AttributeClassifier, classify_images, load_attribute_classifier
@@ -89,7 +89,7 @@ def score_images(
     refs = [torch.cat([reader.whole[name] for name in case.names]) for case in cases]
     rows["dino"] = [float(alignment(f[None], r)[0]) for f, r in zip(whole, refs, strict=True)]
     rows["mask_right"] = mask_accuracy(drawn.masks, regions)
-    rows["background_change"] = background_change(drawn.images, base.images, objects, base_objects)
+    rows["background_change"] = background_difference(drawn.images, base.images, objects, base_objects)
     labels = pd.DataFrame([{"method": method, "group": c.group, "order": c.order, "prompt": c.template, "image": c.image} for c in cases])  # fmt: skip
     return pd.concat([labels, rows], axis=1)
 
