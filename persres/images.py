@@ -90,14 +90,14 @@ def zip_bytes(files: dict[str, bytes]) -> bytes:
 
 
 def unzip_bytes(path: Path, prefix: str = "") -> dict[str, bytes]:
-    """The files of a pack by name, those whose name starts with ``prefix``. Raises PersresError where it is broken."""
+    """The files of an image archive by name, those whose name starts with ``prefix``. Raises PersresError where it is damaged."""
     try:
         with zipfile.ZipFile(path) as packed:
             return {name: packed.read(name) for name in packed.namelist() if name.startswith(prefix)}
     except (OSError, zipfile.BadZipFile) as error:
-        raise PersresError(f"{path} is not a whole pack of pictures ({error}); delete it and sample again") from error
+        raise PersresError(f"{path} is not a whole image archive ({error}); delete it and sample again") from error
 
 
 def unzip_images(path: Path, prefix: str = "") -> dict[str, Image.Image]:
-    """The pictures of a pack by name, as RGB."""
+    """The images of an archive by name, as RGB."""
     return {name: Image.open(io.BytesIO(data)).convert("RGB") for name, data in unzip_bytes(path, prefix).items()}
