@@ -102,10 +102,10 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
     """Every score of a unit by itself: all read anew, nothing kept, one text a picture."""
     clip, dino = ClipEncoder(spec.clip, "cpu"), DinoEncoder(spec.dino, "cpu")
     packed = unzip_images(Path(spec.archive.path))
-    images, photos = [packed[f"{i.name}.png"] for i in spec.items], [load_photo(Path(p.path)) for p in spec.references]
+    images, photos = [packed[f"{i.name}.png"] for i in spec.image_specs], [load_photo(Path(p.path)) for p in spec.references]
     features = clip.images(images, batch)
     found = {
-        "clip_text": clip_text_score(features, clip.texts([i.plain for i in spec.items])).double().numpy(),
+        "clip_text": clip_text_score(features, clip.texts([i.plain for i in spec.image_specs])).double().numpy(),
         "clip_image": alignment(features, clip.images(photos)).double().numpy(),
         "dino": alignment(dino.images(images, batch), dino.images(photos)).double().numpy(),
     }
@@ -114,11 +114,11 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
     said, truth = classify_images(judge, own), classify_images(judge, theirs)
     alone = dino.images(object_crops(own, said.masks), batch)
     found["dino_object"] = object_alignment(alone, dino.images(object_crops(theirs, truth.masks)), said.masks)
-    found["followed"] = matches_prompt(said, [TEXTS[item.number] for item in spec.items])
+    found["followed"] = matches_prompt(said, [TEXTS[item.number] for item in spec.image_specs])
     if spec.base_archive is None:
         return found | {"background_change": np.full(len(images), np.nan)}
     base = unzip_images(Path(spec.base_archive.path))
-    pixels = np.stack([np.asarray(base[f"{item.name}.png"]) for item in spec.items])
+    pixels = np.stack([np.asarray(base[f"{item.name}.png"]) for item in spec.image_specs])
     return found | {
         "background_change": background_difference(own, pixels, said.masks, classify_images(judge, pixels).masks)
     }

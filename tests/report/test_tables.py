@@ -226,7 +226,7 @@ def profile() -> Profile:
 )
 def test_what_failed_is_left_out_of_what_follows(stage, unit, variants, methods):
     left = without(profile(), UnitFailures(stage, {unit: "why"}, 3))
-    assert set(left.train.variants) == variants and set(left.sample.methods) == methods
+    assert set(left.train.variants) == variants and set(left.sample.configs) == methods
     assert all(name in methods for chosen in left.tables.rows.values() for name in chosen)
 
 
