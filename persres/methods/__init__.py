@@ -1,1 +1,1 @@
-"""The methods that learn a concept: each file here is one, its settings included (``common/`` holds what they share)."""
+"""The training methods, one per file, each with its settings; ``common/`` holds the shared code."""

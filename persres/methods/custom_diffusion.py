@@ -1,8 +1,9 @@
-"""Custom Diffusion (Kumari et al. 2023): keys and values of cross-attention and V*'s embedding learn together,
-regularised by images of the class, on photos flipped and resized.
+"""Custom Diffusion (Kumari et al. 2023): trains keys and values of cross-attention, and V*'s embedding.
 
-Left out of its authors' code: they stop gradients at the start token's keys and values. V* starts at the same rare token's
-embedding as ours, theirs at another rare token's.
+Class images regularise training; photos are flipped and resized at random.
+
+Differences from the authors' code: they stop gradients at the keys and values of the start token. V* starts at the same rare token's
+embedding as ours; theirs is another rare token.
 """
 
 from __future__ import annotations
@@ -14,29 +15,37 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 
-from persres.config.schema import Base, ClassImageRequest
+from persres.config.schema import ClassImageRequest
 from persres.images import to_tensor
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion, posterior
 from persres.models.weight_patching import TOKEN
 from persres.prompts import fill
-from persres.training.batches import Batch, EncodedImages, Plan, plain_batch, rows_of, with_class_images
+from persres.training.batches import (
+    Batch,
+    EncodedData,
+    EncodedImages,
+    TrainingPlan,
+    plain_batch,
+    random_rows,
+    with_class_images,
+)
 from persres.training.settings import WithClassImages
 
 
 class CustomDiffusion(RivalSettings, WithClassImages):
-    """adobe-research/custom-diffusion: K/V of cross-attention and V*, effective lr 8e-5, 250 steps, 200 prior images, flips."""
+    """adobe-research/custom-diffusion: K/V of cross-attention and V*, effective lr 8e-5, 250 steps, 200 class images, flips."""
 
     method: Literal["custom_diffusion"] = "custom_diffusion"
     steps: int = Field(250, ge=1)
     batch_size: int = Field(4, ge=1)
     lr: float = Field(8e-5, gt=0)
-    prior_folder: str | None = None  # real class images, in a folder by class; none: drawn by the base model
-    resize: bool = True  # random scale, the loss masked to the valid area
-    size_words: bool = True  # "very small", "far away", "zoomed in", "close up" before a resized picture's caption
+    prior_folder: str | None = None  # real class images, in a folder by class; none: the base model samples them
+    resize: bool = True  # random scale; the loss counts in the valid area only
+    size_words: bool = True  # "very small", "far away", "zoomed in", "close up" before a resized photo's caption
 
     def class_images(self) -> ClassImageRequest | None:
-        """Drawn, or the real ones of a folder."""
+        """Sampled class images, or the real ones of a folder."""
         request = super().class_images()
         return request and request.model_copy(update={"folder": self.prior_folder})
 
@@ -45,7 +54,7 @@ SMALL, LARGE = ("very small", "far away"), ("zoomed in", "close up")
 
 
 def phrase(token: str, rare_token: str, macro_class: str) -> str:
-    """V* before the class, as ours."""
+    """V* before the class, as in our method."""
     return f"{token} {macro_class}"
 
 
@@ -60,10 +69,10 @@ def _uniform(low: float, high: float, draw: torch.Generator) -> float:
 
 
 def resized(photo: Image.Image, draw: torch.Generator) -> tuple[Image.Image, torch.Tensor, str | None]:
-    """One view: the picture, where it is valid (float [h, w] at pixel size), and a word for its size.
+    """A random view: the image, its valid area (float [h, w], in pixels), and a word for its size.
 
-    In two of three a side of 1/3 to 1 of the picture's on black, else 1.2 to 1.4 of it, cut at a random place; the word stands
-    below 0.6 and above 1 (the authors' data.py).
+    Two of three views scale the photo to 1/3–1 of its side, on black. The others scale it to 1.2–1.4 and crop at random. The word
+    applies below 0.6 and above 1 (the authors' data.py).
     """
     side = photo.width
     small = _uniform(0, 1, draw) < 2 / 3
@@ -83,39 +92,34 @@ def resized(photo: Image.Image, draw: torch.Generator) -> tuple[Image.Image, tor
 def augmented_batch(
     diffusion: Diffusion, photos: EncodedImages, caption: str, settings: CustomDiffusion, draw: torch.Generator
 ) -> Batch:
-    """Resized and flipped photos, encoded on the spot; the loss counts where there is a picture."""
-    pictures, masks, captions = [], [], []
-    for row in rows_of(len(photos.photos), settings.batch_size, draw).tolist():
-        picture, valid, word = resized(photos.photos[row], draw)
+    """Resized and flipped photos, encoded in this step; the loss counts in their valid area."""
+    images, masks, captions = [], [], []
+    for row in random_rows(len(photos.images), settings.batch_size, draw).tolist():
+        image, valid, word = resized(photos.images[row], draw)
         if _uniform(0, 1, draw) < 0.5:
-            picture, valid = picture.transpose(Image.FLIP_LEFT_RIGHT), valid.flip(1)
-        pictures.append(picture)
+            image, valid = image.transpose(Image.FLIP_LEFT_RIGHT), valid.flip(1)
+        images.append(image)
         masks.append(valid)
         captions.append(f"{word} {caption}" if word and settings.size_words else caption)
-    mean, std = posterior(diffusion.vae, to_tensor(pictures))
+    mean, std = posterior(diffusion.vae, to_tensor(images))
     latents = mean + std * torch.randn(mean.shape, generator=draw).to(mean.device)
     area = F.adaptive_avg_pool2d(torch.stack(masks)[:, None], latents.shape[2:]).to(latents.device)
     size = settings.batch_size
     return Batch(latents, captions, torch.full((size,), 1 / size), (area > 0.99).float())
 
 
-def plan(
-    diffusion: Diffusion,
-    settings: CustomDiffusion,
-    photos: EncodedImages,
-    prior: EncodedImages | None,
-    base: Base,
-    macro_class: str,
-) -> Plan:
-    """Photos and class images in equal parts."""
-    own, other = fill(settings.prompt, f"{base.token} {macro_class}"), fill(settings.prompt, macro_class)
+def plan(diffusion: Diffusion, settings: CustomDiffusion, data: EncodedData) -> TrainingPlan:
+    """Photos and class images in equal numbers."""
+    caption = fill(settings.prompt, f"{data.base.token} {data.macro_class}")
+    class_caption = fill(settings.prompt, data.macro_class)
 
     def batch(step: int, draw: torch.Generator) -> Batch:
         if settings.resize:
-            return augmented_batch(diffusion, photos, own, settings, draw)
-        return plain_batch(photos, own, settings.batch_size, draw)
+            return augmented_batch(diffusion, data.photos, caption, settings, draw)
+        return plain_batch(data.photos, caption, settings.batch_size, draw)
 
-    return Plan(trained_names(diffusion), {"": settings.lr}, with_class_images(batch, prior, other, settings))
+    batches = with_class_images(batch, data.class_images, class_caption, settings)
+    return TrainingPlan(trained_names(diffusion), {"": settings.lr}, batches)
 
 
 METHOD = Rival("custom_diffusion", CustomDiffusion, phrase, plan)

@@ -1,5 +1,7 @@
-"""DreamBooth (Ruiz et al. 2022) in its Stable Diffusion port: the whole U-Net learns "a photo of a sks class",
-and class images drawn by the base model keep the class what it was."""
+"""DreamBooth (Ruiz et al. 2022) in its Stable Diffusion port: trains the whole U-Net on "a photo of a sks class".
+
+Class images of the base model preserve the class (prior preservation).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from persres.config.schema import Base
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion
 from persres.prompts import fill
-from persres.training.batches import Batch, EncodedImages, Plan, plain_batch, with_class_images
+from persres.training.batches import Batch, EncodedData, TrainingPlan, plain_batch, with_class_images
 from persres.training.settings import WithClassImages
 
 
@@ -27,34 +28,29 @@ class DreamBooth(RivalSettings, WithClassImages):
 
 
 def phrase(token: str, rare_token: str, macro_class: str) -> str:
-    """The rare word itself, before the class."""
+    """The rare token before the class."""
     return f"{rare_token} {macro_class}"
 
 
 def trained_names(diffusion: Diffusion, text_encoder: bool) -> list[str]:
-    """Every weight of the U-Net, and of the text tower where asked."""
+    """All parameters of the U-Net, and optionally of the text encoder."""
     names = [f"unet.{name}" for name, _ in diffusion.unet.named_parameters()]
     return names + (
         [f"text_encoder.{name}" for name, _ in diffusion.text_encoder.named_parameters()] if text_encoder else []
     )
 
 
-def plan(
-    diffusion: Diffusion,
-    settings: DreamBooth,
-    photos: EncodedImages,
-    prior: EncodedImages | None,
-    base: Base,
-    macro_class: str,
-) -> Plan:
-    """One photo and one class image a step, the second weighted by ``prior_weight``."""
-    own, other = fill(settings.prompt, f"{base.rare_token} {macro_class}"), fill(settings.prompt, macro_class)
+def plan(diffusion: Diffusion, settings: DreamBooth, data: EncodedData) -> TrainingPlan:
+    """One photo and one class image per step, the latter weighted by ``prior_weight``."""
+    caption = fill(settings.prompt, f"{data.base.rare_token} {data.macro_class}")
+    class_caption = fill(settings.prompt, data.macro_class)
 
     def batch(step: int, draw: torch.Generator) -> Batch:
-        return plain_batch(photos, own, settings.batch_size, draw)
+        return plain_batch(data.photos, caption, settings.batch_size, draw)
 
     names = trained_names(diffusion, settings.train_text_encoder)
-    return Plan(names, {"": settings.lr}, with_class_images(batch, prior, other, settings))
+    batches = with_class_images(batch, data.class_images, class_caption, settings)
+    return TrainingPlan(names, {"": settings.lr}, batches)
 
 
 METHOD = Rival("dreambooth", DreamBooth, phrase, plan)

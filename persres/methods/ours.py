@@ -1,8 +1,8 @@
 """Personalized residuals (the paper's method): low-rank residuals on output projections, V* frozen, no class images.
 
-The paper's ablations are settings of it: other layers, a fixed rank, no class in the prompt, class images, a learned V*.
+The paper's ablations are settings: other layers, a fixed rank, no class in the prompt, class images, a trained V*.
 
-What works with diffusers is imported where it works: reading a profile asks for the settings alone, and must not take seconds.
+Modules that need diffusers are imported where they are used: reading a profile needs the settings only, and must be quick.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Ours(ResidualSettings):
     method: Literal["ours"] = "ours"
 
 
-def encode_concept(diffusion: Diffusion, material: TrainingData, settings: Ours) -> EncodedConcept:
-    """Cached latents of the photos and the cached embedding of the training prompt, and of class images where asked."""
+def encode_concept(diffusion: Diffusion, data: TrainingData, settings: Ours) -> EncodedConcept:
+    """The latents of the photos and the text states of the training prompt; the same of class images, if any."""
     from persres.training.residual_training import EncodedConcept
 
-    phrase = METHOD.phrase(settings, material.base, material.macro_class)
-    prompts = [fill(settings.prompt, phrase), fill(settings.prompt, material.macro_class)]
+    phrase = METHOD.phrase(settings, data.base, data.macro_class)
+    prompts = [fill(settings.prompt, phrase), fill(settings.prompt, data.macro_class)]
     both = diffusion.encode(prompts)
     text, plain = both.rows(0, 1), both.rows(1, 2)
     if settings.train_token:
@@ -49,15 +49,15 @@ def encode_concept(diffusion: Diffusion, material: TrainingData, settings: Ours)
             return diffusion.states(prompts[:1])
 
     prior = None
-    if material.class_images:
-        images = material.class_images[: settings.num_class_images]
-        prior = EncodedConcept(f"{material.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
-    return EncodedConcept(material.concept, *diffusion.posterior(to_tensor(material.photos)), text, prior)
+    if data.class_images:
+        images = data.class_images[: settings.num_class_images]
+        prior = EncodedConcept(f"{data.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
+    return EncodedConcept(data.concept, *diffusion.posterior(to_tensor(data.photos)), text, prior)
 
 
 @contextmanager
 def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """V*'s embedding as a parameter in its place, where it learns too; else nothing."""
+    """Within the context, V*'s embedding is a parameter, if it trains too; yields it by name."""
     if not settings.train_token:
         yield {}
         return
@@ -73,23 +73,23 @@ def _save(bank: ResidualBank, concept: int, token: torch.Tensor | None, path: Pa
     save_residual(path, bank.to_state(concept), list(bank.targets), info, token)
 
 
-def _own_rows(rows: list[dict[str, Any]], concept: int) -> list[dict[str, Any]]:
-    """One concept's log, as it would be alone: it ends where the concept settled, and others that settle leave no norms in it."""
-    own = []
+def _concept_log(rows: list[dict[str, Any]], concept: int) -> list[dict[str, Any]]:
+    """The log of one concept, as in a separate run: it ends where the concept stopped, without norms of steps where others stopped."""
+    log = []
     for row in rows:
         if row["loss"][concept] is None:
             break
-        mine = {key: value if key == "step" else value[concept] for key, value in row.items()}
-        if "stopped" in row and mine["stopped"] is None:
-            del mine["stopped"]
+        entry = {key: value if key == "step" else value[concept] for key, value in row.items()}
+        if "stopped" in row and entry["stopped"] is None:
+            del entry["stopped"]
             if (row["step"] + 1) % 10:
-                del mine["norms"]
-        own.append(mine)
-    return own
+                del entry["norms"]
+        log.append(entry)
+    return log
 
 
 class PersonalizedResiduals:
-    """See :class:`persres.methods.common.base.Method`."""
+    """Implements :class:`persres.methods.common.base.Method`."""
 
     name = "ours"
     settings = Ours
@@ -97,60 +97,61 @@ class PersonalizedResiduals:
     batched_sampling = True
 
     def phrase(self, settings: Ours, base: Base, macro_class: str) -> str:
-        """V* before the class; V* alone in the ablation without it."""
+        """V* before the class; V* only in the ablation without the class."""
         return f"{base.token} {macro_class}" if settings.name_class else base.token
 
     def base_for(self, base: Base) -> Base:
-        """In any precision: the residuals themselves learn in float32."""
+        """The base model in its own precision; residuals train in float32."""
         return base
 
     def refuses(self, settings: Ours, family: str) -> str | None:
-        """V*'s own embedding is learned in one text tower only."""
+        """``train_token`` for SDXL: V*'s embedding can train in one text encoder only."""
         return "train_token" if settings.train_token and family == SDXL else None
 
     def can_cpu_offload(self, settings: Ours) -> bool:
-        """The text is read once, unless V*'s embedding learns: then the tower works in every step."""
+        """True unless V*'s embedding trains: then every step uses the text encoder."""
         return not settings.train_token
 
     def train(
-        self, diffusion: Diffusion, material: TrainingData, settings: Ours, checkpoint: Path, on_step: OnStep
+        self, diffusion: Diffusion, data: TrainingData, settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> TrainingResult:
-        """150 steps on the photos, or fewer under ``stop: settled``."""
-        return self.train_batched(diffusion, [material], settings, checkpoint, on_step)[0]
+        """Train for ``settings.steps``, or fewer with ``stop: early``."""
+        return self.train_batched(diffusion, [data], settings, checkpoint, on_step)[0]
 
     def can_train_batched(self, settings: Ours, base: Base) -> bool:
-        """Not where V*'s embedding learns too, which concepts would share; nor in float16, where one concept's overflow would make
-        all of them leave out a step."""
+        """False if V*'s embedding trains, which the concepts would share, and in float16, where one concept's overflow would make
+        all of them skip a step."""
         return not settings.train_token and base.dtype != "float16"
 
     def train_batched(
-        self, diffusion: Diffusion, materials: list[TrainingData], settings: Ours, checkpoint: Path, on_step: OnStep
+        self, diffusion: Diffusion, data: list[TrainingData], settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> list[TrainingResult]:
-        """One bank for all: every draw belongs to a concept's name, no parameter is shared."""
+        """Train all concepts in one bank. They share no parameter, and every random draw depends on a concept's name."""
         from persres.residuals.bank import find_targets
-        from persres.training.residual_training import new_bank, train
+        from persres.training.residual_training import ResidualLoss, new_bank, train
 
-        lessons = [encode_concept(diffusion, material, settings) for material in materials]
+        concepts = [encode_concept(diffusion, one, settings) for one in data]
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
-        bank = new_bank(targets, lessons, settings).to(diffusion.unet.device)
-        with _token(diffusion, materials[0].base, settings) as extra:
-            log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, checkpoint, on_step, extra)
+        bank = new_bank(targets, concepts, settings).to(diffusion.unet.device)
+        loss = ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings)
+        with _token(diffusion, data[0].base, settings) as extra:
+            rows = train(loss, concepts, checkpoint, on_step, extra)
         parameters = bank.count() + sum(value.numel() for value in extra.values())
         return [
-            TrainingResult(parameters, _own_rows(log.rows, concept), partial(_save, bank, concept, extra.get(TOKEN)))
-            for concept in range(len(lessons))
+            TrainingResult(parameters, _concept_log(rows, index), partial(_save, bank, index, extra.get(TOKEN)))
+            for index in range(len(concepts))
         ]
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
-        """A bank of one concept, and V*'s embedding where it learned too."""
+        """A bank of one concept, and V*'s embedding if it trained too."""
         from persres.residuals.file import load_bank, load_token
 
         bank, token = load_bank(diffusion.unet, source.path).scaled(strength), load_token(source.path)
         if token is None:
             return LoadedMethod(bank.count(), bank)
         token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)
-        inside = partial(patched_weights, diffusion, {TOKEN: token}, token_id)
-        return LoadedMethod(bank.count() + token.numel(), bank, inside, tensors={TOKEN: token})
+        patch = partial(patched_weights, diffusion, {TOKEN: token}, token_id)
+        return LoadedMethod(bank.count() + token.numel(), bank, patch, tensors={TOKEN: token})
 
 
 METHOD = PersonalizedResiduals()

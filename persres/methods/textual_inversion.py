@@ -1,4 +1,4 @@
-"""Textual Inversion (Gal et al. 2022): one embedding vector is learned, the model stays."""
+"""Textual Inversion (Gal et al. 2022): trains one embedding vector; the model stays frozen."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from persres.config.schema import Base
 from persres.methods.common.rival import Rival
 from persres.methods.common.word_embeddings import WordEmbeddingSettings, captions_of, start_vector, token_alone
 from persres.models.diffusion import Diffusion
 from persres.models.weight_patching import TOKEN
-from persres.training.batches import EncodedImages, Plan, plain_batch
+from persres.training.batches import EncodedData, TrainingPlan, plain_batch
 
 
 class TextualInversion(WordEmbeddingSettings):
@@ -23,21 +22,14 @@ class TextualInversion(WordEmbeddingSettings):
     lr: float = Field(1e-2, gt=0)
 
 
-def plan(
-    diffusion: Diffusion,
-    settings: TextualInversion,
-    photos: EncodedImages,
-    prior: EncodedImages | None,
-    base: Base,
-    macro_class: str,
-) -> Plan:
-    """Random photos under random neutral captions."""
-    captions = captions_of(settings, base.token)
-    vector = start_vector(diffusion, settings.init_word or macro_class.split()[-1])
-    return Plan(
+def plan(diffusion: Diffusion, settings: TextualInversion, data: EncodedData) -> TrainingPlan:
+    """Random photos with random neutral captions."""
+    captions = captions_of(settings, data.base.token)
+    vector = start_vector(diffusion, settings.init_word or data.macro_class.split()[-1])
+    return TrainingPlan(
         [TOKEN],
         {TOKEN: settings.lr},
-        lambda step, draw: plain_batch(photos, captions, settings.batch_size, draw),
+        lambda step, draw: plain_batch(data.photos, captions, settings.batch_size, draw),
         vector,
     )
 

@@ -1,17 +1,18 @@
-"""ViCo (Hao et al. 2023): V*'s embedding learns, and beside it new cross-attention from the picture to a reference photo,
-in every second decoder block from the second (four on Stable Diffusion v1.4). The base model's own weights stay.
+"""ViCo (Hao et al. 2023): trains V*'s embedding and new cross-attention from the image to a reference photo.
 
-The reference, noised to the same t, runs through the U-Net beside the picture. Where its own text attention to V* lies above
-Otsu's threshold, the picture's pixels may look. A regularisation draws V*'s attention on the reference towards the end
-token's. Choices of ours: at test time the reference is the concept's first photo, noised with one noise for all steps,
-and the unconditional branch goes without the image.
+The new attention is in every second decoder block from the second (four on Stable Diffusion v1.4). The base model's weights stay frozen.
+
+The reference, noised to the same t, passes through the U-Net in the same batch. The image attends to those reference pixels whose
+attention to V* exceeds Otsu's threshold. A regularisation pulls V*'s attention on the reference towards the end
+token's. Our choices: in sampling, the reference is the concept's first photo, with one noise for all steps,
+and the unconditional branch has no reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pydantic import Field
 from torch import nn
 
-from persres.config.schema import Base
 from persres.images import load_photo, square, to_tensor
 from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.rival import Rival
@@ -33,7 +33,7 @@ from persres.models.diffusion import Diffusion
 from persres.models.text_encoding import concept_positions, prompt_ids, prompt_states
 from persres.models.weight_patching import TOKEN
 from persres.seeding import generator
-from persres.training.batches import Batch, EncodedImages, Plan, masked_error, plain_batch, rows_of
+from persres.training.batches import Batch, EncodedData, TrainingPlan, masked_error, plain_batch, random_rows
 from persres.training.residual_training import diffusion_target
 from persres.units.specs import ImageSpec
 
@@ -42,7 +42,7 @@ PREFIX = "image."
 
 class ViCo(WordEmbeddingSettings):
     """haoosz/ViCo: V* at 5e-3, image cross-attention in four decoder blocks at 1e-5, attention regularisation 5e-4,
-    checkpoint 400. Its own paper samples at guidance 7.5: say ``cfg_scale: 7.5`` in its method for that."""
+    checkpoint 400. Its paper samples at guidance 7.5; set ``cfg_scale: 7.5`` in its config for that."""
 
     method: Literal["vico"] = "vico"
     steps: int = Field(400, ge=1)
@@ -52,25 +52,25 @@ class ViCo(WordEmbeddingSettings):
     attention_weight: float = Field(5e-4, ge=0)
 
 
-def places(unet: nn.Module) -> list[str]:
-    """Every second transformer of the decoder, from the second."""
-    found = [
+def target_blocks(unet: nn.Module) -> list[str]:
+    """The paths of every second transformer of the decoder, from the second."""
+    paths = [
         path for path, m in unet.named_modules() if isinstance(m, Transformer2DModel) and path.startswith("up_blocks")
     ]
-    return found[1::2]
+    return paths[1::2]
 
 
 class ImageBlocks(nn.Module):
-    """One new transformer block per place: self-attention, attention to the reference, feed-forward."""
+    """One new transformer block per target block: self-attention, attention to the reference, feed-forward."""
 
     def __init__(self, unet: nn.Module, draw: torch.Generator | None = None) -> None:
         super().__init__()
         blocks = {}
-        for path in places(unet):
-            own = unet.get_submodule(path).transformer_blocks[-1].attn1
-            width = own.to_q.in_features
+        for path in target_blocks(unet):
+            attn = unet.get_submodule(path).transformer_blocks[-1].attn1
+            width = attn.to_q.in_features
             blocks[path.replace(".", "/")] = BasicTransformerBlock(
-                width, own.heads, width // own.heads, cross_attention_dim=width
+                width, attn.heads, width // attn.heads, cross_attention_dim=width
             )
         self.blocks = nn.ModuleDict(blocks)
         if draw is not None:
@@ -78,7 +78,7 @@ class ImageBlocks(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, draw: torch.Generator) -> None:
-        """torch's default for linear layers, from a seed of our own."""
+        """torch's default for linear layers, with a fixed seed."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
@@ -87,12 +87,12 @@ class ImageBlocks(nn.Module):
                         value.copy_((torch.rand(value.shape, generator=draw) * 2 - 1) * bound)
 
     def at(self, path: str) -> nn.Module:
-        """The block of a place."""
+        """The new block of a target block."""
         return self.blocks[path.replace(".", "/")]
 
 
 def otsu(attention: torch.Tensor, levels: int = 10) -> torch.Tensor:
-    """Pixels above the threshold that parts each row best in two, bool [n, pixels]; never none."""
+    """Pixels above Otsu's threshold of each row, bool [n, pixels]; at least one."""
     low = attention.min(1, keepdim=True).values
     spread = (attention.max(1, keepdim=True).values - low).clamp(min=1e-12)
     scaled = (attention - low) / spread
@@ -104,25 +104,21 @@ def otsu(attention: torch.Tensor, levels: int = 10) -> torch.Tensor:
     return above[best, torch.arange(len(scaled), device=scaled.device)] | (scaled >= 1)
 
 
-class WithReference:
-    """The U-Net as it draws beside a reference: called like one, gives ``.sample`` of the pictures alone.
+@dataclass
+class UNetWithReference:
+    """The U-Net with a reference; called like a U-Net, it returns ``.sample`` of the images only.
 
     ``reference`` [n, c, h, w] clean latents, ``noise`` the same; ``v`` and ``end`` float [n, length]: 1 at V*'s and the end token.
-    Rows without V* go without the image. ``regularisation`` after a call is the attention loss, summed over blocks.
+    Rows without V* have no reference. ``regularisation`` after a call is the attention loss, summed over blocks.
     """
 
-    def __init__(
-        self,
-        diffusion: Diffusion,
-        blocks: ImageBlocks,
-        reference: torch.Tensor,
-        noise: torch.Tensor,
-        v: torch.Tensor,
-        end: torch.Tensor,
-    ) -> None:
-        self.diffusion, self.blocks = diffusion, blocks
-        self.reference, self.noise, self.v, self.end = reference, noise, v, end
-        self.regularisation = torch.zeros(())
+    diffusion: Diffusion
+    blocks: ImageBlocks
+    reference: torch.Tensor
+    noise: torch.Tensor
+    v: torch.Tensor
+    end: torch.Tensor
+    regularisation: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
         n = len(x)
@@ -141,7 +137,7 @@ class WithReference:
     def _hooked(self, n: int) -> Iterator[None]:
         undo = []
         try:
-            for path in places(self.diffusion.unet):
+            for path in target_blocks(self.diffusion.unet):
                 block = self.diffusion.unet.get_submodule(path).transformer_blocks[-1]
                 undo.append(self._watch(block, self.blocks.at(path), n))
             yield
@@ -155,17 +151,17 @@ class WithReference:
 
         def after(_module: nn.Module, _args: tuple, output: torch.Tensor) -> torch.Tensor:
             weights = seen.pop()[n:]  # the reference's
-            own = torch.einsum("npt,nt->np", weights, self.v.to(weights.dtype))
+            concept = torch.einsum("npt,nt->np", weights, self.v.to(weights.dtype))
             end = torch.einsum("npt,nt->np", weights, self.end.to(weights.dtype)).detach()
-            asked = self.v.any(1)
-            if asked.any():
-                peaks = (m / m.max(1, keepdim=True).values.clamp(min=1e-12) for m in (own[asked], end[asked]))
+            has_v = self.v.any(1)
+            if has_v.any():
+                peaks = (m / m.max(1, keepdim=True).values.clamp(min=1e-12) for m in (concept[has_v], end[has_v]))
                 self.regularisation = self.regularisation + F.mse_loss(*peaks)
-            mask = otsu(own.detach())
-            looked = image_block(
+            mask = otsu(concept.detach())
+            attended = image_block(
                 output[:n], encoder_hidden_states=output[n:], encoder_attention_mask=_bias(mask, output.dtype)
             )
-            return torch.cat([torch.where(asked[:, None, None], looked, output[:n]), output[n:]])
+            return torch.cat([torch.where(has_v[:, None, None], attended, output[:n]), output[n:]])
 
         before = block.attn2.processor
         block.attn2.set_processor(RecordingAttnProcessor(seen.append))
@@ -173,12 +169,12 @@ class WithReference:
 
 
 def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What diffusers adds to the attention scores, [n, 1, pixels]."""
+    """The bias that diffusers adds to the attention scores, [n, 1, pixels]."""
     return ((~mask).to(dtype) * -1e4)[:, None]
 
 
 def positions(diffusion: Diffusion, prompts: list[str], token: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where V* and the first end token stand, float [n, length] each; zeros where a prompt has no V*."""
+    """The positions of V* and of the first end token, float [n, length] each; zeros for a prompt without V*."""
     ids = prompt_ids(diffusion.tokenizer, prompts)
     end = F.one_hot((ids == diffusion.tokenizer.eos_token_id).int().argmax(1), ids.shape[1]).float()
     rows = [
@@ -187,44 +183,38 @@ def positions(diffusion: Diffusion, prompts: list[str], token: str) -> tuple[tor
     return torch.stack(rows).to(diffusion.unet.device), end.to(diffusion.unet.device)
 
 
-def plan(
-    diffusion: Diffusion,
-    settings: ViCo,
-    photos: EncodedImages,
-    prior: EncodedImages | None,
-    base: Base,
-    macro_class: str,
-) -> Plan:
-    """A photo under a neutral caption beside another photo as its reference."""
-    captions = captions_of(settings, base.token)
-    draw = generator("vico", macro_class, settings.seed)
+def plan(diffusion: Diffusion, settings: ViCo, data: EncodedData) -> TrainingPlan:
+    """A photo with a neutral caption, and another photo as its reference."""
+    photos, token = data.photos, data.base.token
+    captions = captions_of(settings, token)
+    draw = generator("vico", data.macro_class, settings.seed)
     blocks = ImageBlocks(diffusion.unet, draw).to(diffusion.unet.device)
 
     def loss(batch: Batch, step_draw: torch.Generator) -> torch.Tensor:
         device, scheduler, count = diffusion.unet.device, diffusion.scheduler, len(batch.latents)
-        reference = photos.draw(rows_of(len(photos.photos), count, step_draw), step_draw)
+        reference = photos.sample(random_rows(len(photos.images), count, step_draw), step_draw)
         noise, reference_noise = (torch.randn(batch.latents.shape, generator=step_draw).to(device) for _ in range(2))
         t = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=step_draw).to(device)
-        unet = WithReference(
-            diffusion, blocks, reference, reference_noise, *positions(diffusion, batch.captions, base.token)
+        unet = UNetWithReference(
+            diffusion, blocks, reference, reference_noise, *positions(diffusion, batch.captions, token)
         )
         text = prompt_states(diffusion.tokenizer, diffusion.text_encoder, batch.captions)
         out = unet(scheduler.add_noise(batch.latents, noise, t), t, encoder_hidden_states=text).sample
         error = masked_error(out, diffusion_target(scheduler, batch.latents, noise, t), None)
         return (error * batch.weight.to(device)).sum() + settings.attention_weight * unet.regularisation
 
-    return Plan(
+    return TrainingPlan(
         [TOKEN],
         {TOKEN: settings.token_lr, PREFIX: settings.lr},
         lambda step, step_draw: plain_batch(photos, captions, settings.batch_size, step_draw),
-        start_vector(diffusion, settings.init_word or macro_class.split()[-1]),
+        start_vector(diffusion, settings.init_word or data.macro_class.split()[-1]),
         loss,
         {f"{PREFIX}{name}": value for name, value in blocks.named_parameters()},
     )
 
 
 def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBlocks:
-    """The learned blocks of a state, on the model's device."""
+    """The trained blocks of a state, on the model's device."""
     blocks = ImageBlocks(diffusion.unet)
     blocks.load_state_dict(
         {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
@@ -233,16 +223,16 @@ def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBl
 
 
 class _ViCo(Rival):
-    """Draws beside the concept's first photo."""
+    """Samples with the concept's first photo as the reference."""
 
     needs_photo = True
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
-        """V* goes into the model; the image blocks draw beside the photo, noised with one noise for all steps."""
+        """V*'s embedding and the new blocks, with the photo as the reference, noised with one noise for all steps."""
         state, _ = load_state(source.path)
-        own = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+        model_values = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
         predictor = _predictor(diffusion, load_blocks(diffusion, state), source)
-        return replace(self.loaded(diffusion, source, state, own), predictor=predictor)
+        return replace(self.loaded(diffusion, source, state, model_values), predictor=predictor)
 
 
 def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: LearnedFile) -> Callable[[list[ImageSpec]], Any]:
@@ -250,11 +240,11 @@ def _predictor(diffusion: Diffusion, blocks: ImageBlocks, source: LearnedFile) -
     latents, _ = diffusion.posterior(to_tensor([photo]))
     noise = torch.randn(latents.shape, generator=generator("reference", source.concept)).to(latents.device)
 
-    def predictor(items: list[ImageSpec]) -> WithReference:
-        prompts = [""] * len(items) + [item.prompt for item in items]
+    def predictor(images: list[ImageSpec]) -> UNetWithReference:
+        prompts = [""] * len(images) + [image.prompt for image in images]
         sizes = (len(prompts), -1, -1, -1)
-        where = positions(diffusion, prompts, source.base.token)
-        return WithReference(diffusion, blocks, latents.expand(sizes), noise.expand(sizes), *where)
+        tokens = positions(diffusion, prompts, source.base.token)
+        return UNetWithReference(diffusion, blocks, latents.expand(sizes), noise.expand(sizes), *tokens)
 
     return predictor
 

@@ -1,3 +1,3 @@
-"""How concepts are learned: residuals, other weights, class images."""
+"""Training of residuals and of the rivals' weights; class images."""
 
 import persres.models  # noqa: F401  (before diffusers is imported)

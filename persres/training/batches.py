@@ -1,4 +1,4 @@
-"""What a rival learns from: the concept's photos, class images where it uses some, and one step's batch of them."""
+"""Training batches of the rivals: photos and class images, encoded, with their captions."""
 
 from __future__ import annotations
 
@@ -10,34 +10,45 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from persres.config.schema import Base
 from persres.images import to_tensor
 from persres.models.diffusion import Diffusion, posterior
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Photos of one kind with the autoencoder's posterior of each, [n, c, h, w], in the denoiser's scale."""
+    """Images with the autoencoder's posterior of each, [n, c, h, w], in the denoiser's scale."""
 
-    photos: list[Image.Image]
+    images: list[Image.Image]
     mean: torch.Tensor
     std: torch.Tensor
 
     @classmethod
-    def of(cls, diffusion: Diffusion, photos: list[Image.Image]) -> EncodedImages:
-        """Encode square photos of the working resolution."""
-        mean, std = posterior(diffusion.vae, to_tensor(photos))
-        return cls(photos, mean, std)
+    def of(cls, diffusion: Diffusion, images: list[Image.Image]) -> EncodedImages:
+        """Encode square images of the training resolution."""
+        mean, std = posterior(diffusion.vae, to_tensor(images))
+        return cls(images, mean, std)
 
-    def draw(self, rows: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-        """Latents of some photos, sampled from their posterior."""
+    def sample(self, rows: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """Latents of the images ``rows``, sampled from their posterior."""
         noise = torch.randn((len(rows), *self.mean.shape[1:]), generator=draw).to(self.mean.device)
         rows = rows.to(self.mean.device)
         return self.mean[rows] + self.std[rows] * noise
 
 
 @dataclass(frozen=True)
+class EncodedData:
+    """The encoded :class:`persres.methods.common.base.TrainingData` of one concept."""
+
+    photos: EncodedImages
+    class_images: EncodedImages | None
+    base: Base
+    macro_class: str
+
+
+@dataclass(frozen=True)
 class Batch:
-    """``latents`` [n, c, h, w]; ``captions`` n; ``weight`` [n] adds up the losses; ``valid`` [n, 1, h, w] or none: where the loss counts."""
+    """``latents`` [n, c, h, w]; n ``captions``; ``weight`` [n] of each sample's loss; ``valid`` [n, 1, h, w]: where the loss counts."""
 
     latents: torch.Tensor
     captions: list[str]
@@ -45,7 +56,7 @@ class Batch:
     valid: torch.Tensor | None = None
 
     def joined(self, other: Batch) -> Batch:
-        """Both in one."""
+        """Both batches as one."""
         valid = None
         if self.valid is not None or other.valid is not None:
             valid = torch.cat(
@@ -59,55 +70,60 @@ class Batch:
         )
 
 
-BatchFunction = Callable[[int, torch.Generator], Batch]  # step, this step's draws -> what to learn from
+BatchFunction = Callable[[int, torch.Generator], Batch]  # step, the step's generator -> batch
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One rival's way with one concept.
+class TrainingPlan:
+    """How a rival trains one concept.
 
-    ``names`` of what trains in the model (persres.models.weight_patching), ``rates`` by name prefix, the longest counts; ``batch``
-    of a step; ``loss`` of a batch where it is not the plain one; ``new``: trained parameters that the model does not have.
+    ``names``: the model's parameters that train (persres.models.weight_patching). ``lrs``: learning rates by name prefix; the longest
+    matching prefix counts. ``batch``: the batch of a step. ``token``: the initial embedding of V*; the default is the rare token's.
+    ``loss``: replaces the plain loss. ``new``: trained parameters that the model does not have.
     """
 
     names: list[str]
-    rates: dict[str, float]
+    lrs: dict[str, float]
     batch: BatchFunction
-    token: torch.Tensor | None = None  # where V*'s embedding starts, if not at the rare token's
+    token: torch.Tensor | None = None
     loss: Callable[[Batch, torch.Generator], torch.Tensor] | None = None
     new: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-def rows_of(count: int, size: int, draw: torch.Generator) -> torch.Tensor:
-    """Which pictures a step shows, long [size]."""
+def random_rows(count: int, size: int, draw: torch.Generator) -> torch.Tensor:
+    """Indices of a step's images, long [size], of ``count``."""
     return torch.randint(count, (size,), generator=draw)
 
 
 def plain_batch(
-    pictures: EncodedImages, caption: str | list[str], size: int, draw: torch.Generator, weight: float = 1.0
+    images: EncodedImages, caption: str | list[str], size: int, draw: torch.Generator, weight: float = 1.0
 ) -> Batch:
-    """``size`` of the pictures; a list of captions is drawn from."""
-    rows = rows_of(len(pictures.photos), size, draw)
+    """A batch of ``size`` random images; of a list of captions, each image gets a random one."""
+    rows = random_rows(len(images.images), size, draw)
     options = [caption] if isinstance(caption, str) else caption
     captions = [options[i] for i in torch.randint(len(options), (size,), generator=draw)]
-    return Batch(pictures.draw(rows, draw), captions, torch.full((size,), weight / size))
+    return Batch(images.sample(rows, draw), captions, torch.full((size,), weight / size))
 
 
-def with_class_images(own: BatchFunction, prior: EncodedImages | None, caption: str, settings) -> BatchFunction:
-    """A step's own batch, and behind it as many class images under ``caption``, weighted by ``prior_weight``; without
-    class images the own batch alone."""
-    if prior is None:
-        return own
+def with_class_images(
+    concept_batch: BatchFunction, class_images: EncodedImages | None, caption: str, settings
+) -> BatchFunction:
+    """A batch function that appends as many class images under ``caption``, weighted by ``prior_weight``.
+
+    Without class images, ``concept_batch`` itself.
+    """
+    if class_images is None:
+        return concept_batch
 
     def batch(step: int, draw: torch.Generator) -> Batch:
-        first = own(step, draw)
-        return first.joined(plain_batch(prior, caption, settings.batch_size, draw, settings.prior_weight))
+        first = concept_batch(step, draw)
+        return first.joined(plain_batch(class_images, caption, settings.batch_size, draw, settings.prior_weight))
 
     return batch
 
 
 def masked_error(out: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """Mean squared error of each sample, [n], over its valid area."""
+    """Mean squared error of each sample over its valid area, [n]."""
     error = F.mse_loss(out.float(), target.float(), reduction="none").mean(1, keepdim=True)
     if valid is None:
         return error.flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Images of a class drawn by the base model, which some methods learn beside the photos."""
+"""Class images, sampled by the base model; some methods train on them next to the photos."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ ARCHIVE = "images.zip"
 def sample_class_images(
     spec: ClassImagesSpec, device: str, batch: int = 8, cpu_offload: bool = False
 ) -> list[Image.Image]:
-    """``count`` pictures of a prompt by the base model."""
+    """``count`` images of the prompt by the base model."""
     diffusion = load_diffusion(spec.base, device, cpu_offload)
     channels, factor = diffusion.latent_shape
-    shape, pictures = (channels, *[spec.base.resolution // factor] * 2), []
+    shape, images = (channels, *[spec.base.resolution // factor] * 2), []
     uncond = diffusion.unconditional()
     for start in range(0, spec.count, batch):
         numbers = range(start, min(spec.count, start + batch))
         cond = diffusion.encode([spec.prompt] * len(numbers))
         noise = starting_noise([generator("prior", spec.prompt, i) for i in numbers], shape).to(diffusion.unet.device)
         denoise = guided(diffusion.unet, cond, uncond, spec.cfg_scale)
-        pictures += to_images(diffusion.decode(sample_ddim(denoise, noise, diffusion.scheduler, spec.steps)))
-    return pictures
+        images += to_images(diffusion.decode(sample_ddim(denoise, noise, diffusion.scheduler, spec.steps)))
+    return images
 
 
 def class_images_unit(
     unit: Unit[ClassImagesSpec], work: Path, device: str, cpu_offload: bool = False, batch: int = 8
 ) -> None:
-    """Draw one class's images into a pack."""
+    """Sample one class's images into an image archive."""
     with measured(pick_device(device)) as facts:
-        pictures = sample_class_images(unit.spec, device, batch, cpu_offload)
+        images = sample_class_images(unit.spec, device, batch, cpu_offload)
     archive = unit.folder(work) / ARCHIVE
-    write_atomic(archive, zip_bytes({f"{i:04d}.png": png_bytes(p) for i, p in enumerate(pictures)}))
+    write_atomic(archive, zip_bytes({f"{i:04d}.png": png_bytes(image) for i, image in enumerate(images)}))
     finish(unit, work, [archive], facts)
 
 
 def read_class_images(source: Path, resolution: int) -> list[Image.Image]:
-    """Class images from a pack, or real ones from a folder, square at the resolution."""
-    found = (
-        list(unzip_images(source).values()) if source.suffix == ".zip" else [load_photo(p) for p in list_photos(source)]
-    )
-    return [square(image, resolution) for image in found]
+    """Class images from an image archive, or real ones from a folder, square at the resolution."""
+    if source.suffix == ".zip":
+        images = list(unzip_images(source).values())
+    else:
+        images = [load_photo(path) for path in list_photos(source)]
+    return [square(image, resolution) for image in images]

@@ -1,11 +1,11 @@
-"""When a concept may stop learning before its steps are up (docs/beyond.md, "When to stop"; the paper always takes 150, 4.1).
+"""Decides when a concept may stop training before its last step (docs/extensions/early_stopping.md; the paper always runs 150 steps, 4.1).
 
-The loss of a step says little: its noise and timesteps are other ones each time. So every ``early_stop_every`` steps the loss of the
-photos is taken at ``early_stop_draws`` fixed noises and timesteps, in one forward pass, and what it moved by since the check before is compared
-with what it fell by in all. Once the share is below ``early_stop_below``, the concept has settled. Nothing is asked but the photos. A loss
-that rises by more than that has not settled: at a constant rate it may jump and fall on, as one of the looks does that this was tuned on.
+The loss of a single step is noisy, since noise and timesteps change with every step. So every ``early_stop_every`` steps, a check
+computes the loss of the photos at ``early_stop_draws`` fixed noises and timesteps, in one U-Net pass. It compares the change since
+the check before with the total decrease. The concept stops when that share is below ``early_stop_below``. A loss that rises by
+more than the threshold does not stop training: at a constant learning rate it may jump and then decrease again.
 
-A concept's checks depend on its own name, photos and factors alone: beside others it stops where it would alone.
+A check depends only on the concept's name, photos and factors. In a batch, a concept stops at the same step as alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from persres.seeding import generator
 from persres.training.settings import ResidualSettings
 
 
-def fixed_draw(
+def fixed_draws(
     name: str, mean: torch.Tensor, settings: ResidualSettings, timesteps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents, noise and timesteps of a concept's check, the same at every check, [draws, ...].
+    """Latents, noise and timesteps of a concept's check, [draws, ...]; the same at every check.
 
-    ``mean`` [n, c, h, w] of its photos. The timesteps are the middles of as many equal parts of all; the photos take turns.
+    ``mean`` [n, c, h, w] of its photos, which take turns. The timesteps are the midpoints of equal intervals.
     """
     draws = torch.arange(settings.early_stop_draws)
     rows = (draws % len(mean)).to(mean.device)
@@ -33,73 +33,77 @@ def fixed_draw(
     return mean[rows], noise, ((draws + 0.5) * timesteps / len(draws)).long()
 
 
-def share_moved(losses: list[float]) -> float:
-    """What the loss moved by, up or down, between the last two of its checks, as a share of its fall since the first. 1 before it has
-    fallen at all."""
+def relative_change(losses: list[float]) -> float:
+    """The change of the loss between the last two checks, as a share of its total decrease; 1 before any decrease."""
     gain = losses[0] - losses[-1]
     return abs(losses[-2] - losses[-1]) / gain if len(losses) > 1 and gain > 0 else 1.0
 
 
 @dataclass
 class EarlyStopping:
-    """Which concepts of a bank still learn.
+    """Tracks which concepts of a bank still train.
 
-    ``measure`` gives a concept's loss at its fixed draws now. ``losses`` by concept: before the first step, then at every check.
-    ``held``: the factors of those that have stopped, put back after every step, for the optimizer's momentum and decay move
-    them without a gradient too.
+    ``measure`` returns a concept's current loss at its fixed draws. ``losses`` by concept: before the first step, then at every
+    check. ``frozen``: the factors of stopped concepts. :meth:`restore` puts them back after every optimizer step, since
+    momentum and weight decay move them even without a gradient.
     """
 
     settings: ResidualSettings
     bank: ResidualBank
     measure: Callable[[int], float]
     losses: list[list[float]] = field(default_factory=list)
-    held: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    frozen: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
     def begin(self, state: dict | None) -> None:
-        """From a checkpoint's :meth:`state`, with the bank as it was then; none: from the start."""
+        """Start from the :meth:`state` of a checkpoint whose bank is loaded, or from the first step."""
         if self.settings.stop == "steps":
             return
         if state is None:
             self.losses = [[self.measure(concept)] for concept in range(self.bank.concepts)]
         else:
             self.losses = [list(losses) for losses in state["losses"]]
-            self._hold(state["stopped"])
+            self._freeze(state["stopped"])
 
     def state(self) -> dict:
-        """As JSON can hold it."""
-        return {"losses": self.losses, "stopped": sorted(self.held)}
+        """The state, for JSON."""
+        return {"losses": self.losses, "stopped": sorted(self.frozen)}
 
     @property
-    def learning(self) -> list[int]:
+    def active(self) -> list[int]:
         """The concepts that have not stopped, in order."""
-        return [concept for concept in range(self.bank.concepts) if concept not in self.held]
+        return [concept for concept in range(self.bank.concepts) if concept not in self.frozen]
 
-    def _hold(self, concepts: list[int]) -> None:
+    def _freeze(self, concepts: list[int]) -> None:
         for concept in concepts:
-            self.held[concept] = [factor[concept].detach().clone() for factor in self.bank.parameters()]
+            self.frozen[concept] = [factor[concept].detach().clone() for factor in self.bank.parameters()]
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """After a step of the optimizer: what has stopped stays as it was."""
-        for concept, factors in self.held.items():
+    def restore(self) -> None:
+        """Reset the factors of stopped concepts after an optimizer step."""
+        for concept, factors in self.frozen.items():
             for factor, value in zip(self.bank.parameters(), factors, strict=True):
                 factor[concept].copy_(value)
 
-    def check(self, finished: int) -> dict[str, list]:
-        """After ``finished`` steps, for the log, by concept: ``fixed_loss``, and in ``stopped`` why, where one stops here. Empty where
-        no check is due: after the last step there is nothing to stop."""
+    def check(self, steps: int) -> dict[str, list]:
+        """The log entries after ``steps`` steps, by concept: ``fixed_loss``, and ``stopped`` with the reason if one stops here.
+
+        Empty if no check is due. After the last step none is.
+        """
         settings = self.settings
-        if settings.stop == "steps" or finished % settings.early_stop_every or finished >= settings.steps:
+        if settings.stop == "steps" or steps % settings.early_stop_every or steps >= settings.steps:
             return {}
-        found: list[float | None] = [None] * self.bank.concepts
-        why: list[str | None] = [None] * self.bank.concepts
-        for concept in self.learning:
-            found[concept] = self.measure(concept)
-            self.losses[concept].append(found[concept])
-            share = share_moved(self.losses[concept])
-            if share < self.settings.early_stop_below:
-                why[concept] = (
-                    f"settled after {finished} steps: the loss moved by {share:.1%} of its fall in the last {self.settings.early_stop_every}"
-                )
-        self._hold([concept for concept, said in enumerate(why) if said])
-        return {"fixed_loss": found} | ({"stopped": why} if any(why) else {})
+        losses: list[float | None] = [None] * self.bank.concepts
+        reasons: list[str | None] = [None] * self.bank.concepts
+        for concept in self.active:
+            losses[concept] = self.measure(concept)
+            self.losses[concept].append(losses[concept])
+            reasons[concept] = self._reason(self.losses[concept], steps)
+        self._freeze([concept for concept, reason in enumerate(reasons) if reason])
+        return {"fixed_loss": losses} | ({"stopped": reasons} if any(reasons) else {})
+
+    def _reason(self, losses: list[float], steps: int) -> str | None:
+        """Why the concept stops after ``steps`` steps, or None."""
+        share, every = relative_change(losses), self.settings.early_stop_every
+        if share >= self.settings.early_stop_below:
+            return None
+        return f"stopped after {steps} steps: in the last {every} the loss changed by {share:.1%} of its total decrease"

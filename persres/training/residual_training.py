@@ -1,13 +1,13 @@
-"""Learn residuals with the plain diffusion loss (paper equation 1, settings of 4.1).
+"""Trains residuals with the plain diffusion loss (paper equation 1; settings of section 4.1).
 
-Several concepts may be learned in one pass: their losses are added, no parameter is shared, and
-every draw belongs to (concept, seed, step), so each concept learns what it would learn alone.
+Several concepts may train in one batch. Their losses are added and they share no parameter. Every random draw depends on
+(concept, seed, step), so each concept gets the result of a run of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from persres.models.attention import cached_text_kv
 from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.seeding import generator
-from persres.training.early_stopping import EarlyStopping, fixed_draw
+from persres.training.early_stopping import EarlyStopping, fixed_draws
 from persres.training.settings import ResidualSettings
 from persres.units.checkpoints import load_training, save_training
 
@@ -31,10 +31,11 @@ StepDraws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, noise, t
 
 @dataclass(frozen=True)
 class EncodedConcept:
-    """What one concept is learned from.
+    """The latents and text states that one concept trains on.
 
-    ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the
-    denoiser's scale. ``text``: the one embedded prompt, or a function that gives it where V*'s embedding learns too. ``name`` seeds the draws. ``prior``: class images to learn beside, at ``prior_weight``.
+    ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the denoiser's scale. ``text``: the
+    text states of the prompt, or a function that returns them if V*'s embedding trains too. ``name`` seeds the random draws.
+    ``prior``: class images, weighted by ``prior_weight``.
     """
 
     name: str
@@ -44,38 +45,29 @@ class EncodedConcept:
     prior: EncodedConcept | None = None
 
     def states(self) -> Conditioning:
-        """The embedded prompt as it stands now."""
+        """The current text states of the prompt."""
         return Conditioning.of(self.text() if callable(self.text) else self.text)
 
 
-class Texts:
-    """The prompts of a batch, each for all of its samples. They are the very same tensor at every step, unless a text learns, so that
-    whoever has read it need not read it again."""
+class TextCache:
+    """Text states by batch of concepts. Unless a text trains, every step gets the same tensor, so its keys and values stay cached."""
 
     def __init__(self) -> None:
-        self.made: dict[tuple, Conditioning] = {}
+        self.cached: dict[tuple, Conditioning] = {}
 
-    def of(self, lessons: list[EncodedConcept], each: int) -> Conditioning:
-        """Of ``each`` samples of every lesson, in order."""
-        key = (each, *map(id, lessons))
-        if key in self.made:
-            return self.made[key]
-        text = joined([lesson.states() for lesson in lessons]).each(lambda v: v.repeat_interleave(each, 0))
-        if not any(callable(lesson.text) for lesson in lessons):
-            self.made[key] = text
+    def states(self, concepts: list[EncodedConcept], repeats: int) -> Conditioning:
+        """The text states of each concept, ``repeats`` times, in order."""
+        key = (repeats, *map(id, concepts))
+        if key in self.cached:
+            return self.cached[key]
+        text = joined([concept.states() for concept in concepts]).each(lambda v: v.repeat_interleave(repeats, 0))
+        if not any(callable(concept.text) for concept in concepts):
+            self.cached[key] = text
         return text
 
 
-@dataclass
-class Log:
-    """One row a step, every value but the step's number a list by concept: the loss, None once the concept has stopped;
-    ‖ΔW‖/‖W‖ by layer every ten steps; what :meth:`Settling.check` says."""
-
-    rows: list[dict] = field(default_factory=list)
-
-
 def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """What the model should say: ε (equation 1), or v for models trained to predict it."""
+    """The training target: ε (equation 1), or v for models with v-prediction."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -84,167 +76,179 @@ def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Ten
     raise ValueError(f"unknown prediction_type {kind!r}")
 
 
-def _draw(lesson: EncodedConcept, settings: ResidualSettings, step: int, timesteps: int) -> StepDraws:
-    """Latents, noise and timesteps of one concept's step, [batch, ...]. Images go round in shuffled order."""
-    count, batch = len(lesson.mean), settings.batch_size
+def step_draws(concept: EncodedConcept, settings: ResidualSettings, step: int, timesteps: int) -> StepDraws:
+    """Latents, noise and timesteps of one concept's step, [batch, ...]. Every epoch shuffles the images anew."""
+    count, batch = len(concept.mean), settings.batch_size
     rows = []
     for position in range(step * batch, (step + 1) * batch):
-        order = torch.randperm(count, generator=generator("epoch", lesson.name, settings.seed, position // count))
+        order = torch.randperm(count, generator=generator("epoch", concept.name, settings.seed, position // count))
         rows.append(order[position % count])
-    draw = generator("step", lesson.name, settings.seed, step)
-    rows = torch.stack(rows).to(lesson.mean.device)
-    shape = (batch, *lesson.mean.shape[1:])
+    draw = generator("step", concept.name, settings.seed, step)
+    rows = torch.stack(rows).to(concept.mean.device)
+    shape = (batch, *concept.mean.shape[1:])
     t = torch.randint(0, timesteps, (batch,), generator=draw)
     posterior, noise = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
-    z = lesson.mean[rows] + lesson.std[rows] * posterior.to(lesson.mean.device)
+    z = concept.mean[rows] + concept.std[rows] * posterior.to(concept.mean.device)
     return z, noise, t
 
 
-def concept_losses(
-    unet: nn.Module,
-    scheduler: DDIMScheduler,
-    lessons: list[EncodedConcept],
-    bank: ResidualBank,
-    settings: ResidualSettings,
-    step: int,
-    rows: list[int] | None = None,
-    texts: Texts | None = None,
-) -> torch.Tensor:
-    """Mean squared error of each concept at one step, [K], all in one pass through the U-Net. ``rows``: which of the bank's
-    concepts the lessons are; none: all, in order. ``texts`` holds the prompts of the steps before."""
-    drawn = [_draw(lesson, settings, step, scheduler.config.num_train_timesteps) for lesson in lessons]
-    return _errors(unet, scheduler, lessons, bank, drawn, rows, texts)
+@dataclass(frozen=True)
+class ResidualLoss:
+    """The loss of concepts under the residuals of ``bank``. In its methods, ``rows`` are the concepts' indices in the bank; the
+    default is all, in order."""
+
+    unet: nn.Module
+    scheduler: DDIMScheduler
+    bank: ResidualBank
+    settings: ResidualSettings
+    texts: TextCache = field(default_factory=TextCache)
+
+    @property
+    def timesteps(self) -> int:
+        """The number of timesteps that the model was trained with."""
+        return self.scheduler.config.num_train_timesteps
+
+    def at_step(self, concepts: list[EncodedConcept], step: int, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Mean squared error of each concept at one step, [K], in one U-Net pass; without class images."""
+        draws = [step_draws(concept, self.settings, step, self.timesteps) for concept in concepts]
+        return self.at_draws(concepts, draws, rows)
+
+    def with_prior(self, concepts: list[EncodedConcept], step: int, rows: Sequence[int]) -> torch.Tensor:
+        """:meth:`at_step` plus the weighted loss of the class images, [K]. Class images have draws of their own."""
+        losses = self.at_step(concepts, step, rows)
+        if any(concept.prior is None for concept in concepts):
+            return losses
+        priors = [concept.prior for concept in concepts]
+        return losses + self.settings.prior_weight * self.at_step(priors, step, rows)
+
+    def at_draws(
+        self, concepts: list[EncodedConcept], draws: list[StepDraws], rows: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Mean squared error of each concept, [K], at given draws, as many for each."""
+        device, repeats = concepts[0].mean.device, len(draws[0][0])
+        z, noise, t = (torch.cat(part).to(device) for part in zip(*draws, strict=True))
+        text = self.texts.states(concepts, repeats)
+        rows = range(len(concepts)) if rows is None else rows
+        routing = Routing(torch.tensor(list(rows), device=device).repeat_interleave(repeats), None)
+        with residual_hooks(self.unet, self.bank, routing):
+            out = self.unet(self.scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
+        target = diffusion_target(self.scheduler, z, noise, t)
+        error = F.mse_loss(out.float(), target.float(), reduction="none")
+        return error.flatten(1).mean(1).view(len(concepts), -1).mean(1)
+
+    def early_stopping(self, concepts: list[EncodedConcept]) -> EarlyStopping:
+        """The rule that stops concepts early. A check reads one concept only."""
+
+        @torch.no_grad()
+        def measure(index: int) -> float:
+            concept = concepts[index]
+            draws = fixed_draws(concept.name, concept.mean, self.settings, self.timesteps)
+            return float(self.at_draws([concept], [draws], [index])[0])
+
+        return EarlyStopping(self.settings, self.bank, measure)
 
 
-def _errors(
-    unet: nn.Module,
-    scheduler: DDIMScheduler,
-    lessons: list[EncodedConcept],
-    bank: ResidualBank,
-    drawn: list[StepDraws],
-    rows: list[int] | None = None,
-    texts: Texts | None = None,
-) -> torch.Tensor:
-    """Mean squared error of each concept, [K], on as many draws of each."""
-    device, each = lessons[0].mean.device, len(drawn[0][0])
-    z, noise, t = (torch.cat(part).to(device) for part in zip(*drawn, strict=True))
-    text = (texts or Texts()).of(lessons, each)
-    rows = range(len(lessons)) if rows is None else rows
-    routing = Routing(torch.tensor(list(rows), device=device).repeat_interleave(each), None)
-    with residual_hooks(unet, bank, routing):
-        out = unet(scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
-    error = F.mse_loss(out.float(), diffusion_target(scheduler, z, noise, t).float(), reduction="none")
-    return error.flatten(1).mean(1).view(len(lessons), -1).mean(1)
-
-
-def _losses(
-    unet: nn.Module,
-    scheduler: DDIMScheduler,
-    lessons: list[EncodedConcept],
-    bank: ResidualBank,
-    settings: ResidualSettings,
-    step: int,
-    rows: list[int],
-    texts: Texts,
-) -> torch.Tensor:
-    """Each concept's loss with its class images', [K]. They are drawn under names of their own."""
-    losses = concept_losses(unet, scheduler, lessons, bank, settings, step, rows, texts)
-    if any(lesson.prior is None for lesson in lessons):
-        return losses
-    priors = [lesson.prior for lesson in lessons]
-    return losses + settings.prior_weight * concept_losses(unet, scheduler, priors, bank, settings, step, rows, texts)
-
-
-def new_bank(targets: list, lessons: list[EncodedConcept], settings: ResidualSettings) -> ResidualBank:
-    """A bank with every concept's factors drawn from its own name and seed."""
-    bank = ResidualBank(targets, len(lessons))
-    for concept, lesson in enumerate(lessons):
-        bank.initialise(concept, settings.init, settings.init_gain, generator("init", lesson.name, settings.seed))
+def new_bank(targets: list, concepts: list[EncodedConcept], settings: ResidualSettings) -> ResidualBank:
+    """A bank whose factors are initialised from each concept's name and the seed."""
+    bank = ResidualBank(targets, len(concepts))
+    for index, concept in enumerate(concepts):
+        bank.initialise(index, settings.init, settings.init_gain, generator("init", concept.name, settings.seed))
     return bank
 
 
-def early_stopping_of(
-    unet: nn.Module,
-    scheduler: DDIMScheduler,
-    lessons: list[EncodedConcept],
-    bank: ResidualBank,
-    settings: ResidualSettings,
-) -> EarlyStopping:
-    """The rule that says which concepts still learn, each measured by itself: a check knows no other concept of the bank."""
+@dataclass
+class TrainingState:
+    """What changes during training: optimizer, gradient scaler, early stopping and the log; a checkpoint holds all of it."""
 
-    @torch.no_grad()
-    def measure(concept: int) -> float:
-        lesson = lessons[concept]
-        drawn = fixed_draw(lesson.name, lesson.mean, settings, scheduler.config.num_train_timesteps)
-        return float(_errors(unet, scheduler, [lesson], bank, [drawn], [concept])[0])
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopping: EarlyStopping
+    # One row a step; every value but the step number is a list by concept: the loss, None after the concept stopped;
+    # ‖ΔW‖/‖W‖ by layer every ten steps; the entries of EarlyStopping.check.
+    rows: list[dict] = field(default_factory=list)
 
-    return EarlyStopping(settings, bank, measure)
+    def resume(self, checkpoint: Path | None) -> int:
+        """Load the checkpoint, if there is one; returns the first step to run."""
+        start, note = 0, {}
+        if checkpoint is not None and checkpoint.exists():
+            try:
+                start, note = load_training(checkpoint, self.parameters, self.optimizer)
+                self.rows = note["rows"]
+                self.scaler.load_state_dict(note["scaler"])
+            except SafetensorError:
+                logger.warning("%s is corrupt; starting from the first step", checkpoint)
+        self.stopping.begin(note.get("early_stopping"))
+        return start
+
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Write the checkpoint after ``step`` steps."""
+        note = {
+            "rows": self.rows,
+            "scaler": self.scaler.state_dict(),
+            "early_stopping": self.stopping.state(),
+        }
+        save_training(checkpoint, self.parameters, self.optimizer, step, note=note)
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer. Concepts that have stopped keep their factors."""
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.stopping.restore()
+
+
+def _new_state(
+    loss: ResidualLoss, concepts: list[EncodedConcept], extra: dict[str, nn.Parameter] | None
+) -> TrainingState:
+    settings, unet = loss.settings, loss.unet
+    parameters = dict(loss.bank.named_parameters()) | (extra or {})
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    # Gradients pass the frozen model in its own precision; the range of float16 is too small for unscaled ones.
+    scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
+    return TrainingState(parameters, optimizer, scaler, loss.early_stopping(concepts))
 
 
 def train(
-    unet: nn.Module,
-    scheduler: DDIMScheduler,
-    lessons: list[EncodedConcept],
-    bank: ResidualBank,
-    settings: ResidualSettings,
+    loss: ResidualLoss,
+    concepts: list[EncodedConcept],
     checkpoint: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
     extra: dict[str, nn.Parameter] | None = None,
-) -> Log:
-    """Train the bank in place, and ``extra`` parameters that the lessons' texts depend on; returns the log. The U-Net
-    takes no gradient and is left as it was.
+) -> list[dict]:
+    """Train the bank in place and return the log; see :class:`TrainingState` for its rows.
 
-    With a checkpoint path the state is saved every ``settings.checkpoint_every`` steps, and a run that finds
-    one goes on from it to the same bits as an unbroken run on the same machine. With ``stop: settled`` each concept's factors
-    stay as they are once it has settled, and training ends when all have, or after ``settings.steps``.
+    ``extra`` parameters train too; the concepts' texts may depend on them. The U-Net gets no gradient and does not change.
+
+    With a checkpoint path, the state is saved every ``settings.checkpoint_every`` steps. A run that finds a checkpoint resumes
+    to the same bits as an uninterrupted run on the same machine. With ``stop: early`` each concept's factors stay fixed after it has
+    stopped. Training ends when all concepts have stopped, or after ``settings.steps``.
     """
+    settings, unet = loss.settings, loss.unet
     unet.requires_grad_(False)
-    parameters = dict(bank.named_parameters()) | (extra or {})
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    # Gradients pass the frozen model in its own precision; float16's range is too small for them as they are.
-    scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
-    log, start, note, rule = Log(), 0, {}, early_stopping_of(unet, scheduler, lessons, bank, settings)
-    if checkpoint is not None and checkpoint.exists():
-        try:
-            start, note = load_training(checkpoint, parameters, optimizer)
-            log.rows = note["rows"]
-            scaler.load_state_dict(note["scaler"])
-        except SafetensorError:
-            logger.warning("%s is broken; starting from the first step", checkpoint)
-    rule.begin(note.get("settling"))
-    texts = Texts()
+    state = _new_state(loss, concepts, extra)
     with cached_text_kv(unet):
-        for step in range(start, settings.steps):
-            learning = rule.learning
-            if not learning:
+        for step in range(state.resume(checkpoint), settings.steps):
+            active = state.stopping.active
+            if not active:
                 break
-            losses = _losses(unet, scheduler, [lessons[k] for k in learning], bank, settings, step, learning, texts)
-            scaler.scale(losses.sum()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            rule.put_back()
-            told = losses.tolist()
-            log.rows.append(_row(unet, bank, settings, step, dict(zip(learning, told, strict=True)), rule))
+            losses = loss.with_prior([concepts[k] for k in active], step, active)
+            state.update(losses.sum())
+            values = losses.tolist()
+            state.rows.append(_row(loss, step, dict(zip(active, values, strict=True)), state.stopping))
             if on_step is not None:
-                on_step(step, sum(told) / len(told))
+                on_step(step, sum(values) / len(values))
             if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-                note = {"rows": log.rows, "scaler": scaler.state_dict(), "settling": rule.state()}
-                save_training(checkpoint, parameters, optimizer, step + 1, note=note)
-    return log
+                state.save(checkpoint, step + 1)
+    return state.rows
 
 
-def _row(
-    unet: nn.Module,
-    bank: ResidualBank,
-    settings: ResidualSettings,
-    step: int,
-    losses: dict[int, float],
-    rule: EarlyStopping,
-) -> dict:
-    """A step's row of the log; the rule looks here, so that a checkpoint after it holds what it said."""
+def _row(loss: ResidualLoss, step: int, losses: dict[int, float], stopping: EarlyStopping) -> dict:
+    """The log row of a step. The early-stopping check runs here, so that the checkpoint after it includes its result."""
+    bank = loss.bank
     row = {"step": step, "loss": [losses.get(concept) for concept in range(bank.concepts)]}
-    row |= rule.check(step + 1)
-    if (step + 1) % 10 == 0 or step + 1 == settings.steps or "stopped" in row:
-        row["norms"] = [bank.relative_norms(unet, concept) for concept in range(bank.concepts)]
+    row |= stopping.check(step + 1)
+    if (step + 1) % 10 == 0 or step + 1 == loss.settings.steps or "stopped" in row:
+        row["norms"] = [bank.relative_norms(loss.unet, concept) for concept in range(bank.concepts)]
     return row

@@ -1,1 +1,1 @@
-"""What the methods share: their protocol, the registry that finds them, and the work of a unit that trains or draws."""
+"""Shared by all methods: the protocol, the registry, and the work of training and sampling units."""

@@ -1,5 +1,7 @@
-"""What a method is. A file in ``persres/methods/`` with a ``METHOD`` that follows this protocol is one; nothing else has to
-know it by name."""
+"""The protocol of a training method.
+
+A method is a file in ``persres/methods/`` with a ``METHOD`` that implements :class:`Method`. No other code knows it by name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from persres.config.schema import Base, VariantSettings
 from persres.models.diffusion import Diffusion
 from persres.units.specs import ImageSpec
 
-if TYPE_CHECKING:  # a profile asks for settings alone, and diffusers takes seconds
+if TYPE_CHECKING:  # reading a profile needs the settings only, and diffusers takes seconds to import
     from persres.residuals.bank import ResidualBank
 
 OnStep = Callable[[int, float], None]  # step from 0, loss
@@ -24,7 +26,7 @@ OnStep = Callable[[int, float], None]  # step from 0, loss
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one concept is learned from: its photos and images of its class, square at the working resolution."""
+    """The photos of one concept and its class images, square, at the training resolution."""
 
     concept: str
     macro_class: str
@@ -35,7 +37,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left: numbers learned, a log row a step, and how to write it to a file with its provenance."""
+    """The result of a training: number of trained parameters, one log row per step, and ``save(path, info)``."""
 
     parameters: int
     log: list[dict[str, Any]]
@@ -44,7 +46,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class LearnedFile:
-    """Where what was learned lies, and whose it is; ``photo`` for methods that draw beside one."""
+    """A file that training wrote, and its concept. ``photo``: for methods that sample with a reference photo."""
 
     path: Path
     concept: str
@@ -54,70 +56,72 @@ class LearnedFile:
 
 @dataclass(frozen=True)
 class LoadedMethod:
-    """What was learned, ready to draw with.
+    """A trained method, ready to sample.
 
-    ``bank``: residuals, which LAG can mask. ``inside``: enters the other learned weights into the model. ``predictor``: gives, for a
-    batch, what draws in the U-Net's place.
+    ``bank``: residuals, which LAG can mask. ``patch``: a context manager that patches the model with the other trained weights.
+    ``predictor``: returns, for a batch, a callable that replaces the U-Net. ``tensors``: all trained tensors that are no residual.
     """
 
     parameters: int
     bank: ResidualBank | None = None
-    inside: Callable[[], AbstractContextManager[None]] = nullcontext
+    patch: Callable[[], AbstractContextManager[None]] = nullcontext
     predictor: Callable[[list[ImageSpec]], Any] | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
-    """One way to learn a concept and to draw it."""
+    """A way to train a concept and to sample it."""
 
     name: str
     settings: type[VariantSettings]
-    needs_photo: bool  # draws beside one of the concept's photos
-    # It may say draws_mixed = True: its pictures need the base model and a residual alone, and can share a batch with others'.
+    needs_photo: bool  # samples with one of the concept's photos as a reference
+    # Optional: batched_sampling = True if its images need only the base model and a residual; they then share batches with others.
 
     def phrase(self, settings: VariantSettings, base: Base, macro_class: str) -> str:
-        """What stands for the concept in a prompt."""
+        """The phrase for the concept in a prompt."""
         ...
 
     def base_for(self, base: Base) -> Base:
-        """The base model as it trains on it."""
+        """The base model that it trains on."""
         ...
 
     def refuses(self, settings: VariantSettings, family: str) -> str | None:
-        """What of it is not to be had for models of this family (the pipeline's class name), or None."""
+        """The part that models of this family (the pipeline's class name) do not support, or None."""
         ...
 
     def can_cpu_offload(self, settings: VariantSettings) -> bool:
-        """Whether text towers may wait on the CPU while it trains."""
+        """Whether the text encoders may stay on the CPU during training."""
         ...
 
     def train(
-        self, diffusion: Diffusion, material: TrainingData, settings: VariantSettings, checkpoint: Path, on_step: OnStep
+        self, diffusion: Diffusion, data: TrainingData, settings: VariantSettings, checkpoint: Path, on_step: OnStep
     ) -> TrainingResult:
-        """Learn; goes on from the checkpoint where there is one. The model is left as it was."""
+        """Train; resumes from the checkpoint, if there is one. The model itself does not change."""
         ...
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
-        """What was learned, for drawing. Raises PersresError where the file is not this method's or of another model."""
+        """Load a trained file for sampling. Raises PersresError if the file belongs to another method or model."""
         ...
 
 
 @runtime_checkable
 class BatchedTraining(Protocol):
-    """What a method may have beside: several concepts of one variant learned in one pass, each as it would be alone, to float
-    tolerance. A method without it learns one concept after another."""
+    """Optional part of a method: train several concepts of one variant in one batch.
+
+    Each result equals a separate run, to float tolerance. Without it, concepts train one after another.
+    """
 
     def can_train_batched(self, settings: VariantSettings, base: Base) -> bool:
-        """Whether it can, with these settings."""
+        """Whether these settings allow it."""
         ...
 
     def train_batched(
         self,
         diffusion: Diffusion,
-        materials: list[TrainingData],
+        data: list[TrainingData],
         settings: VariantSettings,
         checkpoint: Path,
         on_step: OnStep,
     ) -> list[TrainingResult]:
-        """As :meth:`Method.train`, of several concepts in order; one checkpoint holds them all."""
+        """As :meth:`Method.train`, for several concepts in order, with one checkpoint for all."""
         ...

@@ -1,6 +1,6 @@
-"""What the rivals share: weights of the model's own that learn by a plan, saved by name and put back in place to draw.
+"""Base of the rivals: they train parameters of the model by a plan, save them by name, and patch the model with them to sample.
 
-They train in float32, as their authors do, and are written for one text tower.
+They train in float32, as their authors do, and support models with one text encoder.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, Train
 from persres.methods.common.state_file import load_state, save_state
 from persres.models.diffusion import SDXL, Diffusion
 from persres.models.weight_patching import patched_weights
-from persres.training.batches import EncodedImages, Plan
+from persres.training.batches import EncodedData, EncodedImages, TrainingPlan
 
-# The model, settings, photos, class images or none, the base, the macro class -> what trains, at which rate, on what.
-Planner = Callable[[Diffusion, VariantSettings, EncodedImages, EncodedImages | None, Base, str], Plan]
+Planner = Callable[[Diffusion, VariantSettings, EncodedData], TrainingPlan]
 
 
 class RivalSettings(VariantSettings):
-    """What differs from ours in all of them."""
+    """Settings of every rival."""
 
     checkpoint_every: int = Field(200, ge=1)
 
     def lacks(self, sampling: SamplingConfig) -> str | None:
-        """Only residuals can be masked or scaled."""
+        """Why the variant cannot be sampled like this, or None: only residuals can be masked or scaled."""
         if sampling.lag:
-            return f"lag: masks act on residuals of proj_out, but {sampling.variant} trains {self.method}"
+            return f"lag: masks apply to residuals of proj_out, but {sampling.variant} trains {self.method}"
         if sampling.strength != 1.0:
             return f"strength: only residuals can be scaled, and {sampling.variant} is {self.method}"
         return None
 
 
 class Rival:
-    """See :class:`persres.methods.common.base.Method`. ``plan`` says what trains; ``words`` what stands for the concept, from
-    (V*, rare token, macro class)."""
+    """Implements :class:`persres.methods.common.base.Method`. ``plan`` makes the training plan; ``words`` returns the phrase for
+    the concept, from (V*, rare token, macro class)."""
 
     needs_photo = False
 
@@ -49,47 +48,55 @@ class Rival:
         self.name, self.settings, self.words, self.plan = name, settings, words, plan
 
     def phrase(self, settings: RivalSettings, base: Base, macro_class: str) -> str:
-        """As its authors name the concept."""
+        """The phrase for the concept, as the authors write it."""
         return self.words(base.token, base.rare_token, macro_class)
 
     def base_for(self, base: Base) -> Base:
-        """In float32, what its authors train in."""
+        """The base model in float32, as the authors train it."""
         return base.model_copy(update={"dtype": "float32"})
 
     def refuses(self, settings: RivalSettings, family: str) -> str | None:
-        """Written for one text tower."""
+        """The method's name for SDXL, which has two text encoders; else None."""
         return self.name if family == SDXL else None
 
     def can_cpu_offload(self, settings: RivalSettings) -> bool:
-        """The text tower works in every step."""
+        """False: every step uses the text encoder."""
         return False
 
     def train(
-        self, diffusion: Diffusion, material: TrainingData, settings: RivalSettings, checkpoint: Path, on_step: OnStep
+        self, diffusion: Diffusion, data: TrainingData, settings: RivalSettings, checkpoint: Path, on_step: OnStep
     ) -> TrainingResult:
-        """Learn what the plan names."""
-        from persres.training.weight_training import train_weights
+        """Train the parameters of the plan."""
+        from persres.training.weight_training import TrainingRun, train_weights
 
-        token_id = diffusion.tokenizer.convert_tokens_to_ids(material.base.token)
-        photos = EncodedImages.of(diffusion, material.photos)
-        request, prior = settings.class_images(), None
-        if request is not None and material.class_images:
-            prior = EncodedImages.of(diffusion, material.class_images[: request.count])
-        plan = self.plan(diffusion, settings, photos, prior, material.base, material.macro_class)
-        state, rows = train_weights(diffusion, plan, settings, material.concept, token_id, checkpoint, on_step)
-        return TrainingResult(
-            sum(v.numel() for v in state.values()), rows, lambda path, info: save_state(path, state, info)
-        )
+        token_id = diffusion.tokenizer.convert_tokens_to_ids(data.base.token)
+        plan = self.plan(diffusion, settings, _encoded(diffusion, data, settings))
+        run = TrainingRun(data.concept, token_id, checkpoint, on_step)
+        state, rows = train_weights(diffusion, plan, settings, run)
+        count = sum(value.numel() for value in state.values())
+        return TrainingResult(count, rows, lambda path, info: save_state(path, state, info))
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
-        """The learned weights, to be put in the model's place while it draws."""
+        """The trained weights, which patch the model while it samples."""
         state, _ = load_state(source.path)
         return self.loaded(diffusion, source, state, state)
 
     def loaded(
-        self, diffusion: Diffusion, source: LearnedFile, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
+        self,
+        diffusion: Diffusion,
+        source: LearnedFile,
+        state: dict[str, torch.Tensor],
+        model_values: dict[str, torch.Tensor],
     ) -> LoadedMethod:
-        """``own`` are the weights that the model has; ``state`` all that was learned."""
+        """``state``: all trained tensors; ``model_values``: those that replace parameters of the model."""
         token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)
-        inside = partial(patched_weights, diffusion, own, token_id)
-        return LoadedMethod(sum(value.numel() for value in state.values()), None, inside, tensors=state)
+        patch = partial(patched_weights, diffusion, model_values, token_id)
+        return LoadedMethod(sum(value.numel() for value in state.values()), None, patch, tensors=state)
+
+
+def _encoded(diffusion: Diffusion, data: TrainingData, settings: RivalSettings) -> EncodedData:
+    request, class_images = settings.class_images(), None
+    photos = EncodedImages.of(diffusion, data.photos)
+    if request is not None and data.class_images:
+        class_images = EncodedImages.of(diffusion, data.class_images[: request.count])
+    return EncodedData(photos, class_images, data.base, data.macro_class)

@@ -1,7 +1,7 @@
-"""Settings and captions of rivals that learn V* as a word of its own.
+"""Settings and captions of rivals that train the embedding of V*.
 
-Textual Inversion's neutral captions name a kind of picture and the thing, and nothing that could bind V* elsewhere: eighty, as
-in the list that its authors took over from CLIP, made from parts: every kind of picture with every way to name the thing.
+Textual Inversion's neutral captions name a kind of image and the object, and nothing else that V* could bind to. There are eighty, as
+in the authors' list, which is CLIP's. Here they combine every kind of image with every phrase for the object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from persres.methods.common.rival import RivalSettings
 from persres.models.diffusion import Diffusion
 from persres.prompts import fill
 
-_PICTURES = (
+_IMAGES = (
     "a photo",
     "a rendering",
     "a rendition",
@@ -27,34 +27,34 @@ _PICTURES = (
     "a close-up photo",
     "a blurry photo",
 )
-_THINGS = ("a {}", "the {}", "one {}", "my {}", "a clean {}", "a nice {}", "the small {}", "the large {}")
+_OBJECTS = ("a {}", "the {}", "one {}", "my {}", "a clean {}", "a nice {}", "the small {}", "the large {}")
 
-NEUTRAL: tuple[str, ...] = tuple(f"{picture} of {thing}" for picture in _PICTURES for thing in _THINGS)
+NEUTRAL: tuple[str, ...] = tuple(f"{image} of {phrase}" for image in _IMAGES for phrase in _OBJECTS)
 
 
 class WordEmbeddingSettings(RivalSettings):
-    """A rival that learns V* as a word of its own."""
+    """Settings of a rival that trains the embedding of V*."""
 
-    init_word: str | None = None  # one token; none takes the macro class's last word
+    init_word: str | None = None  # one token; the default is the last word of the macro class
     templates: Literal["neutral", "prompt"] = "neutral"
     prompt: str = "a photo of a {}"  # for templates: prompt
 
 
 def captions_of(settings: WordEmbeddingSettings, token: str) -> list[str]:
-    """The captions of a rival that learns a word: neutral ones, or its one prompt."""
+    """The training captions: the neutral ones, or the variant's prompt."""
     return [fill(template, token) for template in (NEUTRAL if settings.templates == "neutral" else (settings.prompt,))]
 
 
 def token_alone(token: str, rare_token: str, macro_class: str) -> str:
-    """V* alone stands for the thing: its vector starts as the class's and has to say all of it."""
+    """V* only: its embedding starts as the class's and describes the whole object."""
     return token
 
 
 def start_vector(diffusion: Diffusion, word: str) -> torch.Tensor:
-    """The embedding of a word that is one token. Raises PersresError where it is several."""
+    """The embedding of a word. Raises PersresError if the word is not exactly one token."""
     ids = diffusion.tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise PersresError(
-            f"init_word {word!r} is {len(ids)} tokens for this tokenizer; choose a near word that is exactly one"
+            f"init_word {word!r} is {len(ids)} tokens for this tokenizer; set a similar word that is exactly one"
         )
     return diffusion.text_encoder.get_input_embeddings().weight[ids[0]].detach().float()
