@@ -36,7 +36,7 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
                 "seconds": seen["seconds"] if whole else None,
                 "class_images_seconds": sampling.get(source, 0.0),
                 "peak_mib": seen["peak_mib"],
-                "together": seen.get("together", 1),
+                "together": seen.get("units_per_batch", 1),
                 "device": seen["device"],
             }
         )

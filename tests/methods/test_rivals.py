@@ -327,7 +327,7 @@ def test_the_chain_draws_with_what_was_learned(chain, method):
     spec = next(p.spec for p in read_index(chain).archives if p.name == f"{method}/heart_mug")
     diffusion, items = load_diffusion(spec.base, "cpu"), spec.items()
     loaded = load_method(diffusion, spec)
-    with loaded.inside():
+    with loaded.patch():
         learned, _ = sample_images(diffusion, items, spec.sampling, loaded.bank, 32, loaded.predictor)
     without, _ = sample_images(diffusion, items, spec.sampling, None, 32)
     drawn = unzip_images(chain.data / "samples" / method / "heart_mug.zip")

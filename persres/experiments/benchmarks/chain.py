@@ -49,7 +49,7 @@ def finished_units(work: Path) -> list[FinishedUnit]:
         if "seconds" in manifest["facts"]:
             facts = manifest["facts"]
             found.append(
-                FinishedUnit(manifest["stage"], facts["seconds"], path.stat().st_mtime, facts.get("together", 1))
+                FinishedUnit(manifest["stage"], facts["seconds"], path.stat().st_mtime, facts.get("units_per_batch", 1))
             )
     return sorted(found, key=lambda done: done.ended)
 

@@ -26,7 +26,7 @@ from persres.models.loading import pick_device
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.sampling.sample import sample_images
 from persres.seeding import generator
-from persres.training.residual_training import EncodedConcept, new_bank, train
+from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.files import write_atomic
 from persres.units.provenance import measured
 
@@ -47,15 +47,8 @@ def time_training(diffusion: Diffusion, base: Base, settings: Ours) -> tuple[Res
     bank = new_bank(find_targets(diffusion.unet), [lesson], settings).to(device)
     ends = [time.monotonic()]
     with measured(device) as facts:
-        train(
-            diffusion.unet,
-            diffusion.scheduler,
-            [lesson],
-            bank,
-            settings,
-            None,
-            lambda step, loss: ends.append(time.monotonic()),
-        )
+        loss = ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings)
+        train(loss, [lesson], on_step=lambda step, value: ends.append(time.monotonic()))
     steps = [after - before for before, after in itertools.pairwise(ends)]
     return bank, facts | {"step_s": statistics.median(steps[1:] or steps)}
 

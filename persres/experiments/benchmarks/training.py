@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -12,7 +11,7 @@ from persres.experiments.benchmarks.plain import plain_training
 from persres.experiments.benchmarks.timing import alternated, flops, formatted
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.seeding import generator
-from persres.training.residual_training import EncodedConcept, concept_losses, new_bank, train
+from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 
 PHOTOS = 5  # of one concept
 
@@ -42,15 +41,15 @@ def our_training(measured: Measured, steps: int, count: int = 1) -> Callable[[],
     """A run of some steps of as many concepts in one pass, by the function that the train stage calls."""
     ours, lessons = measured.ours, encoded_concepts(measured, count)
     bank, settings = bank_of(measured, lessons), measured.settings.model_copy(update={"steps": steps})
-    return lambda: train(ours.unet, ours.scheduler, lessons, bank, settings)
+    return lambda: train(ResidualLoss(ours.unet, ours.scheduler, bank, settings), lessons)
 
 
 def step_flops(measured: Measured, count: int = 1) -> int:
     """Of one step of as many concepts, forwards and backwards."""
     ours, lessons = measured.ours, encoded_concepts(measured, count)
     bank = bank_of(measured, lessons)
-    step = partial(concept_losses, ours.unet, ours.scheduler, lessons, bank, measured.settings, 0)
-    return flops(lambda: step().sum().backward())
+    loss = ResidualLoss(ours.unet, ours.scheduler, bank, measured.settings)
+    return flops(lambda: loss.at_step(lessons, 0).sum().backward())
 
 
 def training_times(measured: Measured, steps: int, rounds: int, together: tuple[int, ...]) -> dict:

@@ -74,7 +74,7 @@ def sample_units(units: Units, work: Path, device: str, cpu_offload: bool = Fals
 
 def is_residual(loaded: LoadedMethod) -> bool:
     """Whether a method's pictures need nothing but residuals on output projections, or nothing at all."""
-    plain = loaded.inside is nullcontext and loaded.predictor is None
+    plain = loaded.patch is nullcontext and loaded.predictor is None
     return plain and (loaded.bank is None or all(t.path.endswith("proj_out") for t in loaded.bank.targets))
 
 
@@ -96,6 +96,6 @@ def _draw(diffusion: Diffusion, units: Units, loaded: dict[str, LoadedMethod], w
             unit,
             work,
             [folder / ARCHIVE],
-            run | share | {"parameters": loaded[unit.name].parameters, "together": len(units)},
+            run | share | {"parameters": loaded[unit.name].parameters, "units_per_batch": len(units)},
         )
         shutil.rmtree(folder / "parts", ignore_errors=True)  # of a run that had begun to draw it alone

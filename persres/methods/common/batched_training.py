@@ -1,4 +1,4 @@
-"""Which units of training go together, and how many: what the train stage and a fleet's agents give their units to."""
+"""Decides which training units share a batch, and how many; used by the train stage and by fleet workers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from tempfile import TemporaryDirectory
 from persres.errors import PersresError
 from persres.methods.common.base import TrainingData
 from persres.methods.common.registry import can_train_batched, method_named
-from persres.methods.common.train_units import checkpointed_activations, read_training_data, train_unit, train_units
-from persres.models.diffusion import load_diffusion
+from persres.methods.common.train_units import (
+    TrainOptions,
+    checkpointed_activations,
+    read_training_data,
+    train_unit,
+    train_units,
+)
 from persres.models.loading import pick_device
 from persres.units.batches import Batches
 from persres.units.memory_budget import concepts_within, free_mib, used_mib
@@ -20,27 +25,28 @@ from persres.units.provenance import measured
 from persres.units.specs import TrainSpec
 from persres.units.unit import Unit
 
-# More would gain nothing. On the CPU a concept's step of the mini world takes 0.50 s alone, 0.27 of 4, 0.24 of 8 and 0.23 of 16. On a
-# GPU 64 concepts of 4 samples keep the widest layer of Stable Diffusion below 2^31 numbers, which kernels count in 32 bits.
-MOST = {"cuda": 64}
-MOST_ELSEWHERE = 8
+# Larger batches gain nothing. On the CPU, a concept's step of the mini world takes 0.50 s alone, 0.27 of 4, 0.24 of 8 and 0.23 of 16. On a
+# GPU, 64 concepts with 4 samples each fit the widest layer of Stable Diffusion into 2^31 elements, the limit of 32-bit kernels.
+MAX_CONCEPTS = {"cuda": 64}
+MAX_CONCEPTS_ELSEWHERE = 8
 
 
 def training_work(
-    cpu_offload: bool = False, gradient_checkpointing: bool = False, together: int | None = None
+    cpu_offload: bool = False, gradient_checkpointing: bool = False, concepts_per_batch: int | None = None
 ) -> Batches:
-    """What trains units, so many concepts at once where their method can; None: as many as there is room for."""
+    """The work that trains units. ``concepts_per_batch``: None fits as many into a batch as memory allows."""
     options = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}
     measure = partial(concepts_that_fit, **options)
-    return Batches(partial(train_unit, **options), partial(train_units, **options), batch_key, measure, together)
+    one, many = partial(train_unit, **options), partial(train_units, **options)
+    return Batches(one, many, batch_key, measure, concepts_per_batch)
 
 
 def batch_key(unit: Unit[TrainSpec]) -> str | None:
-    """The same for units that may learn in one pass: of one variant, base and code. None where their method can't."""
+    """Equal for units that may share a batch: of one variant, base model and code. None if their method cannot batch."""
     spec = unit.spec
     if not can_train_batched(spec.settings, spec.base):
         return None
-    # what they may differ in is blanked; all have class images or none
+    # fields that may differ are blank; all have class images or none has
     shared = spec.model_copy(update={"concept": "", "macro_class": "", "photos": (), "class_images": None})
     return hashlib.sha256(f"{shared.identity()}{spec.class_images is None}".encode()).hexdigest()
 
@@ -52,26 +58,24 @@ def concepts_that_fit(
     cpu_offload: bool = False,
     gradient_checkpointing: bool = False,
 ) -> int:
-    """How many concepts' steps fit into memory at once, by the first step of one of them. Raises PersresError where none can be read."""
-    unit, material = _first(units)
+    """How many concepts fit into memory in one batch, from the first step of one. Raises PersresError if none is readable."""
+    unit, data = _first_readable(units)
     spec, place = unit.spec, pick_device(device)
-    method, settings = method_named(spec.settings.method), spec.settings.model_copy(update={"steps": 1})
-    diffusion = load_diffusion(method.base_for(spec.base), device, cpu_offload and method.can_cpu_offload(settings))
+    settings = spec.settings.model_copy(update={"steps": 1})
+    diffusion = TrainOptions(device, cpu_offload).load(spec)
     model = used_mib(place)
-    with (
-        measured(place) as facts,
-        TemporaryDirectory() as folder,
-        checkpointed_activations(diffusion.unet, gradient_checkpointing),
-    ):
-        method.train_batched(diffusion, [material], settings, Path(folder) / "none", lambda step, loss: None)
-    found = concepts_within(free_mib(place), model, facts["peak_mib"] - model, workers)
-    return min(found, MOST.get(place.type, MOST_ELSEWHERE))
+    checkpointing = checkpointed_activations(diffusion.unet, gradient_checkpointing)
+    with measured(place) as facts, TemporaryDirectory() as folder, checkpointing:
+        method, checkpoint = method_named(settings.method), Path(folder) / "none"
+        method.train_batched(diffusion, [data], settings, checkpoint, lambda step, loss: None)
+    count = concepts_within(free_mib(place), model, facts["peak_mib"] - model, workers)
+    return min(count, MAX_CONCEPTS.get(place.type, MAX_CONCEPTS_ELSEWHERE))
 
 
-def _first(units: Iterable[Unit[TrainSpec]]) -> tuple[Unit[TrainSpec], TrainingData]:
+def _first_readable(units: Iterable[Unit[TrainSpec]]) -> tuple[Unit[TrainSpec], TrainingData]:
     for unit in units:
         try:
             return unit, read_training_data(unit.spec)
         except (PersresError, OSError):
-            continue  # it fails under its own name when its turn comes
-    raise PersresError("no photos that can be read")
+            continue  # it fails under its own name when it runs
+    raise PersresError("no concept has readable photos")

@@ -1,4 +1,4 @@
-"""Methods by name: a file in ``persres/methods/`` is one, under the file's name."""
+"""Finds methods by name: every file in ``persres/methods/`` is one, named after the file."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from persres.errors import PersresError
 from persres.methods.common.base import BatchedTraining, Method
 from persres.models.diffusion import pipeline_name
 
-DEFAULT = "ours"  # what a variant without ``method`` is: the paper's own
+DEFAULT = "ours"  # the method of a variant without ``method``: the paper's
 
 
 def method_names() -> list[str]:
-    """All methods, by their files."""
-    return sorted(found.name for found in pkgutil.iter_modules(persres.methods.__path__) if not found.ispkg)
+    """The names of all methods, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(persres.methods.__path__) if not module.ispkg)
 
 
 def method_named(name: str) -> Method:
-    """The method of a name. Raises PersresError where there is no such file."""
+    """The method with this name. Raises PersresError if there is none."""
     if name not in method_names():
         raise PersresError(f"no method {name!r}; one of {', '.join(method_names())}")
     return import_module(f"persres.methods.{name}").METHOD
 
 
 def can_train_batched(settings: VariantSettings, base: Base) -> bool:
-    """Whether the method of these settings can learn several concepts in one pass."""
+    """Whether the method of these settings can train several concepts in one batch."""
     method = method_named(settings.method)
     return isinstance(method, BatchedTraining) and method.can_train_batched(settings, base)
 
 
 class _Types(Mapping[str, type[VariantSettings]]):
-    """Settings by method: a method's file is read when it is asked for."""
+    """Settings types by method name; a method's file is imported on first access."""
 
     def __getitem__(self, name: str) -> type[VariantSettings]:
         if name not in method_names():
@@ -55,27 +55,27 @@ class _Types(Mapping[str, type[VariantSettings]]):
 
 
 def settings_types() -> SettingsTypes:
-    """What a profile may name."""
+    """The methods and datasets that a profile may name."""
     return SettingsTypes(_Types(), DEFAULT, frozenset(DATASETS), datasets_with_classifier())
 
 
 def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:
-    """A profile of a params file. Raises PersresError with all of its problems."""
+    """Load a profile of a settings file. Raises PersresError with all of its problems."""
     return load_params(path, profile, settings_types())
 
 
 def make_profile(settings: dict) -> Profile:
-    """A profile from a mapping, as the file holds it or as ``model_dump`` gives it. Raises pydantic's ValidationError."""
+    """A profile from a mapping, as in the file or from ``model_dump``. Raises pydantic's ValidationError."""
     return Profile.model_validate(settings, context={"types": settings_types()})
 
 
 def check_available(base: Base, train: Train) -> None:
-    """Raises PersresError, before any work, for a variant that the base model's family can't train."""
+    """Raises PersresError, before any work, for a variant that the base model's family does not support."""
     family = pipeline_name(base.model)
     for name, settings in train.variants.items():
-        what = method_named(settings.method).refuses(settings, family)
-        if what is not None:
+        unsupported = method_named(settings.method).refuses(settings, family)
+        if unsupported is not None:
             raise PersresError(
-                f"train.variants.{name}: {what} is not available for SDXL models ({base.model}); leave it out, or take a"
+                f"train.variants.{name}: {unsupported} does not support SDXL models ({base.model}); remove it, or use a"
                 " Stable Diffusion 1.x or 2.x model"
             )

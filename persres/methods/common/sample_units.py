@@ -48,7 +48,7 @@ def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bo
     todo = [item for item in items if f"{item.name}.png" not in kept]
     with measured(pick_device(device)) as run, ExitStack() as stack:
         loaded = load_method(diffusion, spec)
-        stack.enter_context(loaded.inside())
+        stack.enter_context(loaded.patch())
         advance = stack.enter_context(progress(unit.name, len(items), "picture", len(items) - len(todo)))
         texts, write = PromptCache(diffusion), stack.enter_context(_writing())
         for start in range(0, len(todo), batch):

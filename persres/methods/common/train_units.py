@@ -1,10 +1,11 @@
-"""A unit of training: one concept by one variant, whatever its method; or several concepts by one variant in one pass."""
+"""Trains units: one concept by one variant, or several concepts of one variant in one batch, for any method."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import nn
 import persres.models.preload  # noqa: F401  (in the process that workers are forked from)
 from persres.images import load_photo, square
 from persres.logging import progress
-from persres.methods.common.base import TrainingData, TrainingResult
+from persres.methods.common.base import OnStep, TrainingData, TrainingResult
 from persres.methods.common.registry import method_named
-from persres.models.diffusion import load_diffusion
+from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
 from persres.training.class_images import read_class_images
 from persres.units.oom_retry import is_out_of_memory
@@ -26,8 +27,23 @@ from persres.units.unit import Unit, batch_folder, finish, finish_batch
 LEARNED, LOG, CHECKPOINT = "learned.safetensors", "log.jsonl", "checkpoint.safetensors"
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where and how training runs; no option changes its result beyond float tolerance."""
+
+    device: str
+    cpu_offload: bool = False
+    gradient_checkpointing: bool = False
+
+    def load(self, spec: TrainSpec) -> Diffusion:
+        """The base model of the spec, as its method trains on it."""
+        method = method_named(spec.settings.method)
+        offload = self.cpu_offload and method.can_cpu_offload(spec.settings)
+        return load_diffusion(method.base_for(spec.base), self.device, offload)
+
+
 def read_training_data(spec: TrainSpec) -> TrainingData:
-    """Photos and class images. Raises PersresError naming the first that can't be read."""
+    """The photos and class images of a spec. Raises PersresError naming the first unreadable one."""
     size = spec.base.resolution
     photos = [square(load_photo(Path(photo.path)), size) for photo in spec.photos]
     images = read_class_images(Path(spec.class_images.path), size) if spec.class_images else []
@@ -35,52 +51,23 @@ def read_training_data(spec: TrainSpec) -> TrainingData:
 
 
 @contextmanager
-def checkpointed_activations(unet: nn.Module, asked: bool) -> Iterator[None]:
-    """Within the context, where it is asked for, the denoiser keeps few activations and makes the others anew on the way back (gradient
-    checkpointing): the same numbers with less memory, for about a third more time."""
-    if asked:
+def checkpointed_activations(unet: nn.Module, enabled: bool) -> Iterator[None]:
+    """Within the context, the U-Net uses gradient checkpointing, if enabled: the same numbers with less memory, in about a third more time."""
+    if enabled:
         unet.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if asked:
+        if enabled:
             unet.disable_gradient_checkpointing()
 
 
 def train_unit(
     unit: Unit[TrainSpec], work: Path, device: str, cpu_offload: bool = False, gradient_checkpointing: bool = False
 ) -> None:
-    """Learn one concept and write ``learned.safetensors`` and ``log.jsonl``; goes on from its checkpoint after a kill."""
-    spec, folder = unit.spec, unit.folder(work)
-    method, checkpoint = method_named(spec.settings.method), folder / CHECKPOINT
-    diffusion = load_diffusion(
-        method.base_for(spec.base), device, cpu_offload and method.can_cpu_offload(spec.settings)
-    )
-    with measured(pick_device(device)) as facts, progress(unit.name, spec.settings.steps) as advance:
-
-        def on_step(step: int, loss: float) -> None:
-            facts["steps"] = facts.get("steps", 0) + 1  # of this run: a resumed one's seconds are not the whole
-            advance(note=f"loss {loss:.4f}")
-
-        with checkpointed_activations(diffusion.unet, gradient_checkpointing):
-            learned = method.train(diffusion, read_training_data(spec), spec.settings, checkpoint, on_step)
-    files = _write(unit, folder, learned)
-    # of_steps: fewer than the settings' where it settled
-    finish(unit, work, files, facts | {"parameters": learned.parameters, "of_steps": len(learned.log)})
-    checkpoint.unlink(missing_ok=True)
-
-
-def _write(unit: Unit[TrainSpec], folder: Path, learned: TrainingResult) -> list[Path]:
-    info = {
-        "spec": unit.spec.model_dump(mode="json"),
-        "spec_hash": unit.hash,
-        "parameters": learned.parameters,
-        "steps": len(learned.log),
-        "versions": library_versions(),
-    }
-    learned.save(folder / LEARNED, info)
-    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in learned.log))
-    return [folder / LEARNED, folder / LOG]
+    """Train one concept and write ``learned.safetensors`` and ``log.jsonl``; resumes from its checkpoint after a kill."""
+    options = TrainOptions(device, cpu_offload, gradient_checkpointing)
+    _train([unit], [read_training_data(unit.spec)], work, options, {})
 
 
 def train_units(
@@ -90,75 +77,93 @@ def train_units(
     cpu_offload: bool = False,
     gradient_checkpointing: bool = False,
 ) -> dict[str, Exception]:
-    """Learn several concepts of one variant in one pass: each unit's files and manifest are as :func:`learn_unit` leaves them, and the
-    batch has one checkpoint, from which it goes on after a kill.
+    """Train several concepts of one variant in one batch. Each unit gets the files and manifest that :func:`train_unit` writes.
 
-    Returns errors by name of the units whose material can't be read; the others learn without them. Raises what may not happen
-    in a smaller batch: too little memory, and whatever comes before the first step.
+    The batch has one checkpoint, from which it resumes after a kill. Returns errors by name of the units whose data cannot be read; the
+    others train without them. Raises errors that a smaller batch may avoid: too little memory, and any before the first step.
     """
-    materials, errors = _read(units)
-    able = [unit for unit in units if unit.name in materials]
-    if len(able) < 2:
-        for unit in able:
-            train_unit(unit, work, device, cpu_offload, gradient_checkpointing)
-        return errors
+    options = TrainOptions(device, cpu_offload, gradient_checkpointing)
+    data, errors = _read(units)
+    readable = [unit for unit in units if unit.name in data]
     facts: dict[str, Any] = {}
     try:
-        _learn(able, [materials[unit.name] for unit in able], work, device, cpu_offload, gradient_checkpointing, facts)
+        if readable:
+            _train(readable, [data[unit.name] for unit in readable], work, options, facts)
     except Exception as error:
-        if is_out_of_memory(error) or not facts.get("steps"):
+        if len(readable) == 1 or is_out_of_memory(error) or not facts.get("steps"):
             raise
-        return errors | {unit.name: error for unit in able}
+        return errors | {unit.name: error for unit in readable}
     return errors
 
 
 def _read(units: list[Unit[TrainSpec]]) -> tuple[dict[str, TrainingData], dict[str, Exception]]:
-    materials, errors = {}, {}
+    data, errors = {}, {}
     for unit in units:
         try:
-            materials[unit.name] = read_training_data(unit.spec)
+            data[unit.name] = read_training_data(unit.spec)
         except Exception as error:
             errors[unit.name] = error
-    return materials, errors
+    return data, errors
 
 
-def _learn(
-    units: list[Unit[TrainSpec]],
-    materials: list[TrainingData],
-    work: Path,
-    device: str,
-    cpu_offload: bool,
-    gradient_checkpointing: bool,
-    facts: dict[str, Any],
+def _train(
+    units: list[Unit[TrainSpec]], data: list[TrainingData], work: Path, options: TrainOptions, facts: dict[str, Any]
 ) -> None:
-    spec, folder = units[0].spec, batch_folder(units, work)
-    method = method_named(spec.settings.method)
-    diffusion = load_diffusion(
-        method.base_for(spec.base), device, cpu_offload and method.can_cpu_offload(spec.settings)
-    )
+    """Train and finish the units. ``facts`` is filled as the run goes on, so that a caller sees how far it came."""
+    spec, folder = units[0].spec, units[0].folder(work) if len(units) == 1 else batch_folder(units, work)
+    diffusion = options.load(spec)
     names = ", ".join([units[0].name, *(unit.spec.concept for unit in units[1:])])
-    with measured(pick_device(device)) as seen, progress(names, spec.settings.steps) as advance:
+    with measured(pick_device(options.device)) as run, progress(names, spec.settings.steps) as advance:
 
         def on_step(step: int, loss: float) -> None:
-            facts["steps"] = facts.get("steps", 0) + 1
+            facts["steps"] = facts.get("steps", 0) + 1  # of this run, which may have resumed
             advance(note=f"loss {loss:.4f}")
 
-        with checkpointed_activations(diffusion.unet, gradient_checkpointing):
-            learned = method.train_batched(diffusion, materials, spec.settings, folder / CHECKPOINT, on_step)
-    facts |= seen
-    files = [_write(unit, unit.folder(work), one) for unit, one in zip(units, learned, strict=True)]
-    finish_batch(units, work, files, [_share(facts, learned, one) for one in learned])
-    for unit in units:  # of a run that had begun to learn it alone
+        with checkpointed_activations(diffusion.unet, options.gradient_checkpointing):
+            results = _results(diffusion, spec, data, folder / CHECKPOINT, on_step)
+    _finish(units, results, work, facts | run)
+
+
+def _results(
+    diffusion: Diffusion, spec: TrainSpec, data: list[TrainingData], checkpoint: Path, on_step: OnStep
+) -> list[TrainingResult]:
+    method = method_named(spec.settings.method)
+    if len(data) == 1:
+        return [method.train(diffusion, data[0], spec.settings, checkpoint, on_step)]
+    return method.train_batched(diffusion, data, spec.settings, checkpoint, on_step)
+
+
+def _finish(units: list[Unit[TrainSpec]], results: list[TrainingResult], work: Path, facts: dict[str, Any]) -> None:
+    files = [_write(unit, unit.folder(work), result) for unit, result in zip(units, results, strict=True)]
+    shares = [_share(facts, results, result) for result in results]
+    if len(units) == 1:
+        finish(units[0], work, files[0], shares[0])
+    else:
+        finish_batch(units, work, files, shares)
+    for unit in units:  # also of an earlier run that trained the unit alone
         (unit.folder(work) / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _share(facts: dict[str, Any], learned: list[TrainingResult], own: TrainingResult) -> dict[str, Any]:
-    """A unit's own facts: seconds are divided, and the steps of this run are all of its own where all of the batch's are."""
-    before = max(len(one.log) for one in learned) - facts.get("steps", 0)
+def _write(unit: Unit[TrainSpec], folder: Path, result: TrainingResult) -> list[Path]:
+    info = {
+        "spec": unit.spec.model_dump(mode="json"),
+        "spec_hash": unit.hash,
+        "parameters": result.parameters,
+        "steps": len(result.log),
+        "versions": library_versions(),
+    }
+    result.save(folder / LEARNED, info)
+    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in result.log))
+    return [folder / LEARNED, folder / LOG]
+
+
+def _share(facts: dict[str, Any], results: list[TrainingResult], result: TrainingResult) -> dict[str, Any]:
+    """The facts of one unit: its share of the seconds, its steps in this run, and in all (``of_steps``)."""
+    before = max(len(one.log) for one in results) - facts.get("steps", 0)
     return facts | {
-        "seconds": round(facts["seconds"] / len(learned), 3),
-        "together": len(learned),
-        "parameters": own.parameters,
-        "steps": max(0, len(own.log) - before),
-        "of_steps": len(own.log),
+        "seconds": round(facts["seconds"] / len(results), 3),
+        "units_per_batch": len(results),
+        "parameters": result.parameters,
+        "steps": max(0, len(result.log) - before),
+        "of_steps": len(result.log),
     }

@@ -10,7 +10,7 @@ import pandas as pd
 from persres.experiments.extensions.early_stopping.traces import COLUMNS, EVERY
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 from persres.methods.ours import Ours
-from persres.training.early_stopping import share_moved
+from persres.training.early_stopping import relative_change
 
 PASSES = (
     2  # a step's forward and backward in forward passes; the backward costs at least as much, so a check counts dear
@@ -25,7 +25,7 @@ def stop_step(losses: list[float], settings: Ours) -> int:
         finished = seen * settings.early_stop_every
         if finished >= settings.steps:
             break
-        if share_moved(losses[: seen + 1]) < settings.early_stop_below:
+        if relative_change(losses[: seen + 1]) < settings.early_stop_below:
             return finished
     return settings.steps
 

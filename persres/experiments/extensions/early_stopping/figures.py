@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from persres.experiments.evidence.figures import save
 from persres.methods.ours import Ours
-from persres.training.early_stopping import share_moved
+from persres.training.early_stopping import relative_change
 
 IDENTITY = {"dino": "DINO", "clip_image": "CLIP image", "dino_object": "DINO, object alone"}
 TEXT = {"clip_text": "CLIP text", "followed": "prompt followed"}
@@ -72,7 +72,7 @@ def _losses(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
 
 def _signal(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
     for trace in traces.values():
-        shares = [share_moved(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
+        shares = [relative_change(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
         axis.plot(_checks(trace["fixed"], settings)[1:], shares, linewidth=0.9, marker=".", alpha=0.7)
     axis.axhline(settings.early_stop_below, color="black", linewidth=1)
     axis.text(axis.get_xlim()[1], settings.early_stop_below, "early_stop_below ", fontsize=8, va="bottom", ha="right")

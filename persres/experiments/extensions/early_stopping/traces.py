@@ -41,7 +41,7 @@ from persres.prompts import fill
 from persres.residuals.bank import ResidualBank, find_targets
 from persres.sampling.sample import sample_images
 from persres.seeding import seed_from
-from persres.training.residual_training import EncodedConcept, early_stopping_of, new_bank, train
+from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.checkpoints import read_tensors, write_tensors
 from persres.units.files import write_atomic
 from persres.units.pool import Work, run_units
@@ -125,7 +125,8 @@ class TraceRecorder:
 
     def __init__(self, diffusion: Diffusion, lessons: list[EncodedConcept], bank: ResidualBank, settings: Ours) -> None:
         self.bank, self.settings = bank, settings
-        self.rule = partial(early_stopping_of, diffusion.unet, diffusion.scheduler, lessons, bank)
+        self.loss = partial(ResidualLoss, diffusion.unet, diffusion.scheduler, bank)
+        self.lessons = lessons
         self.states: dict[str, torch.Tensor] = {}
         self.losses: dict[str, list[float]] = {"fixed": [], "other": []}
         self.looked = 0.0
@@ -137,7 +138,8 @@ class TraceRecorder:
             self.states |= {f"{finished}/{k}": v.detach().cpu().clone() for k, v in self.bank.state_dict().items()}
         if finished % self.settings.early_stop_every == 0:
             for name, seed in (("fixed", self.settings.seed), ("other", 1 + finished)):
-                measure = self.rule(self.settings.model_copy(update={"seed": seed})).measure
+                loss = self.loss(self.settings.model_copy(update={"seed": seed}))
+                measure = loss.early_stopping(self.lessons).measure
                 self.losses[name].append(measure(0))
         self.looked += _now() - begun
 
@@ -159,8 +161,8 @@ def trace_unit(unit: Unit[TraceSpec], work: Path, device: str) -> None:
         watch.look(step + 1)
 
     settings = spec.settings.model_copy(update={"steps": spec.longest, "stop": "steps"})
-    log = train(diffusion.unet, diffusion.scheduler, lessons, bank, settings, on_step=on_step)
-    found |= {"loss": [row["loss"][0] for row in log.rows], **watch.losses}
+    log = train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), lessons, on_step=on_step)
+    found |= {"loss": [row["loss"][0] for row in log], **watch.losses}
     found["ruled"] = _ruled(diffusion, lessons, spec.settings, watch.states)
     write_tensors(folder / "states.safetensors", watch.states, {})
     write_atomic(folder / "trace.json", json.dumps(found).encode())
@@ -173,7 +175,7 @@ def _ruled(
     """A training by the rule: ``steps`` done, its ``seconds`` with its checks, and how far its factors are from the long training's after as
     many (``apart``, the largest difference; None where that state was not kept)."""
     bank, begun = _bank(diffusion, settings, lessons), _now()
-    steps = len(train(diffusion.unet, diffusion.scheduler, lessons, bank, settings).rows)
+    steps = len(train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), lessons))
     seconds = _now() - begun
     kept = at_step(states, steps)
     apart = max(float((kept[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items()) if kept else None

@@ -21,7 +21,7 @@ from persres.images import load_photo, square
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.text_encoding import prompt_states
 from persres.seeding import generator, seed_from
-from persres.training.batches import EncodedImages, rows_of
+from persres.training.batches import EncodedImages, random_rows
 from persres.training.residual_training import diffusion_target
 from persres.units.checkpoints import write_tensors
 from persres.units.specs import FileRef, Spec
@@ -103,7 +103,7 @@ def train_lora(
     caption, losses = recipe.prompt.format(spec.base.rare_token, spec.macro_class), []
     for step in range(recipe.steps):
         draw = generator("lora", spec.concept, recipe.seed, step)
-        latents = pictures.draw(rows_of(len(pictures.photos), recipe.batch, draw), draw)
+        latents = pictures.sample(random_rows(len(pictures.images), recipe.batch, draw), draw)
         noise = torch.randn(latents.shape, generator=draw).to(device)
         t = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=draw).to(device)
         text = prompt_states(diffusion.tokenizer, encoder, [caption] * len(latents))

@@ -28,7 +28,7 @@ from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
 from persres.sampling.multi_concept import MAX_CONCEPTS, SPLITS, stack_banks
 from persres.sampling.multi_concept_sampling import MultiConceptImage, add_numbered_tokens, sample_multi_concept
 from persres.sampling.samplers import starting_noise
-from persres.training.constrained_merge import merged_kv_weights, token_vectors
+from persres.training.constrained_merge import FineTuned, merged_kv_weights, trained_tokens
 from persres.units.context import Context
 from persres.units.files import digest_file, write_atomic
 from persres.units.outputs import learned_path, read_macro_classes
@@ -174,12 +174,14 @@ class MultiConceptSampler:
         if how.weights != "merged":
             return nullcontext()
         one, token = cases[0], self.context.profile.base.token
-        states = [load_state(learned_path(self.context.data, "custom_diffusion", name))[0] for name in one.names]
-        tokens = self.tokens[: len(states)]
         phrases = one.shown(token, self.names).phrases
-        values = merged_kv_weights(self.diffusion, states, list(phrases), tokens, self.regular)
+        concepts = [
+            FineTuned(load_state(learned_path(self.context.data, "custom_diffusion", name))[0], phrase, v_star)
+            for name, phrase, v_star in zip(one.names, phrases, self.tokens, strict=False)
+        ]
+        values = merged_kv_weights(self.diffusion, concepts, self.regular)
         stack = ExitStack()
-        stack.enter_context(token_vectors(self.diffusion, states, tokens))
+        stack.enter_context(trained_tokens(self.diffusion, concepts))
         stack.enter_context(patched_weights(self.diffusion, values))
         return stack
 
