@@ -1,4 +1,4 @@
-"""A new method is one file in persres/methods/ and a line in params.yaml: tried on a copy of the package."""
+"""A new method is one file in persres/methods/ and a line in params.yaml; tested on a copy of the package."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import pytest
 import yaml
 
 METHOD = '''
-"""A method of this test's own: the U-Net's last bias learns."""
+"""A method of this test: it trains the U-Net's last bias."""
 
 from typing import Literal
 
 from persres.methods.common.rival import Rival, RivalSettings
-from persres.training.batches import Plan, plain_batch
+from persres.training.batches import TrainingPlan, plain_batch
 
 
 class LastBias(RivalSettings):
-    """A setting of its own beside those that every method has."""
+    """One setting of this method only."""
 
     method: Literal["last_bias"] = "last_bias"
     caption: str = "a photo of a {} {}"
 
 
-def plan(diffusion, settings, photos, prior, base, macro_class):
-    """Photos under one caption."""
-    caption = settings.caption.format(base.token, macro_class)
-    batch = lambda step, draw: plain_batch(photos, caption, settings.batch_size, draw)
-    return Plan(["unet.conv_out.bias"], {"unet.": settings.lr}, batch)
+def plan(diffusion, settings, data):
+    """Photos with one caption."""
+    caption = settings.caption.format(data.base.token, data.macro_class)
+    batch = lambda step, draw: plain_batch(data.photos, caption, settings.batch_size, draw)
+    return TrainingPlan(["unet.conv_out.bias"], {"unet.": settings.lr}, batch)
 
 
 METHOD = Rival("last_bias", LastBias, lambda token, rare, macro_class: f"{token} {macro_class}", plan)
@@ -62,12 +62,12 @@ def test_a_method_is_one_file_and_a_line_of_settings(copy, tiny_params):
     tiny["train"]["variants"] = {"ours": {}, "bias": {"method": "last_bias", "steps": 2, "lr": 0.5}}
     tiny["sample"]["configs"] = {"base": {}, "ours": {"variant": "ours"}, "bias": {"variant": "bias"}}
     (copy / "params.yaml").write_text(yaml.safe_dump(settings))
-    done = persres(copy, "chain")
+    done = persres(copy, "run")
     assert done.returncode == 0, done.stderr
-    table = pd.read_csv(copy / "data" / "tables" / "table1.csv").set_index("method")
+    table = pd.read_csv(copy / "data" / "tables" / "table1.csv").set_index("config")
     assert table.loc["bias", "params"] == 4 and table["dino"].notna().all()
-    drawn = [(copy / "data" / "samples" / name / "heart_mug.zip").read_bytes() for name in ("base", "bias")]
-    assert drawn[0] != drawn[1]
+    archives = [(copy / "data" / "samples" / name / "heart_mug.zip").read_bytes() for name in ("base", "bias")]
+    assert archives[0] != archives[1]
     assert "nothing has changed" in persres(copy, "deps", "--write").stdout, "DVC watches the new file already"
 
 

@@ -23,8 +23,8 @@ from persres.residuals.file import load_residual
 from persres.sampling.sample import sample_images
 from persres.seeding import generator
 from persres.stages.train import class_image_units
-from persres.training.batches import Batch, EncodedImages, Plan, masked_error, plain_batch
-from persres.training.weight_training import batch_loss, train_weights
+from persres.training.batches import Batch, EncodedData, EncodedImages, TrainingPlan, masked_error, plain_batch
+from persres.training.weight_training import TrainingRun, batch_loss, train_weights
 from persres.units.outputs import read_index
 
 
@@ -39,8 +39,8 @@ def token_id(diffusion) -> int:
 
 
 def photos(diffusion, seed: int = 0, count: int = 3) -> EncodedImages:
-    sample_images = np.random.default_rng(seed)
-    small = sample_images.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return EncodedImages.of(diffusion, [Image.fromarray(s).resize((32, 32), Image.NEAREST) for s in small])
 
 
@@ -52,12 +52,12 @@ SHORT = {
 }
 
 
-def plan_of(diffusion, method: str, **changes) -> tuple[Plan, VariantSettings]:
+def plan_of(diffusion, method: str, **changes) -> tuple[TrainingPlan, VariantSettings]:
     """A few steps of a rival on made-up photos."""
     rival = method_named(method)
     settings = rival.settings(**({"steps": 6, "checkpoint_every": 2} | SHORT[method] | changes))
-    own, prior = photos(diffusion), photos(diffusion, 1)
-    return rival.plan(diffusion, settings, own, prior, Base(), "mug"), settings
+    data = EncodedData(photos(diffusion), photos(diffusion, 1), Base(), "mug")
+    return rival.plan(diffusion, settings, data), settings
 
 
 METHODS = tuple(SHORT)
@@ -76,7 +76,7 @@ def test_the_shared_model_stays_bit_identical(diffusion, token_id, method):
     before = {k: v.clone() for k, v in everything(diffusion).items()}
     plan, settings = plan_of(diffusion, method)
     new = {name: value.detach().clone() for name, value in plan.new.items()}
-    state, rows = train_weights(diffusion, plan, settings, "mug", token_id)
+    state, rows = train_weights(diffusion, plan, settings, TrainingRun("mug", token_id))
     assert all(torch.equal(v, before[k]) for k, v in everything(diffusion).items())
     assert all(p.grad is None for part in (diffusion.unet, diffusion.text_encoder) for p in part.parameters())
     assert set(state) == set(plan.names) | set(new) and len(rows) == 6
@@ -121,17 +121,17 @@ def test_training_lowers_the_loss_on_draws_it_never_saw(diffusion, token_id, met
             draws = [generator("probe", i) for i in range(12)]
             return float(torch.stack([loss(plan.batch(0, d), d) for d in draws]).mean())
 
-    start, _ = train_weights(diffusion, plan, settings.model_copy(update={"steps": 0}), "mug", token_id)
+    start, _ = train_weights(diffusion, plan, settings.model_copy(update={"steps": 0}), TrainingRun("mug", token_id))
     before = probe(start)
     assert probe(start) == before
-    assert probe(train_weights(diffusion, plan, settings, "mug", token_id)[0]) < before
+    assert probe(train_weights(diffusion, plan, settings, TrainingRun("mug", token_id))[0]) < before
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_an_unbroken_one(diffusion, token_id, method, tmp_path):
     def run(*more):
         plan, settings = plan_of(diffusion, method)
-        return train_weights(diffusion, plan, settings, "mug", token_id, *more)
+        return train_weights(diffusion, plan, settings, TrainingRun("mug", token_id, *more))
 
     def stop(step: int, loss: float) -> None:
         if step == 4:
@@ -151,7 +151,7 @@ def test_vico_looks_at_its_reference_where_the_prompt_names_it(diffusion):
     text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, prompts)
 
     def out(reference):
-        unet = vico.WithReference(diffusion, blocks, reference, noise, *vico.positions(diffusion, prompts, "<v*>"))
+        unet = vico.UNetWithReference(diffusion, blocks, reference, noise, *vico.positions(diffusion, prompts, "<v*>"))
         with torch.no_grad():
             return unet(x, torch.tensor(300), encoder_hidden_states=text).sample, unet.regularisation
 
@@ -170,7 +170,9 @@ def test_vico_looks_at_its_reference_where_the_prompt_names_it(diffusion):
 def test_vico_stands_in_four_decoder_blocks_of_stable_diffusion():
     from tests.residuals.test_residuals import sd14_unet
 
-    assert vico.places(sd14_unet()) == [f"up_blocks.{b}.attentions.{a}" for b, a in ((1, 1), (2, 0), (2, 2), (3, 1))]
+    assert vico.target_blocks(sd14_unet()) == [
+        f"up_blocks.{b}.attentions.{a}" for b, a in ((1, 1), (2, 0), (2, 2), (3, 1))
+    ]
 
 
 def test_otsu_parts_two_heaps_and_never_marks_nothing():
@@ -218,7 +220,7 @@ def test_neutral_templates():
 
 def test_textual_inversion_starts_at_its_word(diffusion, token_id):
     plan, settings = plan_of(diffusion, "textual_inversion")
-    start, _ = train_weights(diffusion, plan, settings.model_copy(update={"steps": 0}), "mug", token_id)
+    start, _ = train_weights(diffusion, plan, settings.model_copy(update={"steps": 0}), TrainingRun("mug", token_id))
     mug = diffusion.tokenizer("mug", add_special_tokens=False).input_ids[0]
     assert torch.equal(start[TOKEN], diffusion.text_encoder.get_input_embeddings().weight[mug])
     with pytest.raises(PersresError, match="init_word 'zebra' is 5 tokens"):
