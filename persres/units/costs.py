@@ -21,7 +21,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 def write_train_costs(context: Context, units: list[Unit], class_images: list[Unit]) -> None:
     """Seconds and peak memory of every concept and variant, and the seconds of drawing the class images it learned from.
 
-    ``together`` concepts trained in one pass: their seconds are divided among them, their memory is the pass's. ``seconds`` is empty for a unit that was killed on the way: the run that ended it saw only the rest.
+    ``units_per_batch``: concepts that trained in one batch; they share its seconds, and each row has its peak memory. ``seconds`` is empty for a unit that was killed on the way: the run that ended it saw only the rest.
     """
     sampling = {str(unit.folder(context.work)): facts(unit, context.work)["seconds"] for unit in class_images}
     rows = []
@@ -36,7 +36,7 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
                 "seconds": seen["seconds"] if whole else None,
                 "class_images_seconds": sampling.get(source, 0.0),
                 "peak_mib": seen["peak_mib"],
-                "together": seen.get("units_per_batch", 1),
+                "units_per_batch": seen.get("units_per_batch", 1),
                 "device": seen["device"],
             }
         )

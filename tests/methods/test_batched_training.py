@@ -1,4 +1,4 @@
-"""Several concepts in one pass: each as it would be alone, its own folder and failure, and what a kill costs."""
+"""Batched training: each concept's result equals a separate run, with its own folder and failure; kills and resume."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from persres.errors import PersresError, UnitFailures
 from persres.images import png_bytes, zip_bytes
 from persres.methods import ours
 from persres.methods.common import batched_training
-from persres.methods.common import train_units as learn_module
+from persres.methods.common import train_units as train_module
 from persres.methods.common.base import TrainingResult
 from persres.methods.common.batched_training import batch_key, concepts_that_fit, training_work
 from persres.methods.common.registry import can_train_batched, method_named
 from persres.methods.common.train_units import _share, train_unit, train_units
-from persres.methods.ours import Ours, _own_rows
+from persres.methods.ours import Ours, _concept_log
 from persres.training import residual_training
 from persres.units import memory_budget as memory
 from persres.units import unit as saved
@@ -39,7 +39,8 @@ from persres.units.specs import FileRef, TrainSpec
 from persres.units.unit import MANIFEST, READY, Unit, batch_folder, facts, finish_interrupted, is_done
 from persres.workflow import load_context, run_stage
 from tests.support.processes import in_a_fork
-from tests.training.test_early_stopping import learn, lesson, settled
+from tests.training.test_early_stopping import stopping_early
+from tests.training.test_training import concept, train_bank
 
 MINI = Base(model="package:miniworld/weights/sd", resolution=64)
 # Sums over another batch differ in their last bits; AdamW divides by the root of a mean square, which lifts the smallest of them.
@@ -48,20 +49,20 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 
 def photos(folder: Path, name: str, count: int) -> tuple[FileRef, ...]:
-    """Noise of a concept's own colour, 64 pixels."""
+    """Noise in a colour of the concept, 64 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw, found = torch.Generator().manual_seed(sum(map(ord, name))), []
+    draw, files = torch.Generator().manual_seed(sum(map(ord, name))), []
     for number in range(count):
         pixels = (torch.rand((64, 64, 3), generator=draw) * 80 + torch.rand(3, generator=draw) * 170).byte().numpy()
         path = folder / f"{name}{number}.png"
         path.write_bytes(png_bytes(Image.fromarray(pixels)))
-        found.append(FileRef.of(path))
-    return tuple(found)
+        files.append(FileRef.of(path))
+    return tuple(files)
 
 
-def units(folder: Path, base: Base, names=("mug", "robot", "cat"), class_images=None, variant="ours", **said):
+def units(folder: Path, base: Base, names=("mug", "robot", "cat"), class_images=None, variant="ours", **changes):
     """Concepts with one, two, three … photos."""
-    settings = Ours(**({"steps": 4, "batch_size": 1, "checkpoint_every": 2} | said))
+    settings = Ours(**({"steps": 4, "batch_size": 1, "checkpoint_every": 2} | changes))
     return [
         Unit("train", f"{variant}/{name}", TrainSpec(
             base=base, model="a model", concept=name, variant=variant, settings=settings, macro_class=name,
@@ -87,7 +88,7 @@ def log_of(unit: Unit, work: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("prior", [False, True])
-def test_three_concepts_in_one_pass_equal_three_alone(tmp_path, prior):
+def test_three_concepts_in_one_batch_equal_three_alone(tmp_path, prior):
     """On the embedded model, with one, two and three photos, without and with class images; the tolerance is :data:`CLOSE`."""
     archive = None
     if prior:
@@ -96,103 +97,104 @@ def test_three_concepts_in_one_pass_equal_three_alone(tmp_path, prior):
         (tmp_path / "images.zip").write_bytes(zip_bytes({"0.png": png_bytes(image)}))
         archive = FileRef.of(tmp_path / "images.zip")
     todo = units(tmp_path, MINI, class_images=archive, num_class_images=1 if prior else 0)
-    assert not train_units(todo, tmp_path / "together", "cpu")
-    seen = [facts(unit, tmp_path / "together") for unit in todo]
-    assert {said["together"] for said in seen} == {3} and len({said["seconds"] for said in seen}) == 1
-    assert all(said["steps"] == said["of_steps"] == 4 and said["peak_mib"] > 0 for said in seen)
-    assert not list((tmp_path / "together" / "train").glob("together-*")), "nothing is left of the batch"
+    assert not train_units(todo, tmp_path / "batched", "cpu")
+    seen = [facts(unit, tmp_path / "batched") for unit in todo]
+    assert {one["units_per_batch"] for one in seen} == {3} and len({one["seconds"] for one in seen}) == 1
+    assert all(one["steps"] == one["of_steps"] == 4 and one["peak_mib"] > 0 for one in seen)
+    assert not list((tmp_path / "batched" / "train").glob("together-*")), "nothing is left of the batch"
     for unit in todo:
         train_unit(unit, tmp_path / "alone", "cpu")
-        assert is_done(unit, tmp_path / "together")
-        one, other = tensors(unit, tmp_path / "together"), tensors(unit, tmp_path / "alone")
+        assert is_done(unit, tmp_path / "batched")
+        one, other = tensors(unit, tmp_path / "batched"), tensors(unit, tmp_path / "alone")
         assert set(one) == set(other)
         for key, value in one.items():
             torch.testing.assert_close(value, other[key], **CLOSE)
-        assert read_header(unit.folder(tmp_path / "together") / "learned.safetensors") == read_header(
+        assert read_header(unit.folder(tmp_path / "batched") / "learned.safetensors") == read_header(
             unit.folder(tmp_path / "alone") / "learned.safetensors"
         )
-        for row, alone in zip(log_of(unit, tmp_path / "together"), log_of(unit, tmp_path / "alone"), strict=True):
+        for row, alone in zip(log_of(unit, tmp_path / "batched"), log_of(unit, tmp_path / "alone"), strict=True):
             assert row.keys() == alone.keys() and row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
-    start, end = (tensors(unit, tmp_path / "together") for unit in todo[:2])
+    start, end = (tensors(unit, tmp_path / "batched") for unit in todo[:2])
     assert any(not torch.equal(start[key], end[key]) for key in start), "each concept has its own"
 
 
-def test_a_log_ends_where_its_concept_settles_and_others_leave_no_mark_in_it(unet):
-    lessons, variant = [lesson("mug", 0), lesson("cat", 2)], settled(early_stop_below=0.58)
-    rows = [_own_rows(learn(unet, lessons, variant)[1].rows, concept) for concept in range(2)]
-    assert len({len(own) for own in rows}) == 2, "a test of one common end would prove nothing"
-    for own, one in zip(rows, lessons, strict=True):
-        alone = _own_rows(learn(unet, [one], variant)[1].rows, 0)
-        assert [row.keys() for row in own] == [row.keys() for row in alone]
-        assert [row["loss"] for row in own] == pytest.approx([row["loss"] for row in alone], rel=1e-4)
-        assert "stopped" in own[-1]
+def test_a_log_ends_where_its_concept_stops_and_does_not_show_the_others(unet):
+    concepts, variant = [concept("mug", 0), concept("cat", 2)], stopping_early(early_stop_below=0.58)
+    rows = train_bank(unet, concepts, variant)[1]
+    logs = [_concept_log(rows, index) for index in range(2)]
+    assert len({len(log) for log in logs}) == 2, "with one common end this test would prove nothing"
+    for log, one in zip(logs, concepts, strict=True):
+        alone = _concept_log(train_bank(unet, [one], variant)[1], 0)
+        assert [row.keys() for row in log] == [row.keys() for row in alone]
+        assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in alone], rel=1e-4)
+        assert "stopped" in log[-1]
 
 
-def test_a_unit_that_settled_early_counts_its_own_steps():
-    """Costs tell a whole run by steps that are all of the unit's own."""
+def test_a_unit_that_stopped_early_counts_its_steps_only():
+    """Costs recognise a whole run by its number of steps."""
     short, long = (TrainingResult(7, [{}] * steps, lambda path, info: None) for steps in (20, 50))
     seen = {"seconds": 30.0, "steps": 50}
     assert [_share(seen, [short, long], one)["steps"] for one in (short, long)] == [20, 50]
     resumed = _share(seen | {"steps": 35}, [short, long], short)  # from step 15
-    assert (resumed["steps"], resumed["of_steps"], resumed["seconds"], resumed["together"]) == (5, 20, 15.0, 2)
+    assert (resumed["steps"], resumed["of_steps"], resumed["seconds"], resumed["units_per_batch"]) == (5, 20, 15.0, 2)
     assert _share(seen | {"steps": 10}, [short, long], short)["steps"] == 0
     assert _share({"seconds": 1.0}, [short, long], long)["steps"] == 0, "killed after the last step"
 
 
-def learns(todo: list[Unit], work: Path) -> None:
-    run_units(todo, work, training_work(together=3), 1, "cpu")
+def train_all(todo: list[Unit], work: Path) -> None:
+    run_units(todo, work, training_work(concepts_per_batch=3), 1, "cpu")
 
 
-def learns_and_dies(todo: list[Unit], work: Path) -> None:
+def train_and_die(todo: list[Unit], work: Path) -> None:
     """Killed after the first of its manifests."""
     write = saved.write_atomic
 
-    def dies(path, data):
+    def write_and_die(path, data):
         write(path, data)
         if path.name == saved.MANIFEST:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    saved.write_atomic = dies
-    learns(todo, work)
+    saved.write_atomic = write_and_die
+    train_all(todo, work)
 
 
 def test_a_killed_batch_goes_on_to_the_same_bits(tmp_path):
-    todo, whole, broken = units(tmp_path, MINI, steps=14), tmp_path / "whole", tmp_path / "broken"
-    run_units(todo, whole, training_work(together=3), 1, "cpu")
-    process = in_a_fork(learns, todo, broken)
-    checkpoint, deadline = batch_folder(todo, broken) / "checkpoint.safetensors", time.monotonic() + 240
+    todo, whole, killed = units(tmp_path, MINI, steps=14), tmp_path / "whole", tmp_path / "killed"
+    run_units(todo, whole, training_work(concepts_per_batch=3), 1, "cpu")
+    process = in_a_fork(train_all, todo, killed)
+    checkpoint, deadline = batch_folder(todo, killed) / "checkpoint.safetensors", time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.join()
-    assert checkpoint.exists() and not any(is_done(unit, broken) for unit in todo), (
+    assert checkpoint.exists() and not any(is_done(unit, killed) for unit in todo), (
         "the kill must fall within the batch"
     )
-    run_units(todo, broken, training_work(together=3), 1, "cpu")
-    assert same_bits(todo, broken, whole)
-    assert all(0 < facts(unit, broken)["steps"] < facts(unit, broken)["of_steps"] == 14 for unit in todo), "it went on"
+    run_units(todo, killed, training_work(concepts_per_batch=3), 1, "cpu")
+    assert same_bits(todo, killed, whole)
+    assert all(0 < facts(unit, killed)["steps"] < facts(unit, killed)["of_steps"] == 14 for unit in todo), "it went on"
     assert not checkpoint.parent.exists()
 
 
 def never(*_args) -> None:
-    raise AssertionError("what is ready must not be learned again")
+    raise AssertionError("a finished unit must not train again")
 
 
-def test_a_batch_killed_between_its_manifests_is_not_learned_again(tmp_path):
-    todo, whole, broken = units(tmp_path, MINI, steps=3), tmp_path / "whole", tmp_path / "broken"
-    run_units(todo, whole, training_work(together=3), 1, "cpu")
-    process = in_a_fork(learns_and_dies, todo, broken)
+def test_a_batch_killed_between_its_manifests_is_not_trained_again(tmp_path):
+    todo, whole, killed = units(tmp_path, MINI, steps=3), tmp_path / "whole", tmp_path / "killed"
+    run_units(todo, whole, training_work(concepts_per_batch=3), 1, "cpu")
+    process = in_a_fork(train_and_die, todo, killed)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert [is_done(unit, broken) for unit in todo] == [True, False, False]
-    folder = batch_folder(todo, broken)
+    assert [is_done(unit, killed) for unit in todo] == [True, False, False]
+    folder = batch_folder(todo, killed)
     assert (folder / "checkpoint.safetensors").exists() and (folder / READY).exists()
-    run_units(todo, broken, Batches(never, never, batch_key, never, 3), 1, "cpu")
-    assert same_bits(todo, broken, whole) and all(facts(unit, broken)["together"] == 3 for unit in todo)
+    run_units(todo, killed, Batches(never, never, batch_key, never, 3), 1, "cpu")
+    assert same_bits(todo, killed, whole) and all(facts(unit, killed)["units_per_batch"] == 3 for unit in todo)
     assert not folder.exists()
 
 
-def test_what_was_noted_but_is_damaged_is_learned_again(tmp_path, tiny_pipeline):
+def test_a_corrupt_result_of_an_interrupted_batch_is_trained_again(tmp_path, tiny_pipeline):
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32))
     train_units(todo, tmp_path, "cpu")
     notes = [json.loads((unit.folder(tmp_path) / MANIFEST).read_text()) for unit in todo]
@@ -206,39 +208,39 @@ def test_what_was_noted_but_is_damaged_is_learned_again(tmp_path, tiny_pipeline)
     assert [is_done(unit, tmp_path) for unit in todo] == [True, False, True] and not ready.parent.exists()
 
 
-def test_a_broken_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline, monkeypatch):
-    said, real = [], learn_module.progress
-    monkeypatch.setattr(learn_module, "progress", lambda what, total: said.append(what) or real(what, total))
+def test_a_corrupt_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline, monkeypatch):
+    names, real = [], train_module.progress
+    monkeypatch.setattr(train_module, "progress", lambda name, total: names.append(name) or real(name, total))
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32), ("mug", "robot", "cat", "dog"))
     bad = Path(todo[1].spec.photos[1].path)
     bad.write_bytes(b"\x89PNG broken")
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(together=4), 1, "cpu")
+        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
     assert list(caught.value.failures) == ["ours/robot"] and str(bad) in str(caught.value)
     assert "\n" not in caught.value.failures["ours/robot"] and "1 of 4 units failed" in str(caught.value)
     others = [todo[0], *todo[2:]]
-    assert [facts(unit, tmp_path)["together"] for unit in others] == [3, 3, 3]
-    assert said == ["ours/mug, cat, dog"], "progress names them all"
+    assert [facts(unit, tmp_path)["units_per_batch"] for unit in others] == [3, 3, 3]
+    assert names == ["ours/mug, cat, dog"], "progress names them all"
     with pytest.raises(UnitFailures, match="ours/robot"):
-        run_units(todo, tmp_path, training_work(together=4), 1, "cpu")
+        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
     Path(todo[2].spec.photos[0].path).write_bytes(b"also")
     for unit in others[:2]:
         (unit.folder(tmp_path) / MANIFEST).unlink()
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(together=4), 1, "cpu")
+        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
     assert set(caught.value.failures) == {"ours/robot", "ours/cat"}
-    assert "together" not in facts(todo[0], tmp_path), "the only one that is left learns alone"
+    assert facts(todo[0], tmp_path)["units_per_batch"] == 1, "the only one that is left learns alone"
 
 
 def holds(monkeypatch, most: int) -> list[int]:
     """Too little memory for more than so many concepts; the sizes that were tried."""
     tried, real = [], residual_training.train
 
-    def train(unet, scheduler, lessons, *rest):
-        tried.append(len(lessons))
-        if len(lessons) > most:
+    def train(loss, concepts, *rest):
+        tried.append(len(concepts))
+        if len(concepts) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(unet, scheduler, lessons, *rest)
+        return real(loss, concepts, *rest)
 
     monkeypatch.setattr(residual_training, "train", train)  # imported where it is called
     return tried
@@ -247,20 +249,22 @@ def holds(monkeypatch, most: int) -> list[int]:
 def test_too_little_memory_halves_the_batch_and_facts_say_so(tmp_path, tiny_pipeline, monkeypatch):
     names = ("mug", "robot", "cat", "dog", "bus")
     todo, tried = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32), names), holds(monkeypatch, 2)
-    run_units(todo, tmp_path, training_work(together=5), 1, "cpu")
+    run_units(todo, tmp_path, training_work(concepts_per_batch=5), 1, "cpu")
     assert tried == [5, 2, 3, 1, 2]
-    assert [facts(unit, tmp_path).get("together") for unit in todo] == [2, 2, None, 2, 2]
+    assert [facts(unit, tmp_path)["units_per_batch"] for unit in todo] == [2, 2, 1, 2, 2]
     assert all(facts(unit, tmp_path)["halved_from"] == 5 for unit in todo)
     assert not list((tmp_path / "train").glob("together-*"))
 
 
-def test_too_little_memory_for_one_is_said_of_each(tmp_path, tiny_pipeline, monkeypatch):
+def test_too_little_memory_for_one_concept_fails_each_unit(tmp_path, tiny_pipeline, monkeypatch):
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32))
     holds(monkeypatch, 0)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(together=3), 1, "cpu")
+        run_units(todo, tmp_path, training_work(concepts_per_batch=3), 1, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo}
-    assert all("out of memory" in said and "runtime.offload" in said for said in caught.value.failures.values())
+    assert all(
+        "out of memory" in reason and "runtime.cpu_offload" in reason for reason in caught.value.failures.values()
+    )
 
 
 def test_a_fault_before_the_first_step_stays_with_its_unit_and_one_after_it_is_all_of_theirs(
@@ -268,30 +272,30 @@ def test_a_fault_before_the_first_step_stays_with_its_unit_and_one_after_it_is_a
 ):
     todo, real = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32)), ours.encode_concept
 
-    def read(diffusion, material, settings):
-        if material.concept == "cat":
+    def encode(diffusion, data, settings):
+        if data.concept == "cat":
             raise ValueError("this one's prompt")
-        return real(diffusion, material, settings)
+        return real(diffusion, data, settings)
 
-    monkeypatch.setattr(ours, "read_lesson", read)
+    monkeypatch.setattr(ours, "encode_concept", encode)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path / "a", training_work(together=3), 1, "cpu")
+        run_units(todo, tmp_path / "a", training_work(concepts_per_batch=3), 1, "cpu")
     assert list(caught.value.failures) == ["ours/cat"] and "ValueError: this one's prompt" in str(caught.value)
     assert (todo[2].folder(tmp_path / "a") / "traceback.txt").exists()
-    monkeypatch.setattr(ours, "read_lesson", real)
+    monkeypatch.setattr(ours, "encode_concept", real)
     begun = []
 
-    def disk_is_full(*args, **_said):
+    def disk_is_full(*args, **_note):
         begun.append(args[3])
         raise PersresError("cannot write; free some space")
 
     monkeypatch.setattr("persres.training.residual_training.save_training", disk_is_full)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path / "b", training_work(together=3), 1, "cpu")
+        run_units(todo, tmp_path / "b", training_work(concepts_per_batch=3), 1, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo} and len(begun) == 1, "not tried again in halves"
 
 
-def test_what_is_free_and_what_a_step_takes_say_how_many_fit():
+def test_free_memory_and_a_steps_memory_decide_the_number_of_concepts():
     assert concepts_within(free=10_000, model=3_000, step=1_000, workers=1) == 8, "a fifth stays free"
     assert concepts_within(free=10_000, model=3_000, step=1_000, workers=2) == 2, (
         "the other worker's model, then half each"
@@ -302,49 +306,49 @@ def test_what_is_free_and_what_a_step_takes_say_how_many_fit():
     )
 
 
-def test_room_is_measured_by_a_step_and_bounded(tmp_path, tiny_pipeline, monkeypatch):
+def test_memory_is_measured_by_one_step_and_bounded(tmp_path, tiny_pipeline, monkeypatch):
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32), checkpoint_every=1)
-    asked = []
+    calls = []
 
     def fits(free, model, step, workers):
-        asked.append((free, model, step, workers))
+        calls.append((free, model, step, workers))
         return concepts_within(free, model, step, workers)
 
-    monkeypatch.setattr(batched_training, "fitting", fits)
+    monkeypatch.setattr(batched_training, "concepts_within", fits)
     monkeypatch.setattr(batched_training, "free_mib", lambda place: 1e6)
-    assert concepts_that_fit(todo, "cpu", 1) == batched_training.MOST_ELSEWHERE
+    assert concepts_that_fit(todo, "cpu", 1) == batched_training.MAX_CONCEPTS_ELSEWHERE
     monkeypatch.setattr(batched_training, "free_mib", lambda place: 1.0)
     assert concepts_that_fit(todo, "cpu", 1) == 1
-    assert all(model > 0 and workers == 1 for _, model, _, workers in asked)
+    assert all(model > 0 and workers == 1 for _, model, _, workers in calls)
     for photo in todo[0].spec.photos:
         Path(photo.path).write_bytes(b"broken")
     assert concepts_that_fit(todo[:2], "cpu", 1) == 1, "another concept is measured"
-    with pytest.raises(PersresError, match="no photos"):
+    with pytest.raises(PersresError, match="no concept has readable photos"):
         concepts_that_fit(todo[:1], "cpu", 1)
     assert not (tmp_path / "train").exists(), "measuring leaves nothing"
 
 
 def test_a_containers_limit_counts(tmp_path):
-    for name, said in (
+    for name, text in (
         ("memory.max", "3145728\n"),
         ("memory.current", "2097152\n"),
         ("memory.stat", "anon 1\ninactive_file 1048576\n"),
     ):
-        (tmp_path / name).write_text(said)
+        (tmp_path / name).write_text(text)
     assert memory._below_limit(tmp_path) == 2.0
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._below_limit(tmp_path) is None
     assert memory.free_mib(torch.device("cpu")) > 0 and memory.used_mib(torch.device("cpu")) > 0
 
 
-def test_of_a_gpu_its_own_memory_counts(monkeypatch):
-    """Without one here: what torch would say of it stands in."""
-    told = {
+def test_on_a_gpu_its_memory_counts(monkeypatch):
+    """No GPU here: torch's answers are replaced."""
+    answers = {
         "empty_cache": lambda: None,
         "mem_get_info": lambda place: (3 * 2**20, 9 * 2**20),
         "memory_allocated": lambda place: 2**20,
     }
-    for name, value in told.items():
+    for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, value)
     gpu = torch.device("cuda")
     assert (memory.free_mib(gpu), memory.used_mib(gpu)) == (3.0, 1.0)
@@ -360,34 +364,34 @@ def test_parts_are_few_and_alike(count, most, sizes):
 
 def test_batches_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
     todo = units(tmp_path, MINI, tuple("abcdefg"))
-    asked = []
+    families = []
 
     def measure(call):
-        asked.append(call.family)
+        families.append(call.family)
         return 3
 
-    said = Batches(never, never, batch_key, never)
+    work = Batches(never, never, batch_key, never)
     names = [
-        [unit.spec.concept for unit in some] for some in plan_batches(todo, todo, said, tmp_path, 1, "cpu", measure)
+        [unit.spec.concept for unit in some] for some in plan_batches(todo, todo, work, tmp_path, 1, "cpu", measure)
     ]
-    assert names == [["a", "b"], ["c", "d"], ["e", "f", "g"]] and len(asked) == 1
-    left = plan_batches(todo, todo[3:6], said, tmp_path, 1, "cpu", measure)
+    assert names == [["a", "b"], ["c", "d"], ["e", "f", "g"]] and len(families) == 1
+    left = plan_batches(todo, todo[3:6], work, tmp_path, 1, "cpu", measure)
     assert [[unit.spec.concept for unit in some] for some in left] == [["d"], ["e", "f"]]
-    assert len(asked) == 1 and list(json.loads((tmp_path / "train" / BATCH_SIZES).read_text()).values()) == [3]
-    assert plan_batches(todo, [], said, tmp_path, 2, "cpu", never) == [], "nothing is measured for nothing"
-    by_worker = plan_batches(todo, todo, said, tmp_path, 4, "cpu", measure)
+    assert len(families) == 1 and list(json.loads((tmp_path / "train" / BATCH_SIZES).read_text()).values()) == [3]
+    assert plan_batches(todo, [], work, tmp_path, 2, "cpu", never) == [], "nothing is measured for nothing"
+    by_worker = plan_batches(todo, todo, work, tmp_path, 4, "cpu", measure)
     assert [len(some) for some in by_worker] == [1, 2, 2, 2], "every worker has a share"
 
     def breaks(call):
         raise RuntimeError("no such device")
 
-    alone = plan_batches(todo, todo, said, tmp_path / "other", 1, "cpu", breaks)
+    alone = plan_batches(todo, todo, work, tmp_path / "other", 1, "cpu", breaks)
     assert [len(some) for some in alone] == [1] * 7
     fixed = plan_batches(todo, todo, Batches(never, never, batch_key, never, 4), tmp_path, 1, "cpu", never)
     assert [len(some) for some in fixed] == [3, 4]
 
 
-def test_who_goes_together(tmp_path):
+def test_which_units_share_a_batch(tmp_path):
     first = units(tmp_path, MINI)
     more = units(tmp_path, MINI, variant="other") + units(tmp_path, MINI, steps=5)
     rival = method_named("dreambooth").settings()
@@ -397,22 +401,22 @@ def test_who_goes_together(tmp_path):
         Unit("train", "db/mug", first[0].spec.model_copy(update={"settings": rival})),
     ]
     assert [batch_key(unit) for unit in alone] == [None] * 3 and not can_train_batched(rival, MINI)
-    found = groups_of([*first, *alone, *more, alone[0]], batch_key)
-    assert [len(family) for family in found] == [3, 1, 1, 1, 3, 3, 1]
+    groups = groups_of([*first, *alone, *more, alone[0]], batch_key)
+    assert [len(group) for group in groups] == [3, 1, 1, 1, 3, 3, 1]
 
 
 def test_the_setting_is_a_number_or_auto():
-    assert Runtime().train_batched == "auto" and Runtime(train_batched=5).train_batched == 5
+    assert Runtime().concepts_per_batch == "auto" and Runtime(concepts_per_batch=5).concepts_per_batch == 5
     for wrong in (0, "all", 2.0, True):
         with pytest.raises(ValidationError, match="concepts_per_batch"):
-            Runtime(train_batched=wrong)
+            Runtime(concepts_per_batch=wrong)
 
 
 def test_a_unit_alone_goes_the_way_of_one(tmp_path):
     (unit,) = units(tmp_path, MINI, ("mug",))
     done = []
-    said = Batches(lambda unit, work, device: done.append(unit.name), never, batch_key, never, 3)
-    assert run_batch(said, [unit], tmp_path, "cpu") == {} and done == ["ours/mug"]
+    work = Batches(lambda unit, work, device: done.append(unit.name), never, batch_key, never, 3)
+    assert run_batch(work, [unit], tmp_path, "cpu") == {} and done == ["ours/mug"]
 
 
 def dies(units: list[Unit], work: Path, device: str) -> dict[str, Exception]:
@@ -421,20 +425,21 @@ def dies(units: list[Unit], work: Path, device: str) -> dict[str, Exception]:
 
 def test_a_worker_that_dies_is_named_by_all_of_its_batch(tmp_path):
     todo = units(tmp_path, MINI, tuple("abcd"))
-    said = Batches(partial(train_unit), dies, batch_key, never, 2)
+    work = Batches(partial(train_unit), dies, batch_key, never, 2)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, said, 2, "cpu")
+        run_units(todo, tmp_path, work, 2, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo}
     assert all(
-        "2 ran together" in said and "runtime.concepts_per_batch" in said for said in caught.value.failures.values()
+        "2 ran together" in reason and "runtime.concepts_per_batch" in reason
+        for reason in caught.value.failures.values()
     )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_stage_learns_what_can_be_learned_together(tiny_profile, tmp_path, workers, logged):
+def test_the_stage_trains_in_batches(tiny_profile, tmp_path, workers, logged):
     profile = tiny_profile | {
         "train": tiny_profile["train"] | {"variants": {"ours": {}, "token": {"train_token": True, "concepts": 2},
-                                                       "db": {"method": "dreambooth", "concepts": 1, "steps": 1, "prior_images": 0}}},
+                                                       "db": {"method": "dreambooth", "concepts": 1, "steps": 1, "num_class_images": 0}}},
         "sample": {"configs": {"base": {}}},
         "runtime": {"device": "cpu", "workers": workers},
     }  # fmt: skip
@@ -442,7 +447,9 @@ def test_the_stage_learns_what_can_be_learned_together(tiny_profile, tmp_path, w
     context = load_context(tmp_path / "params.yaml", None, tmp_path / "data", tmp_path / "work")
     for stage in ("fetch", "macro_class", "train"):
         run_stage(stage, context)
-    costs = pd.read_csv(context.data / "costs" / "train.csv").groupby("variant")["together"].apply(sorted).to_dict()
+    costs = (
+        pd.read_csv(context.data / "costs" / "train.csv").groupby("variant")["units_per_batch"].apply(sorted).to_dict()
+    )
     assert costs == {"ours": [3, 3, 3] if workers == 1 else [1, 2, 2], "token": [1, 1], "db": [1]}
     assert len(list((context.data / "learned").rglob("*.safetensors"))) == 6
     assert sorted(p.name for p in (context.work / "train").iterdir() if not (p / MANIFEST).exists()) == [BATCH_SIZES]

@@ -102,7 +102,10 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
     """Every score of a unit by itself: all read anew, nothing kept, one text a picture."""
     clip, dino = ClipEncoder(spec.clip, "cpu"), DinoEncoder(spec.dino, "cpu")
     packed = unzip_images(Path(spec.archive.path))
-    images, photos = [packed[f"{i.name}.png"] for i in spec.image_specs], [load_photo(Path(p.path)) for p in spec.references]
+    images, photos = (
+        [packed[f"{i.name}.png"] for i in spec.image_specs],
+        [load_photo(Path(p.path)) for p in spec.references],
+    )
     features = clip.images(images, batch)
     found = {
         "clip_text": clip_text_score(features, clip.texts([i.plain for i in spec.image_specs])).double().numpy(),
