@@ -2,7 +2,7 @@
 
 The store may also stand in PERSRES_STORE, for a schedule; without one everything runs here, as flows/pipeline.py does. The parent
 holds DVC: stages that have units send them, gather them, and publish into data/ as ever; at the end ``dvc commit`` records them and
-``dvc push`` sends them, once. As in ``persres chain``, what fails is left out of what follows, the others go on, and then the flow fails.
+``dvc push`` sends them, once. As in ``persres run``, what fails is left out of what follows, the others go on, and then the flow fails.
 """
 
 from __future__ import annotations

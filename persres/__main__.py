@@ -1,4 +1,4 @@
-"""``python -m persres``, as ``persres``."""
+"""``python -m persres``."""
 
 import sys
 

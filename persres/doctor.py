@@ -97,7 +97,7 @@ def _disk(folder: Path) -> Finding:
     if free < 1:
         return Finding("disk", "fails", f"{free:.1f} GiB free in {folder.resolve()}", "free some space")
     few = free < ENOUGH_GIB
-    mend = f"Stable Diffusion asks for {ENOUGH_GIB} GiB and more (persres plan says how much)" if few else ""
+    mend = f"Stable Diffusion asks for {ENOUGH_GIB} GiB and more (persres estimate says how much)" if few else ""
     return Finding("disk", "note" if few else "ok", f"{free:.0f} GiB free in {folder.resolve()}", mend)
 
 

@@ -1,4 +1,4 @@
-"""``persres plan``: units, pictures, GPU-hours and disk of a run before it starts, from its profile and named rates.
+"""``persres estimate``: units, pictures, GPU-hours and disk of a run before it starts, from its profile and named rates.
 
 Rates are those that ``make bench-gpu`` measured (``data/bench/gpu.json``) where the file is there, else the published ones
 below. They are for Stable Diffusion v1 at 512 pixels; what no rate covers is "not known", never guessed.

@@ -75,4 +75,4 @@ print(persres.__file__, len(persres.find_targets(diffusion.unet)), *nouns)
 def test_its_command_runs_in_an_empty_folder(installed, tmp_path):
     command = str(installed / "bin" / "persres")
     assert "personalize" in run(installed, tmp_path, command, "--help")
-    assert "sample" in run(installed, tmp_path, command, "plan", "--profile", "mini")
+    assert "sample" in run(installed, tmp_path, command, "estimate", "--profile", "mini")

@@ -1,4 +1,4 @@
-"""The commands of versions: list, pull, link, publish, diff, housekeep."""
+"""Commands of published versions: list, pull, link, publish, diff, gc."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from typing import Annotated
 
 import typer
 
+from persres.cli.command import Command
 from persres.cli.options import Endpoint, Json, Remote, Repo
-
-
-def add_to(app: typer.Typer) -> None:
-    """Give these commands to the command line."""
-    app.command(name="list")(list_versions)
-    for command in (pull, link, publish, diff, housekeep):
-        app.command()(command)
 
 
 def _repository(where: str, remote: str | None, endpoint: str | None):
@@ -25,28 +19,28 @@ def _repository(where: str, remote: str | None, endpoint: str | None):
 
 
 def list_versions(
-    rev: Annotated[str | None, typer.Option(help="what was learned in this version; if left out, all versions")] = None,
+    rev: Annotated[str | None, typer.Option(help="list the residuals of this version; default: all versions")] = None,
     repo: Repo = ".",
     remote: Remote = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Versions that were published, or what one of them holds."""
+    """List published versions, or the residuals of one."""
     from persres.versions.listing import listed
 
     print(listed(_repository(repo, remote, endpoint), rev, as_json))
 
 
 def pull(
-    concept: Annotated[str, typer.Argument(help="its name, or variant/name where several variants learned it")],
-    rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; if left out, the newest")] = None,
+    concept: Annotated[str, typer.Argument(help="its name, or variant/name if several variants trained it")],
+    rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; default: the newest")] = None,
     repo: Repo = ".",
-    out: Annotated[Path, typer.Option(help="the folder to write into")] = Path(),
+    out: Annotated[Path, typer.Option(help="output folder")] = Path(),
     remote: Remote = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch one residual of a version, checked against its digest; what was fetched once is kept."""
+    """Download one residual of a version and check its digest. Downloads are cached."""
     from persres.versions.pull import pull_all
 
     pulled = pull_all(concept, rev, _repository(repo, remote, endpoint), out)
@@ -55,22 +49,22 @@ def pull(
 
 def link(
     concept: Annotated[str, typer.Argument(help="its name, or variant/name")],
-    rev: Annotated[str | None, typer.Option(help="a version; if left out, the newest")] = None,
-    hours: Annotated[float, typer.Option(min=0.01, max=168, help="how long it lives")] = 24,
+    rev: Annotated[str | None, typer.Option(help="a version; default: the newest")] = None,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, help="lifetime of the link")] = 24,
 ) -> None:
-    """A link to a residual in S3, for someone who has no key."""
+    """Print a presigned S3 link to a residual, for users without an S3 key."""
     from persres.versions.pull import make_link
 
     print(make_link(concept, rev, int(hours * 3600)))
 
 
 def publish(
-    version: Annotated[str, typer.Argument(help="the tag, e.g. v3; it never changes afterwards")],
+    version: Annotated[str, typer.Argument(help="the tag, e.g. v3; a tag never changes")],
     message: Annotated[str | None, typer.Option("--message", "-m", help="of the commit and the tag")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be published, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be published")] = False,
     as_json: Json = False,
 ) -> None:
-    """Push data to DVC's remote, then commit and tag in one push; refuses what is unfinished or not a run's own."""
+    """Push data to DVC's remote, then commit and tag. Refuses results that are unfinished or do not belong to the run."""
     from persres.versions.publish import plan_publication
     from persres.versions.publish import publish as push
 
@@ -89,20 +83,55 @@ def diff(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Settings and scores of two versions, side by side."""
-    from persres.versions import compare as versions
+    """Print the settings and scores that differ between two versions."""
+    from persres.versions import compare
 
-    found = versions.differences(before, after, _repository(repo, remote, endpoint))
-    print(versions.as_json(found) if as_json else versions.as_text(found))
+    changes = compare.differences(before, after, _repository(repo, remote, endpoint))
+    print(compare.as_json(changes) if as_json else compare.as_text(changes))
 
 
-def housekeep(
-    delete: Annotated[bool, typer.Option("--delete", help="do it; if left out, only say what would go")] = False,
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="delete; default: only list what would be deleted")] = False,
     old_commits: Annotated[
-        bool, typer.Option("--old-commits", help="also what only commits need that no tag or branch ends at")
+        bool, typer.Option("--old-commits", help="delete also what only commits without a tag or branch need")
     ] = False,
 ) -> None:
-    """Free DVC's remote of what no version needs; refuses where this clone lacks somebody's tag or branch."""
-    from persres.versions.gc import collect_garbage as clean
+    """Delete data from DVC's remote that no version needs. Refuses if this clone lacks a tag or branch of the remote."""
+    from persres.versions.gc import collect_garbage
 
-    print(clean(delete, old_commits), end="")
+    print(collect_garbage(delete, old_commits), end="")
+
+
+COMMANDS = {
+    "list": Command(
+        list_versions,
+        (
+            "persres list --repo https://github.com/you/your-persres   (versions, newest first)",
+            "persres list --rev v2 --json   (residuals of one version)",
+        ),
+    ),
+    "pull": Command(
+        pull,
+        (
+            "persres pull dog7 --rev v2 --repo https://github.com/you/your-persres --out residuals",
+            "persres pull ours/dog7   (the newest, of one variant)",
+            "file=$(persres pull dog7 --rev v2) && persres generate $file --prompt 'a {} at sea'",
+        ),
+    ),
+    "link": Command(link, ("persres link dog7 --rev v2 --hours 48",)),
+    "publish": Command(
+        publish,
+        (
+            "dvc repro && persres publish v2 --dry-run   (what would be published)",
+            "persres publish v2 -m 'twice the steps'",
+        ),
+    ),
+    "diff": Command(diff, ("persres diff v1 v2 --repo https://github.com/you/your-persres",)),
+    "gc": Command(
+        gc,
+        (
+            "git fetch --tags && persres gc   (lists what would be deleted)",
+            "persres gc --delete",
+        ),
+    ),
+}

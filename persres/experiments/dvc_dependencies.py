@@ -1,4 +1,4 @@
-"""``persres deps``: the code that each DVC stage watches, written into dvc.yaml from the imports themselves.
+"""``persres dev deps``: the code that each DVC stage watches, written into dvc.yaml from the imports themselves.
 
 A unit's spec watches the code that computes its result (persres/units/code_digest.py) and decides what is done again. DVC only decides
 whether to start a stage at all, so its list may be wider and must not be narrower: here it is everything that the stage imports,

@@ -23,7 +23,7 @@ def check_disk(stage: str, work: Path, data: Path, needs: int | None, published:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise PersresError(
-            f"{stage}: {_gb(free)} free at {folder.absolute()}, up to {_gb(wanted)} wanted (persres plan says for what); free some space, or"
+            f"{stage}: {_gb(free)} free at {folder.absolute()}, up to {_gb(wanted)} wanted (persres estimate says for what); free some space, or"
             " give a work folder on a larger disk"
         )
 

@@ -1,4 +1,4 @@
-"""``persres housekeep``: what nothing needs leaves DVC's remote and this clone's cache; what a version needs stays.
+"""``persres gc``: what nothing needs leaves DVC's remote and this clone's cache; what a version needs stays.
 
 ``dvc gc`` keeps what the tags, branches and commits *of this clone* name, and knows of no other: from a clone that has not fetched
 somebody's tag it deletes their objects. So git's remotes are asked first, and anything of theirs that is not here refuses the work.

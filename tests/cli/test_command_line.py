@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: help that teaches, completion, what is said where; the doctor; DVC as a program."""
+"""The command line: help and examples, completion, old names, output and log; the doctor; DVC as a subprocess."""
 
 from __future__ import annotations
 
@@ -14,31 +14,50 @@ import typer.main
 
 from persres import doctor
 from persres import logging as persres_logging
-from persres.cli.examples import EXAMPLES
-from persres.cli.main import app, main
+from persres.cli import dev
+from persres.cli.main import COMMANDS, RENAMED, app, main
 from persres.logging import relay, show_logs
 from persres.versions import git_dvc
 from persres.versions.git_dvc import CommandError, dvc
 from persres.versions.process_start import NotStarted, code_of
 
-COMMANDS = typer.main.get_command(app).commands
+GROUP = typer.main.get_command(app)
+EXAMPLES = [call for command in [*COMMANDS.values(), *dev.COMMANDS.values()] for call in command.examples]
 
 
-@pytest.mark.parametrize("call", [call for calls in EXAMPLES.values() for call in calls])
-def test_every_example_is_a_call_that_its_command_takes(call):
+@pytest.mark.parametrize("call", EXAMPLES)
+def test_every_example_is_a_valid_call(call):
     line = re.sub(r"   \(.*\)$", "", call).partition(" | ")[0]
-    calls = re.findall(r"persres ([a-z]+)((?: (?:'[^']*'|[^\s&;()']+))*)", line)
+    calls = re.findall(r"persres ((?:dev )?)([a-z-]+)((?: (?:'[^']*'|[^\s&;()']+))*)", line)
     assert calls, call
-    for name, rest in calls:
-        COMMANDS[name].make_context(name, shlex.split(rest))  # raises where an option or an argument does not fit
+    for under_dev, name, rest in calls:
+        commands = GROUP.commands["dev"].commands if under_dev else GROUP.commands
+        commands[name].make_context(name, shlex.split(rest))  # raises where an option or an argument does not fit
 
 
-def test_the_help_of_the_main_commands_ends_with_examples(capsys):
-    assert {"generate", "export", "pull", "list", "publish", "doctor", "personalize", "plan"} <= set(EXAMPLES)
-    for name, calls in EXAMPLES.items():
+def test_the_help_of_a_command_ends_with_its_examples(capsys):
+    for name, command in COMMANDS.items():
         assert main([name, "--help"]) == 0
-        said = " ".join(capsys.readouterr().out.split()).partition("Examples: ")[2]
-        assert said == " ".join(" ".join(calls).split())
+        text = " ".join(capsys.readouterr().out.split())
+        assert text.endswith(" ".join(" ".join(["Examples:", *command.examples]).split())) or not command.examples
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_command_is_refused_with_the_new_name(name, capsys):
+    assert main([name, "--help"]) == 2
+    assert f"persres {name} is now persres {RENAMED[name]} " in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "dev nonsense"])
+def test_an_unknown_command_is_one_error(name, capsys):
+    assert main(name.split()) == 2
+    assert "No such command 'nonsense'" in capsys.readouterr().err
+
+
+def test_dev_without_experiments_needs_a_checkout(monkeypatch, capsys):
+    monkeypatch.setattr(dev, "find_spec", lambda name: None)
+    assert main(["dev", "deps"]) == 1
+    assert "persres dev needs a checkout: git clone" in capsys.readouterr().err
 
 
 def test_a_shell_completes_commands_and_options(monkeypatch, capsys):

@@ -151,7 +151,7 @@ def test_the_size_of_every_dataset(tmp_path):
 
 def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
     assert (
-        main(["plan", "--params", str(repo / "params.yaml"), "--profile", "mini", "--data", str(tmp_path / "data")])
+        main(["estimate", "--params", str(repo / "params.yaml"), "--profile", "mini", "--data", str(tmp_path / "data")])
         == 0
     )
     said = capsys.readouterr().out

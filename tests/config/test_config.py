@@ -138,13 +138,13 @@ def test_the_paper_profile_has_every_row_of_the_papers_tables(repo):
         assert set(known) <= set(rows[table].values()), table
 
 
-def test_use_names_a_profile_and_touches_nothing_else(repo, tmp_path, capsys):
+def test_profile_selects_one_and_changes_nothing_else(repo, tmp_path, capsys):
     from persres.cli.main import main
 
     path = tmp_path / "params.yaml"
     before = (repo / "params.yaml").read_text()
     path.write_text(before)
-    assert main(["use", "paper", "--params", str(path)]) == 0
+    assert main(["profile", "paper", "--params", str(path)]) == 0
     assert path.read_text() == before.replace("profile: mini", "profile: paper", 1)
-    assert main(["use", "nonsense", "--params", str(path)]) == 1
+    assert main(["profile", "nonsense", "--params", str(path)]) == 1
     assert "no profile 'nonsense'" in capsys.readouterr().err and "profile: paper" in path.read_text()

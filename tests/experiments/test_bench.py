@@ -39,7 +39,7 @@ def test_rates_are_written_as_measured(tmp_path, monkeypatch, name, capsys):
         "--train-batch",
         "1",
     ]
-    assert main(["rates", *arguments, "--steps", "1", "--batches", "1,2", "--out", str(tmp_path)]) == 0
+    assert main(["dev", "full-size", *arguments, "--steps", "1", "--batches", "1,2", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "cpu.json").read_text())
     assert found["device"] == "cpu" and found["dtype"] == "float32" and "torch" in found["versions"]
     assert found["train_step_s"] > 0 and set(found["image_s"]) == set(found["image_lag_s"]) == {"1", "2"}
@@ -51,7 +51,7 @@ def test_rates_are_written_as_measured(tmp_path, monkeypatch, name, capsys):
 
 def test_the_suite_measures_both_sides_of_each_ratio(tmp_path, capsys):
     arguments = ["--device", "cpu", "--rounds", "1", "--train-steps", "1", "--steps", "1", "--batches", "1,2"]
-    assert main(["bench", *arguments, "--together", "2", "--mixed", "2", "--out", str(tmp_path)]) == 0
+    assert main(["dev", "bench", *arguments, "--concepts-per-batch", "2", "--sampled-concepts", "2", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "mini_cpu.json").read_text())
     train, drawn, mixed = found["training"], found["sampling"], found["mixed"]
     assert set(train["median_s"]) == {"ours", "plain", "cached", "2 together"} and set(drawn) == {"1", "2"}
@@ -161,7 +161,7 @@ def test_an_unknown_model_is_one_clear_error():
 def test_the_page_quotes_what_was_measured(repo):
     page, found = (repo / "docs" / "speed.md").read_text(), speed.records(repo / "data" / "bench")
     assert set(pages.block_names(page, "bench")) == set(speed.BLOCKS)
-    assert pages.fill(page, found, speed.BLOCKS, "bench") == page, "docs/speed.md is stale: run persres pages"
+    assert pages.fill(page, found, speed.BLOCKS, "bench") == page, "docs/speed.md is stale: run persres dev pages"
     assert markdown(found["mini_cpu"]) == (repo / "data" / "bench" / "mini_cpu.md").read_text()
     assert found["mini_cpu"]["goals"] == goals_of(found["mini_cpu"])
     run = found["chain"]["dvc"]

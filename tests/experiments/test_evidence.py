@@ -234,9 +234,9 @@ def test_the_pages_quote_the_summary(repo, summary):
     assert set(pages.block_names(results)) == {"code", "base", "methods", "claims", "groups", "localisation", "time"}
     assert {"base", "identity", "localisation"} <= set(pages.block_names(card))
     assert pages.block_names(readme) == ["headline"]
-    assert pages.fill(results, summary) == results, "docs/results.md is stale: run persres pages"
-    assert pages.fill(readme, summary) == readme, "README is stale: run persres pages"
-    assert pages.fill(card, summary) == card, "the model card is stale: run persres pages"
+    assert pages.fill(results, summary) == results, "docs/results.md is stale: run persres dev pages"
+    assert pages.fill(readme, summary) == readme, "README is stale: run persres dev pages"
+    assert pages.fill(card, summary) == card, "the model card is stale: run persres dev pages"
 
 
 def test_the_summary_stands_for_the_present_code(summary):
@@ -288,7 +288,7 @@ def test_the_evidence_command_writes_what_it_promises(repo, tmp_path, monkeypatc
         monkeypatch.setattr(timing, name, 1)
     (tmp_path / "README.md").write_text("a\n<!-- evidence:claims -->\nold\n<!-- /evidence -->\nb\n")
     given = ["--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]
-    assert main(["evidence", *given, "--prompts", "48", "--scenes", "6", "--views", "2"]) == 0
+    assert main(["dev", "evidence", *given, "--prompts", "48", "--scenes", "6", "--views", "2"]) == 0
     out = tmp_path / "data" / "evidence"
     assert {"summary.json", "localisation.png", "attention.png", "frontier.png", "claims.png", "lag_by_group.png"} <= {
         p.name for p in out.iterdir()
@@ -297,7 +297,7 @@ def test_the_evidence_command_writes_what_it_promises(repo, tmp_path, monkeypatc
     assert set(fresh["base"]) == {"class", "colour", "background", "style", "second_object"}
     assert len(fresh["claims"]) == len(claims.CLAIMS)
     assert "the residual raises identity" in (tmp_path / "README.md").read_text() and card.read_text() == before
-    assert main(["evidence", *given, "--prompts", "10"]) == 1, "too few prompts for the grid: one clear error"
+    assert main(["dev", "evidence", *given, "--prompts", "10"]) == 1, "too few prompts for the grid: one clear error"
     assert json.loads((out / "summary.json").read_text()) == fresh, "what stood there is left"
 
 
@@ -317,7 +317,7 @@ def test_the_sweep_command_writes_one_row_a_method(repo, tmp_path, monkeypatch):
         sample={"configs": methods, "images_per_prompt": 1, "prompts": 4, "steps": 1},
     )
     assert (
-        main(["sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]) == 0
+        main(["dev", "sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]) == 0
     )
     table = pd.read_csv(tmp_path / "data" / "sweep" / "sweep.csv").set_index("method")
     assert list(table.index) == ["base", "paper", "wide"]

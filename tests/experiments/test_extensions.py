@@ -35,7 +35,7 @@ def found(request, repo) -> tuple:
 def test_the_figures_belong_to_todays_weights_and_code(found):
     part, summary = found
     assert summary["of"]["weights"] == weight_digests(), "other weights ship"
-    said = f"numerics have changed since: persres beyond {part.name}, or show by persres same --part {part.name} that they compute the same"
+    said = f"numerics have changed since: persres dev extensions {part.name}, or show by persres same --part {part.name} that they compute the same"
     assert stands_for(summary["of"], part.modules), said
 
 
@@ -71,7 +71,7 @@ def test_the_page_quotes_the_summary(found, repo):
     part, summary = found
     text = (repo / "docs" / "beyond.md").read_text()
     assert set(pages.block_names(text, part.name)) == set(blocks_of(part))
-    assert pages.fill(text, summary, blocks_of(part), part.name) == text, "docs/beyond.md is stale: run persres pages"
+    assert pages.fill(text, summary, blocks_of(part), part.name) == text, "docs/beyond.md is stale: run persres dev pages"
 
 
 def test_a_claim_needs_its_margin_and_its_interval():

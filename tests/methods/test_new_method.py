@@ -68,7 +68,7 @@ def test_a_method_is_one_file_and_a_line_of_settings(copy, tiny_params):
     assert table.loc["bias", "params"] == 4 and table["dino"].notna().all()
     archives = [(copy / "data" / "samples" / name / "heart_mug.zip").read_bytes() for name in ("base", "bias")]
     assert archives[0] != archives[1]
-    assert "nothing has changed" in persres(copy, "deps", "--write").stdout, "DVC watches the new file already"
+    assert "nothing has changed" in persres(copy, "dev", "deps", "--write").stdout, "DVC watches the new file already"
 
 
 def test_its_settings_are_typed_like_any_others(copy, tiny_params):

@@ -251,8 +251,8 @@ def test_the_page_quotes_the_measured_tables(repo, measured):
     assert set(pages.block_names(page, "rivals")) == set(rivals.BLOCKS) and pages.block_names(readme, "rivals") == [
         "table1"
     ]
-    assert pages.fill(readme, measured, rivals.BLOCKS, "rivals") == readme, "README is stale: run persres pages"
-    assert pages.fill(page, measured, rivals.BLOCKS, "rivals") == page, "docs/results.md is stale: run persres pages"
+    assert pages.fill(readme, measured, rivals.BLOCKS, "rivals") == readme, "README is stale: run persres dev pages"
+    assert pages.fill(page, measured, rivals.BLOCKS, "rivals") == page, "docs/results.md is stale: run persres dev pages"
 
 
 def test_the_measured_tables_stand_for_the_present_code(measured):

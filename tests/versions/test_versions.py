@@ -152,14 +152,14 @@ def test_housekeeping_keeps_what_a_tag_needs_and_frees_the_rest(retrained, serve
     released(work, "v2")
     monkeypatch.chdir(work)
     git(work, "tag", "-d", "v1")
-    assert main(["housekeep", "--old-commits", "--delete"]) == 1
+    assert main(["gc", "--old-commits", "--delete"]) == 1
     said = capsys.readouterr().err
     assert "lacks (v1)" in said and "git fetch --tags origin" in said
     git(work, "fetch", "-q", "--tags", "origin")
-    assert main(["housekeep", "--old-commits"]) == 0
+    assert main(["gc", "--old-commits"]) == 0
     said = capsys.readouterr().out
     assert f"Removing {BUCKET}/{stray}" in said and "--delete" in said and stray in contents(server)
-    assert main(["housekeep", "--old-commits", "--delete"]) == 0
+    assert main(["gc", "--old-commits", "--delete"]) == 0
     assert stray not in contents(server), "no tag needs it"
     for version, content in (("v1", DOG), ("v2", b"dog seven, best" * 1000)):
         got = pull("dog7", version, Repository(str(tmp_path / "origin.git")), tmp_path / version)

@@ -122,7 +122,7 @@ def _options(params: Path, profile: str | None, place: Path) -> list[str]:
 
 
 def _by_chain(params: Path, profile: str | None, place: Path) -> tuple[float, float]:
-    command = [sys.executable, "-m", "persres", "chain", *_options(params, profile, place)]
+    command = [sys.executable, "-m", "persres", "run", *_options(params, profile, place)]
     return timed(command, ROOT, {"PYTHONPATH": str(ROOT)})
 
 

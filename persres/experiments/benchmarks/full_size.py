@@ -1,8 +1,8 @@
-"""``persres rates``: how long training and sampling take, and how much memory, on this machine.
+"""``persres dev full-size``: how long training and sampling take, and how much memory, on this machine.
 
 Stable Diffusion v1.4 (or another family) at full size with random weights, built from its config: no hub is needed, and
 time and memory do not depend on what the weights know. It trains and draws with the very functions of the stages. Writes
-``gpu.json`` or ``cpu.json``, and the same as a table; ``persres plan`` reads the first.
+``gpu.json`` or ``cpu.json``, and the same as a table; ``persres estimate`` reads the first.
 """
 
 from __future__ import annotations

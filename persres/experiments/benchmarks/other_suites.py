@@ -1,4 +1,4 @@
-"""``persres bench nouns`` and ``persres bench chain``: what has no model beside it to be measured against."""
+"""``persres dev bench nouns`` and ``persres dev bench chain``: what has no model beside it to be measured against."""
 
 from __future__ import annotations
 

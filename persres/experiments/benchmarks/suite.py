@@ -1,4 +1,4 @@
-"""``persres bench``: training and sampling beside diffusers and peft, with the floor under each, on this machine -> ``data/bench``.
+"""``persres dev bench``: training and sampling beside diffusers and peft, with the floor under each, on this machine -> ``data/bench``.
 
 ``<model>_<cpu|gpu>.json`` holds every figure with settings and versions, ``.md`` the same as tables, ``.png`` as a picture. Each goal of
 the project stands beside what was measured, met or not.

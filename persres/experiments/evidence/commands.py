@@ -1,4 +1,4 @@
-"""What ``persres evidence``, ``tables``, ``sweep`` and ``pages`` do: run a profile's chain whole, measure, publish, write the pages.
+"""What ``persres dev evidence``, ``tables``, ``sweep`` and ``pages`` do: run a profile's chain whole, measure, publish, write the pages.
 
 A chain works in ``<work>/<profile>`` with the units of ``<work>``, so what any run has finished is not done again.
 """

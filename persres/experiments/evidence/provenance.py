@@ -1,7 +1,7 @@
 """What a set of figures was made by: weights, settings, versions, and the digest of the code that computes them.
 
 Pages say when today's code is another (:func:`code_line`), so figures can't go stale unseen: a change of the code behind them
-makes the test of the pages fail until they are measured again, or ``persres pages`` writes there that they are older.
+makes the test of the pages fail until they are measured again, or ``persres dev pages`` writes there that they are older.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def records(folder: Path) -> dict[str, dict]:
 
 
 def suite(found: dict[str, dict]) -> str:
-    """``persres bench`` on the mini world."""
+    """``persres dev bench`` on the mini world."""
     return markdown(found["mini_cpu"]) if "mini_cpu" in found else "Not measured yet: `make bench` does.\n"
 
 
@@ -34,7 +34,7 @@ def chain(found: dict[str, dict]) -> str:
 def nouns(found: dict[str, dict]) -> str:
     """WordNet's nouns at their own length beside padded to CLIP's context."""
     if "nouns" not in found:
-        return "Not measured yet: `persres bench nouns` does.\n"
+        return "Not measured yet: `persres dev bench nouns` does.\n"
     one = found["nouns"]
     shares = [way["padded"] / way["short"] for way in one["rounds"]]
     return (
@@ -60,7 +60,7 @@ def h100(found: dict[str, dict]) -> str:
 
 
 def gpu(found: dict[str, dict]) -> str:
-    """``persres bench sd14`` on a GPU."""
+    """``persres dev bench sd14`` on a GPU."""
     return markdown(found["sd14_gpu"]) if "sd14_gpu" in found else "Not measured yet: `make bench-gpu` does.\n"
 
 

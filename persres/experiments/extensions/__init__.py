@@ -1,1 +1,1 @@
-"""Past the paper: what ``persres beyond PART`` measures, one file a part, each with its claims and what must fall with them."""
+"""Past the paper: what ``persres dev extensions PART`` measures, one file a part, each with its claims and what must fall with them."""

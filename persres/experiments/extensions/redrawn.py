@@ -1,4 +1,4 @@
-"""Pictures that a part's summary alone is enough for: drawn when the part has been measured, and again by ``persres pages``.
+"""Pictures that a part's summary alone is enough for: drawn when the part has been measured, and again by ``persres dev pages``.
 
 So a picture can be made clearer without measuring anything anew.
 """

@@ -78,5 +78,5 @@ def write_blocks(part: Study, summary: dict) -> None:
 
 def blocks_of(part: Study) -> pages.Blocks:
     """Its own, and those that every part has: ``code``, ``claims``, ``broken``."""
-    shared = {"code": lambda found: code_line(found["of"], part.modules, f"persres beyond {part.name}")}
+    shared = {"code": lambda found: code_line(found["of"], part.modules, f"persres dev extensions {part.name}")}
     return shared | {"claims": pages.claims, "broken": pages.negative_controls} | part.blocks

@@ -1,4 +1,4 @@
-"""``persres miniworld``: train every model of the mini world, from nothing, resumably.
+"""``persres dev miniworld``: train every model of the mini world, from nothing, resumably.
 
 Each part leaves its finished weights in the work folder and is skipped when they are there; a part
 that was interrupted goes on from its checkpoint. Some parts alone can be asked for, so that two can be trained side by side.

