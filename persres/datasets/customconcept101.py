@@ -1,7 +1,7 @@
 """CustomConcept101 (Kumari et al. 2023), the paper's benchmark: 101 concepts in 16 categories, 3-15 photos and 20 prompts each.
 
 The lists are the folder ``customconcept101/`` of github.com/adobe-research/custom-diffusion, the photos its published archive.
-Both are downloaded where they do not lie in ``fetch.folder`` yet:
+Both are downloaded unless ``fetch.folder`` already holds them:
 
     <folder>/dataset.json, prompts/*.txt      (or both in <folder>/customconcept101/)
     <folder>/benchmark_dataset/<concept>/*.jpg
@@ -38,10 +38,10 @@ LICENCE = (
 
 
 def fetch(settings: Fetch, root: Path) -> int:
-    """Write the chosen concepts below ``root``; returns how many. Concept id is the photo folder's name, category the part
-    before ``_``, macro class the list's ``class_prompt``.
+    """Write the selected concepts below ``root``; returns their number.
 
-    Raises PersresError naming what is missing: URL and layout, a concept, a prompt file, a broken photo.
+    The concept id is the photo folder's name, the category its part before ``_``, the macro class the list's ``class_prompt``.
+    Raises PersresError that names a missing concept or prompt file, a damaged photo, or the URL that cannot be fetched.
     """
     folder = Path(settings.folder or FOLDER)
     lists, photos = _lists(folder, settings), _photos(folder, settings)
@@ -56,38 +56,39 @@ def fetch(settings: Fetch, root: Path) -> int:
 
 
 def size(settings: Fetch) -> tuple[int, int]:
-    """Concepts, and all their prompts, as the benchmark declares them."""
+    """Number of concepts and of all their prompts."""
     concepts = len(settings.concepts) or COUNT
     return concepts, concepts * PROMPTS
 
 
-def _mend(folder: Path) -> str:
+def _manual(folder: Path) -> str:
+    """How to get the files without a network."""
     return (
-        f"connect to the network, or put the files into {folder} yourself: dataset.json and prompts/ of the repository's folder "
-        f"customconcept101 ({LISTS_URL}), and benchmark_dataset/<concept>/*.jpg, which is {PHOTOS[1]} of the hub's dataset {PHOTOS[0]}, unpacked"
+        f"connect to the network, or put the files into {folder}: dataset.json and prompts/ of the repository's folder "
+        f"customconcept101 ({LISTS_URL}), and benchmark_dataset/<concept>/*.jpg, unpacked from {PHOTOS[1]} of the hub's dataset {PHOTOS[0]}"
     )
 
 
 def _lists(folder: Path, settings: Fetch) -> Path:
-    for place in (folder, folder / "customconcept101"):
-        if (place / "dataset.json").exists():
-            return place
-    name, inside = "custom-diffusion-main.zip", "custom-diffusion-main/"
-    archive = from_web(LISTS_URL, folder / name, settings.sha256.get(name), _mend(folder))
-    unpack(archive, folder / "customconcept101", f"{inside}customconcept101/", (f"{inside}LICENSE.md",))
+    for lists in (folder, folder / "customconcept101"):
+        if (lists / "dataset.json").exists():
+            return lists
+    name, prefix = "custom-diffusion-main.zip", "custom-diffusion-main/"
+    archive = from_web(LISTS_URL, folder / name, settings.sha256.get(name), _manual(folder))
+    unpack(archive, folder / "customconcept101", f"{prefix}customconcept101/", (f"{prefix}LICENSE.md",))
     return folder / "customconcept101"
 
 
 def _photos(folder: Path, settings: Fetch) -> Path:
-    place, (dataset, name) = folder / "benchmark_dataset", PHOTOS
-    if not place.is_dir():
-        archive = from_hub(dataset, name, folder / name, settings.sha256.get(name), _mend(folder))
-        unpack(archive, place, "benchmark_dataset/")
-    return place
+    photos, (dataset, name) = folder / "benchmark_dataset", PHOTOS
+    if not photos.is_dir():
+        archive = from_hub(dataset, name, folder / name, settings.sha256.get(name), _manual(folder))
+        unpack(archive, photos, "benchmark_dataset/")
+    return photos
 
 
 def _entries(path: Path) -> dict[str, dict[str, str]]:
-    """The list's entries by concept id. Raises PersresError where the file is another."""
+    """The list's entries by concept id. Raises PersresError for another file."""
     try:
         entries = {Path(entry["instance_data_dir"]).name: entry for entry in json.loads(path.read_text())}
         for entry in entries.values():
@@ -106,26 +107,26 @@ def _check_choice(settings: Fetch, entries: dict[str, dict[str, str]], photos: P
     missing = [name for name in settings.concepts or sorted(entries) if not (photos / name).is_dir()]
     if missing:
         raise PersresError(
-            f"{photos} has no folder for {len(missing)} of the concepts ({', '.join(missing)}); add them, or name those that you want in fetch.concepts"
+            f"{photos} has no folder for {len(missing)} of the concepts ({', '.join(missing)}); add them, or select others in fetch.concepts"
         )
 
 
 def read_prompts(path: Path) -> tuple[tuple[str, str], ...]:
-    """A prompt file as (group, text with ``{}``), 20 of them. Raises PersresError where the file is missing or another."""
+    """The 20 prompts of a file as (group, text with ``{}``). Raises PersresError for a missing or other file."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
         raise PersresError(f"no prompts at {path}; copy the repository's folder customconcept101 whole") from error
     if path.stem not in CUSTOMCONCEPT101 or len(lines) != PROMPTS:
         raise PersresError(
-            f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}, whose groups persres/datasets/prompt_groups.py knows; restore it"
+            f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}; restore it"
         )
     return grouped(lines, CUSTOMCONCEPT101[path.stem])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two concepts of the multi-concept list, their classes, and the prompts that hold both: ``{1}`` and ``{2}``."""
+    """Two concepts of the multi-concept list, their classes, and the prompts with both: ``{1}`` and ``{2}``."""
 
     names: tuple[str, str]
     classes: tuple[str, str]
@@ -133,10 +134,10 @@ class Pair:
 
 
 def read_pairs(folder: Path) -> list[Pair]:
-    """The benchmark's 101 pairs (``dataset_multiconcept.json`` beside ``dataset.json``; :data:`LICENCE` holds for it too).
+    """Read the benchmark's 101 pairs (``dataset_multiconcept.json`` next to ``dataset.json``; :data:`LICENCE` covers it too).
 
-    A prompt of the list that does not hold both concepts is left out: it has one, which names the first concept twice. Raises
-    PersresError where the list is missing or another.
+    Skips prompts without both concepts: the list has one that names the first concept twice. Raises PersresError for a missing
+    or other list.
     """
     lists = next(
         (p for p in (folder, folder / "customconcept101") if (p / "dataset_multiconcept.json").exists()), folder

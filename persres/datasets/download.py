@@ -1,7 +1,7 @@
-"""Archives from the network: huggingface_hub fetches what lies on the hub and goes on where it stopped, pooch fetches the rest.
+"""Download archives: huggingface_hub fetches from the hub and resumes, pooch fetches the rest.
 
-Both are compared by SHA-256 with the pinned digest, with the one recorded by an earlier run (``<file>.sha256``, as ``sha256sum
--c`` reads it) and, from the hub, with the one that it names. A file that lies there already is not fetched again, only compared.
+Each file's SHA-256 must equal the pinned digest, the one recorded by an earlier run (``<file>.sha256``, as ``sha256sum -c``
+reads it) and, from the hub, the one that the server names. An existing file is checked and not fetched again.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ from persres.errors import PersresError
 from persres.units.files import digest_file, write_atomic
 
 log = logging.getLogger(__name__)
-TIMEOUT = 60  # seconds to connect, and between two pieces
-ENDPOINT: str | None = None  # of the hub; none takes huggingface_hub's own (HF_ENDPOINT)
+TIMEOUT = 60  # seconds to connect, and between two chunks
+ENDPOINT: str | None = None  # of the hub; None takes huggingface_hub's default (HF_ENDPOINT)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-Known = dict[str, str | None]  # SHA-256 by who says so
+Digests = dict[str, str | None]  # expected SHA-256 by its source
 
 
-def from_web(url: str, target: Path, pinned: str | None = None, mend: str = "connect to the network") -> Path:
-    """The file at ``url`` as ``target``. Raises PersresError naming URL and ``mend``."""
-    return _kept(url, target, pinned, mend, lambda known: _by_pooch(url, target))
+def from_web(url: str, target: Path, pinned: str | None = None, fix: str = "connect to the network") -> Path:
+    """Download ``url`` as ``target``. Raises PersresError with the URL and ``fix``."""
+    return _verified(url, target, pinned, fix, lambda expected: _by_pooch(url, target))
 
 
 def from_hub(
-    dataset: str, name: str, target: Path, pinned: str | None = None, mend: str = "connect to the network"
+    dataset: str, name: str, target: Path, pinned: str | None = None, fix: str = "connect to the network"
 ) -> Path:
-    """A file of a dataset on the Hugging Face hub as ``target``, under its name there. Raises PersresError naming URL and ``mend``."""
+    """Download a file of a dataset on the Hugging Face hub as ``target``. Raises PersresError with the URL and ``fix``."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(dataset, name, repo_type="dataset", endpoint=ENDPOINT)
-    return _kept(url, target, pinned, mend, lambda known: _by_hub(url, dataset, name, target, known))
+    return _verified(url, target, pinned, fix, lambda expected: expected.update(_by_hub(url, dataset, name, target)))
 
 
-def _kept(url: str, target: Path, pinned: str | None, mend: str, receive: Callable[[Known], None]) -> Path:
+def _verified(url: str, target: Path, pinned: str | None, fix: str, receive: Callable[[Digests], None]) -> Path:
     record = target.with_name(f"{target.name}.sha256")
-    known: Known = {"the pinned one in fetch.sha256": pinned, "the one recorded by an earlier run": _recorded(record)}
-    there = target.exists()
-    if not there:
-        _receive(url, target, known, receive, mend)
-    digest, wrong = digest_file(target), []
-    for whose, wanted in known.items():
-        if wanted is not None and wanted != digest:
-            wrong.append(f"{whose} is {wanted}")
-    if wrong and there:
-        mend = f"delete {target} to fetch it again, or {record} where the change is meant"
-    elif wrong:
-        target.unlink()
-        mend = f"run again; where {url} has changed and that is meant, mend fetch.sha256 or delete {record}"
+    expected: Digests = {
+        "the pinned one in fetch.sha256": pinned,
+        "the one recorded by an earlier run": _recorded(record),
+    }
+    existing = target.exists()
+    if not existing:
+        _receive(url, target, fix, lambda: receive(expected))
+    digest = digest_file(target)
+    wrong = [f"{source} is {other}" for source, other in expected.items() if other not in (None, digest)]
     if wrong:
-        raise PersresError(f"{target} has sha256 {digest}, but {' and '.join(wrong)}; {mend}")
+        fix = f"delete {target} to fetch it again, or {record} where the change is intended"
+        if not existing:
+            target.unlink()
+            fix = f"run again; where the change of {url} is intended, correct fetch.sha256 or delete {record}"
+        raise PersresError(f"{target} has sha256 {digest}, but {' and '.join(wrong)}; {fix}")
     write_atomic(record, f"{digest}  {target.name}\n".encode())
     log.info("fetch: %s has sha256 %s", target, digest)
     return target
@@ -63,23 +63,23 @@ def _recorded(record: Path) -> str | None:
     return record.read_text().split()[0] if record.exists() and record.read_text().strip() else None
 
 
-def _receive(url: str, target: Path, known: Known, receive: Callable[[Known], None], mend: str) -> None:
+def _receive(url: str, target: Path, fix: str, receive: Callable[[], None]) -> None:
     import requests
     from huggingface_hub import errors as hub
 
     network = (requests.RequestException, hub.HTTPError, hub.OfflineModeIsEnabled, hub.FileMetadataError)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        receive(known)
+        receive()
     except (*network, hub.EntryNotFoundError) as error:
-        raise PersresError(f"cannot fetch {url} ({_reason(error)}); {mend}") from error
+        raise PersresError(f"cannot fetch {url} ({_reason(error)}); {fix}") from error
     except OSError as error:
         raise PersresError(
             f"cannot write {target}: {error.strerror or error}; free some space or make the folder writable, then run again"
         ) from error
 
 
-# By name: requests' errors and those of the hub's client, which has changed its HTTP library twice, are called alike.
+# By name: requests and the hub's client, which has changed its HTTP library twice, name their errors alike.
 _REASONS = {
     "ChunkedEncodingError": "the connection was cut",
     "RemoteProtocolError": "the connection was cut",
@@ -107,9 +107,10 @@ def _by_pooch(url: str, target: Path) -> None:
     pooch.retrieve(url, None, target.name, target.parent, downloader=download)
 
 
-def _by_hub(url: str, dataset: str, name: str, target: Path, known: Known) -> None:
+def _by_hub(url: str, dataset: str, name: str, target: Path) -> Digests:
+    """Returns the digest that the hub names."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
 
     tag = get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=ENDPOINT).etag or ""
-    known["the one that the server names"] = tag if _SHA256.fullmatch(tag) else None  # of small files it is git's
     hf_hub_download(dataset, name, repo_type="dataset", local_dir=target.parent, endpoint=ENDPOINT)
+    return {"the one that the server names": tag if _SHA256.fullmatch(tag) else None}  # small files have a git digest

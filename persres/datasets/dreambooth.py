@@ -1,6 +1,6 @@
 """DreamBooth's dataset (Ruiz et al. 2023, "DreamBench"): 30 subjects, 4-6 photos and 25 prompts each.
 
-Downloaded from github.com/google/dreambooth where it does not lie in ``fetch.folder`` yet:
+Downloaded from github.com/google/dreambooth unless ``fetch.folder`` already holds it:
 
     <folder>/prompts_and_classes.txt, references_and_licenses.txt, <subject>/*.jpg      (or all of it in <folder>/dataset/)
 """
@@ -31,79 +31,72 @@ _PROMPT = re.compile(r"^'(.*\{0\} \{1\}.*)'\.format", re.MULTILINE)
 
 
 def fetch(settings: Fetch, root: Path) -> int:
-    """Write the chosen subjects below ``root``, all that the folder has if none is named; returns how many.
+    """Write the selected subjects below ``root``, by default all in the folder; returns their number.
 
-    Category is ``live subject`` or ``object``, which decides the prompts; the licence names where the photos come from. Raises
-    PersresError naming what is missing or broken.
+    The category, ``live subject`` or ``object``, decides the prompts; the licence names the sources of the photos. Raises
+    PersresError that names a missing or damaged file.
     """
-    folder = _place(Path(settings.folder or FOLDER), settings)
+    folder = _files(Path(settings.folder or FOLDER), settings)
     classes, prompts = read_list(folder / LIST)
     log.info("fetch: %s", LICENCE)
-    chosen, credits = _chosen(settings, folder, classes), _credits(folder / SOURCES)
-    for name in chosen:
+    names, credits = _selected(settings, folder, classes), _credits(folder / SOURCES)
+    for name in names:
         kind = "live subject" if classes[name] in LIVE else "object"
         licence = f"{LICENCE}. {credits.get(name, '')}".strip()
         concept = Concept(name, kind, classes[name], grouped(prompts[kind], DREAMBOOTH[kind]), licence)
         copy_concept(find_photos(folder / name), check_concept(concept, folder / LIST), root)
-    return len(chosen)
+    return len(names)
 
 
 def size(settings: Fetch) -> tuple[int, int]:
-    """Concepts, and all their prompts, as the benchmark declares them."""
+    """Number of concepts and of all their prompts."""
     concepts = len(settings.concepts) or COUNT
     return concepts, concepts * PROMPTS
 
 
-def _place(folder: Path, settings: Fetch) -> Path:
-    for place in (folder, folder / "dataset"):
-        if (place / LIST).exists():
-            return place
-    name, mend = (
-        "dreambooth-main.zip",
-        f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder} yourself",
-    )
-    archive = from_web(URL, folder / name, settings.sha256.get(name), mend)
-    unpack(
-        archive,
-        folder / "dataset",
-        "dreambooth-main/dataset/",
-        ("dreambooth-main/LICENSE", "dreambooth-main/LICENSE.md"),
-    )
+def _files(folder: Path, settings: Fetch) -> Path:
+    for files in (folder, folder / "dataset"):
+        if (files / LIST).exists():
+            return files
+    name, prefix = "dreambooth-main.zip", "dreambooth-main/"
+    manual = f"connect to the network, or put {LIST}, {SOURCES} and <subject>/*.jpg into {folder}"
+    archive = from_web(URL, folder / name, settings.sha256.get(name), manual)
+    unpack(archive, folder / "dataset", f"{prefix}dataset/", (f"{prefix}LICENSE", f"{prefix}LICENSE.md"))
     return folder / "dataset"
 
 
 def read_list(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Class by subject, and the prompts with ``{}`` by kind. Raises PersresError where the file is another."""
+    """Class by subject, and prompts with ``{}`` by category. Raises PersresError for another file."""
     text = path.read_text()
     head, _, rest = text.partition("Object Prompts")
     parts = dict(zip(DREAMBOOTH, rest.partition("Live Subject Prompts")[::2], strict=True))
     classes = {name: word for name, word in _SUBJECT.findall(head) if name != "subject_name"}
     prompts = {kind: [p.replace("{0} {1}", "{}") for p in _PROMPT.findall(part)] for kind, part in parts.items()}
-    if not classes or any(len(found) != PROMPTS for found in prompts.values()):
+    if not classes or any(len(texts) != PROMPTS for texts in prompts.values()):
         raise PersresError(f"{path} is not DreamBooth's list of classes and prompts; restore it")
     return classes, prompts
 
 
-def _chosen(settings: Fetch, folder: Path, classes: dict[str, str]) -> list[str]:
+def _selected(settings: Fetch, folder: Path, classes: dict[str, str]) -> list[str]:
     unknown = [name for name in settings.concepts if name not in classes]
     if unknown:
         raise PersresError(
             f"fetch.concepts: DreamBooth's dataset has no {', '.join(unknown)}; it has {', '.join(classes)}"
         )
     missing = [name for name in settings.concepts or classes if not (folder / name).is_dir()]
-    chosen = [name for name in settings.concepts or classes if name not in missing]
-    if (missing and settings.concepts) or not chosen:
+    selected = [name for name in settings.concepts or classes if name not in missing]
+    if (missing and settings.concepts) or not selected:
         raise PersresError(
             f"{folder} has no folder of photos for {', '.join(missing)}; add it, or leave it out of fetch.concepts"
         )
     if missing:
         log.info("fetch: %s lacks %d of %d subjects: %s", folder, len(missing), len(classes), ", ".join(missing))
-    return chosen
+    return selected
 
 
 def _credits(path: Path) -> dict[str, str]:
-    """What ``references_and_licenses.txt`` says of each subject's photos, in one line."""
+    """The text of ``references_and_licenses.txt`` by subject, on one line each."""
     if not path.exists():
-        raise PersresError(f"no {path}; copy it from github.com/google/dreambooth, it says whose photos these are")
+        raise PersresError(f"no {path}; copy it from github.com/google/dreambooth, it credits the photos")
     blocks = re.findall(r"^([a-z0-9_]+):[ ]*\n?(.*?)(?=\n\s*\n|\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
-    return {name: " ".join(said.split()) for name, said in blocks}
+    return {name: " ".join(text.split()) for name, text in blocks}

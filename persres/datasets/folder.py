@@ -1,7 +1,7 @@
 """A folder of a user's own photos: ``<folder>/<concept>/`` with photos and, if wanted, a ``concept.json``.
 
-``concept.json`` may hold ``macro_class``, ``category`` and ``prompts`` (a list of [group, text with {}]). Without
-prompts a neutral set of eight is used; without a macro class the folder must say so itself.
+``concept.json`` must hold ``macro_class`` and may hold ``category``, ``licence`` and ``prompts`` (a list of [group, text with {}]),
+which default to :data:`NEUTRAL_PROMPTS`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NEUTRAL_PROMPTS = (
 
 
 def fetch(settings: Fetch, root: Path) -> int:
-    """Copy checked photos below ``root``; returns the number of concepts.
+    """Check the photos and copy them below ``root``; returns the number of concepts.
 
-    Raises PersresError naming the first missing folder, broken photo or wrong name.
+    Raises PersresError that names the first missing folder, damaged photo or wrong name.
     """
     source, names = _named(settings)
     for name in names:
@@ -39,7 +39,7 @@ def fetch(settings: Fetch, root: Path) -> int:
 
 
 def size(settings: Fetch) -> tuple[int, int]:
-    """Concepts, and all their prompts. Raises PersresError where the folder is not there or a ``concept.json`` is wrong."""
+    """Number of concepts and of all their prompts. Raises PersresError for a missing folder or a wrong ``concept.json``."""
     source, names = _named(settings)
     return len(names), sum(len(describe(source / name).prompts) for name in names)
 
@@ -58,27 +58,19 @@ def _named(settings: Fetch) -> tuple[Path, tuple[str, ...]]:
 
 
 def describe(source: Path) -> Concept:
-    """What a photo folder's ``concept.json`` says. Raises PersresError where it is missing or wrong."""
+    """The concept that a photo folder's ``concept.json`` describes. Raises PersresError for a missing or wrong file."""
     path = source / "concept.json"
     try:
         described = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise PersresError(f"{path} is not valid JSON ({error})") from error
-    odd = set(described) - {"macro_class", "category", "prompts", "licence"}
-    if odd:
-        raise PersresError(
-            f"{path}: unknown keys {', '.join(sorted(odd))}; macro_class, category, prompts and licence are known"
-        )
+    known = ("macro_class", "category", "prompts", "licence")
+    unknown = sorted(set(described) - set(known))
+    if unknown:
+        raise PersresError(f"{path}: unknown keys {', '.join(unknown)}; the keys are {', '.join(known)}")
     if "macro_class" not in described:
-        raise PersresError(
-            f'{path}: macro_class is missing; write {{"macro_class": "dog"}} there, saying what the thing is'
-        )
+        raise PersresError(f'{path}: macro_class is missing; write {{"macro_class": "dog"}} there, naming the class')
     prompts = tuple((group, text) for group, text in described.get("prompts", NEUTRAL_PROMPTS))
-    concept = Concept(
-        source.name,
-        described.get("category", described["macro_class"]),
-        described["macro_class"],
-        prompts,
-        described.get("licence", ""),
-    )
-    return check_concept(concept, path)
+    macro_class = described["macro_class"]
+    category, licence = described.get("category", macro_class), described.get("licence", "")
+    return check_concept(Concept(source.name, category, macro_class, prompts, licence), path)

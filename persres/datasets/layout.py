@@ -1,4 +1,4 @@
-"""How concepts lie on disk: ``<root>/<concept>/concept.json``, ``images/`` and, where known, ``held_out/``."""
+"""Concepts on disk: ``<root>/<concept>/concept.json``, ``images/`` and, where known, ``held_out/``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.images import list_photos
+from persres.prompts import PROMPT_GROUPS
 
-GROUPS = ("background", "object", "style", "property")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing to learn. ``prompts`` are (group, text with ``{}``); groups are the paper's figure 4."""
+    """One concept. ``prompts`` are (group, text with ``{}``); the groups are :data:`persres.prompts.PROMPT_GROUPS`."""
 
     name: str
     category: str
@@ -27,7 +27,7 @@ class Concept:
 
 
 def check_name(name: str) -> str:
-    """The name, where it is safe as a file name. Raises PersresError."""
+    """Return the name. Raises PersresError where it is not safe as a file name."""
     if not _NAME.match(name):
         raise PersresError(
             f"concept name {name!r} is not usable: letters, digits, _ and - only, at most 64, starting with a letter or digit; rename it"
@@ -36,13 +36,13 @@ def check_name(name: str) -> str:
 
 
 def check_concept(concept: Concept, where: Path) -> Concept:
-    """The concept, where its prompts and names hold. Raises PersresError."""
+    """Return the concept. Raises PersresError for a wrong name, macro class or prompt."""
     check_name(concept.name)
     if not concept.macro_class.strip():
-        raise PersresError(f"{where}: macro_class is empty; name what the thing is, e.g. 'dog'")
+        raise PersresError(f"{where}: macro_class is empty; write the class, for example 'dog'")
     for group, text in concept.prompts:
-        if group not in GROUPS:
-            raise PersresError(f"{where}: prompt group {group!r} is unknown; one of {', '.join(GROUPS)}")
+        if group not in PROMPT_GROUPS:
+            raise PersresError(f"{where}: prompt group {group!r} is unknown; one of {', '.join(PROMPT_GROUPS)}")
         if text.count("{}") != 1:
             raise PersresError(f"{where}: prompt {text!r} must hold {{}} exactly once, where the concept goes")
     return concept
@@ -57,7 +57,7 @@ def write_concept(root: Path, concept: Concept) -> Path:
 
 
 def read_concept(folder: Path) -> Concept:
-    """The concept of a folder. Raises PersresError where the file is missing or wrong."""
+    """Read the concept of a folder. Raises PersresError for a missing or wrong file."""
     path = folder / "concept.json"
     try:
         raw = json.loads(path.read_text())
@@ -71,26 +71,26 @@ def read_concept(folder: Path) -> Concept:
 
 
 def read_concepts(root: Path) -> list[tuple[Concept, Path]]:
-    """All concepts below a root with their folders, by name."""
+    """All concepts below a root with their folders, sorted by name."""
     if not root.is_dir():
         raise PersresError(f"no concepts at {root}; run the fetch stage first")
     return [(read_concept(folder), folder) for folder in sorted(p for p in root.iterdir() if p.is_dir())]
 
 
 def reference_photos(folder: Path) -> list[Path]:
-    """The photos to learn from."""
+    """The concept's training photos."""
     return list_photos(folder / "images")
 
 
-def spread_concepts(found: list[tuple[Concept, Path]], count: int | None) -> list[tuple[Concept, Path]]:
-    """At most ``count`` of the concepts, evenly over the names: for rows of a table that a quick run shortens."""
-    if count is None or count >= len(found):
-        return found
-    return [found[i * len(found) // count] for i in range(count)]
+def spread_concepts(concepts: list[tuple[Concept, Path]], count: int | None) -> list[tuple[Concept, Path]]:
+    """At most ``count`` of the concepts, spread evenly over the list."""
+    if count is None or count >= len(concepts):
+        return concepts
+    return [concepts[i * len(concepts) // count] for i in range(count)]
 
 
 def spread_prompts(prompts: tuple[tuple[str, str], ...], count: int | None) -> list[tuple[int, str, str]]:
-    """At most ``count`` prompts as (number, group, text), taken from the groups in turn."""
+    """At most ``count`` prompts as (number, group, text), from each group in turn."""
     numbered = [(i, group, text) for i, (group, text) in enumerate(prompts)]
     if count is None or count >= len(numbered):
         return numbered

@@ -1,4 +1,4 @@
-"""Photos into a concept's folder: every one is opened first, and what is left out is said."""
+"""Copy photos into a concept's folder: each is opened first, and skipped files are logged."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from persres.errors import PersresError
 from persres.images import SUFFIXES, list_photos, load_photo
 
 log = logging.getLogger(__name__)
-UNREAD = (".heic", ".heif", ".avif", ".dng", ".raw", ".cr2", ".nef", ".arw")  # photos, but not for Pillow alone
+UNSUPPORTED = (".heic", ".heif", ".avif", ".dng", ".raw", ".cr2", ".nef", ".arw")  # Pillow alone cannot read them
 _NO_PHOTO = ("concept.json",)
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """The photos of a folder by name; files that are left out are logged.
+    """The photos of a folder, sorted by name; logs skipped files.
 
-    Raises PersresError where there is none, naming the mend where there are only photos in a phone's or a camera's own format.
+    Raises PersresError where there is none, or none in a format that Pillow reads.
     """
     others = _others(folder)
-    unread = [name for name in others if name.lower().endswith(UNREAD)]
-    if unread and not _any_photo(folder):
-        raise PersresError(
-            f"{folder}: {', '.join(unread)} are photos in a format that is not read; save them as JPEG and put those there"
-        )
+    unsupported = [name for name in others if name.lower().endswith(UNSUPPORTED)]
+    if unsupported and not _any_photo(folder):
+        raise PersresError(f"{folder}: {', '.join(unsupported)} are in an unsupported format; save them as JPEG")
     photos = list_photos(folder)
     if others:
-        hint = "; save HEIC and raw photos as JPEG to use them" if unread else ""
+        hint = "; save HEIC and raw photos as JPEG to use them" if unsupported else ""
         log.info("fetch: %s: left out %s%s", folder, ", ".join(others), hint)
     return photos
 
@@ -45,7 +43,7 @@ def _others(folder: Path) -> list[str]:
 
 
 def copy_concept(photos: list[Path], concept: Concept, root: Path) -> None:
-    """Write a concept below ``root`` with its photos, each checked. Raises PersresError naming the first broken one."""
+    """Write a concept with its photos below ``root``. Raises PersresError that names the first damaged photo."""
     for photo in photos:
         load_photo(photo)
     folder = write_concept(root, concept)

@@ -25,7 +25,7 @@ first with a property. A prompt is never moved out of its place, so a few stand 
 
 from __future__ import annotations
 
-from persres.datasets.layout import GROUPS
+from persres.prompts import PROMPT_GROUPS
 
 # file of CustomConcept101's prompts -> index (from 0) of the first object, the first style and the first property prompt
 CUSTOMCONCEPT101 = {
@@ -72,4 +72,6 @@ DREAMBOOTH = {"object": (20, 20, 20), "live subject": (10, 20, 20)}
 
 def grouped(prompts: list[str], starts: tuple[int, int, int]) -> tuple[tuple[str, str], ...]:
     """Prompts in their order as (group, prompt), cut at the three starts."""
-    return tuple((GROUPS[sum(index >= start for start in starts)], prompt) for index, prompt in enumerate(prompts))
+    return tuple(
+        (PROMPT_GROUPS[sum(index >= start for start in starts)], prompt) for index, prompt in enumerate(prompts)
+    )

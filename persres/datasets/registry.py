@@ -1,7 +1,7 @@
-"""Datasets by name: a file in ``persres/datasets/`` named in :data:`DATASETS`, with ``fetch`` and ``size``, is one.
+"""Datasets by name.
 
-``fetch(settings, folder) -> count`` writes the concepts, ``size(settings) -> (concepts, prompts)`` counts them before. A dataset
-whose pictures a judge can read names the judge's module in :data:`JUDGES`.
+A dataset is a file ``persres/datasets/<name>.py`` and a line in :data:`DATASETS`. The file has ``fetch(settings, folder) -> count``,
+which writes the concepts, and ``size(settings) -> (concepts, prompts)``, which counts them before.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from types import ModuleType
 
 from persres.errors import PersresError
 
-DATASETS = ("miniworld", "folder", "customconcept101", "dreambooth")
-CLASSIFIERS = {"miniworld": "persres.miniworld.attribute_classifier"}
+DATASETS: dict[str, str | None] = {  # name -> module of its attribute classifier, where it has one
+    "miniworld": "persres.miniworld.attribute_classifier",
+    "folder": None,
+    "customconcept101": None,
+    "dreambooth": None,
+}
+CLASSIFIERS = {name: module for name, module in DATASETS.items() if module is not None}
 
 
 def dataset_named(name: str) -> ModuleType:
@@ -22,11 +27,6 @@ def dataset_named(name: str) -> ModuleType:
     return import_module(f"persres.datasets.{name}")
 
 
-def datasets_with_classifier() -> frozenset[str]:
-    """Those whose pictures a judge can read."""
-    return frozenset(CLASSIFIERS)
-
-
 def classifier_module(dataset: str) -> ModuleType:
-    """The judge of a dataset: ``load_judge``, ``judge_images`` and ``followed``."""
+    """A dataset's attribute classifier: ``load_attribute_classifier``, ``classify_images`` and ``matches_prompt``."""
     return import_module(CLASSIFIERS[dataset])

@@ -1,4 +1,4 @@
-"""A ZIP from the network, unpacked whole or not at all, and nothing in it trusted."""
+"""Unpack an untrusted ZIP, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from persres.errors import PersresError
 from persres.units.files import publishing
 
-MOST_UNPACKED = 20 << 30  # bytes; the archives that we know are below 2 GiB
+MOST_UNPACKED = 20 << 30  # bytes; the known archives are below 2 GiB
 MOST_EXPANSION = 100  # times the archive's size: photos hardly shrink, a bomb does
 
 
@@ -24,14 +24,14 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def unpack(archive: Path, target: Path, inside: str, also: tuple[str, ...] = ()) -> None:
-    """Unpack what lies below ``inside`` of a ZIP, and the files ``also``, as the new folder ``target``: whole or not at all.
+def unpack(archive: Path, target: Path, prefix: str, also: tuple[str, ...] = ()) -> None:
+    """Unpack the files below ``prefix`` of a ZIP, and the files ``also``, as the new folder ``target``, whole or not at all.
 
-    Raises PersresError for a broken archive, for a name that leads out of the folder, for links, and for one that grows absurdly.
+    Raises PersresError for a damaged archive, a name that leads out of the folder, a link, and an excessive expansion.
     """
     try:
         with zipfile.ZipFile(archive) as packed, publishing(target) as fresh:
-            members = _members(archive, packed.infolist(), inside, also)
+            members = _members(archive, packed.infolist(), prefix, also)
             _check_growth(archive, members, fresh)
             for info, path in members:
                 (fresh / path).parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def unpack(archive: Path, target: Path, inside: str, also: tuple[str, ...] = ())
 
 
 def _members(
-    archive: Path, infos: list[zipfile.ZipInfo], inside: str, also: tuple[str, ...]
+    archive: Path, infos: list[zipfile.ZipInfo], prefix: str, also: tuple[str, ...]
 ) -> list[tuple[zipfile.ZipInfo, str]]:
     """The files to unpack with their paths below the target."""
     members = []
@@ -54,12 +54,12 @@ def _members(
         _check_member(archive, info)
         if info.is_dir() or "__MACOSX" in info.filename:
             continue
-        if info.filename.startswith(inside):
-            members.append((info, info.filename.removeprefix(inside)))
+        if info.filename.startswith(prefix):
+            members.append((info, info.filename.removeprefix(prefix)))
         elif info.filename in also:
             members.append((info, PurePosixPath(info.filename).name))
-    if not any(info.filename.startswith(inside) for info, _ in members):
-        raise PersresError(f"{archive} holds nothing below {inside!r}; it is another archive: delete it and run again")
+    if not any(info.filename.startswith(prefix) for info, _ in members):
+        raise PersresError(f"{archive} holds nothing below {prefix!r}; it is another archive: delete it and run again")
     return members
 
 

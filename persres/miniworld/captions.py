@@ -84,9 +84,6 @@ def true_of(said: list[dict], shown: list[dict]) -> np.ndarray:
     return true
 
 
-PROMPT_GROUPS = ("background", "object", "style", "property")
-
-
 def concept_prompts(kind: str, known_backgrounds: tuple[str, ...]) -> list[tuple[str, str]]:
     """20 prompts as (group, text with ``{}`` for the concept), five of each of the paper's groups.
 

@@ -1,4 +1,4 @@
-"""Concepts that no caption can name: five references each, in one or two backgrounds."""
+"""The concepts: appearances that no caption can describe, each in one or two backgrounds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from persres.seeding import seed_from
 
 @dataclass(frozen=True)
 class Concept:
-    """A look, the backgrounds of its photos, and a name."""
+    """An appearance, the backgrounds of its photos, and a name."""
 
     name: str
-    look: Appearance
+    appearance: Appearance
     backgrounds: tuple[str, ...]
 
 
@@ -68,10 +68,10 @@ CONCEPTS: tuple[Concept, ...] = (
 
 
 def views(concept: Concept, split: str, count: int, seed: int) -> list[Rendered]:
-    """``count`` pictures of the concept, ``split`` being ``reference`` or ``held_out``."""
-    pictures = []
+    """``count`` images of the concept; ``split`` is ``reference`` or ``held_out``."""
+    images = []
     for index in range(count):
         rng = np.random.default_rng(seed_from("concept", concept.name, split, index, seed))
         background = concept.backgrounds[index % len(concept.backgrounds)]
-        pictures.append(render(Scene(concept.look, background), rng))
-    return pictures
+        images.append(render(Scene(concept.appearance, background), rng))
+    return images

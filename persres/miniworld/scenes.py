@@ -45,7 +45,7 @@ def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     emblem = (_choice(rng, _EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
     band = _choice(rng, _COLOURS) if rng.random() < 0.25 else None
     look = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
-    return random_identity(recipe, rng) if look in {c.look for c in CONCEPTS} else look
+    return random_identity(recipe, rng) if look in {c.appearance for c in CONCEPTS} else look
 
 
 def scene_at(recipe: Recipe, split: str, index: int) -> tuple[Scene, np.random.Generator]:

@@ -12,11 +12,12 @@ from PIL import Image
 
 from persres.config.schema import Fetch
 from persres.datasets import customconcept101, download, dreambooth, prompt_groups
-from persres.datasets.layout import GROUPS, read_concepts
+from persres.datasets.layout import read_concepts
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import list_photos
 from persres.methods.common.registry import load_profile
+from persres.prompts import PROMPT_GROUPS
 from persres.stages.fetch import fetch
 from persres.units.context import Context
 from tests.support.local_server import zipped
@@ -144,7 +145,7 @@ def test_every_table_cuts_20_prompts_into_four_groups_in_order():
     for name, starts in prompt_groups.CUSTOMCONCEPT101.items():
         assert 0 < starts[0] < starts[1] < starts[2] < 20, name
         groups = [group for group, _ in prompt_groups.grouped([""] * 20, starts)]
-        assert [g for i, g in enumerate(groups) if i == 0 or groups[i - 1] != g] == list(GROUPS)
+        assert [g for i, g in enumerate(groups) if i == 0 or groups[i - 1] != g] == list(PROMPT_GROUPS)
 
 
 @real_lists
@@ -160,7 +161,7 @@ def test_the_real_benchmark_lists(tmp_path):
     concepts = [concept for concept, _ in localized(tmp_path, "customconcept101", folder)]
     assert len(concepts) == customconcept101.COUNT
     assert len({c.category for c in concepts}) == 16
-    assert all(len(c.prompts) == 20 and {g for g, _ in c.prompts} == set(GROUPS) for c in concepts)
+    assert all(len(c.prompts) == 20 and {g for g, _ in c.prompts} == set(PROMPT_GROUPS) for c in concepts)
     assert all(text == text.strip() for c in concepts for _, text in c.prompts)
     single = {p.stem for p in (source / "prompts").iterdir() if "{}" in p.read_text()}
     assert single == set(prompt_groups.CUSTOMCONCEPT101), "every file with one concept, and no other"
@@ -208,7 +209,7 @@ def test_dreambooth_from_its_archive(server, tmp_path, monkeypatch):
     concepts = {c.name: c for c, _ in localized(tmp_path, "dreambooth", tmp_path / "files")}
     assert {name: c.macro_class for name, c in concepts.items()} == SUBJECTS
     assert concepts["dog2"].category == "live subject" and concepts["teapot"].category == "object"
-    counts = {name: [sum(g == group for g, _ in c.prompts) for group in GROUPS] for name, c in concepts.items()}
+    counts = {name: [sum(g == group for g, _ in c.prompts) for group in PROMPT_GROUPS] for name, c in concepts.items()}
     assert counts["dog2"] == [10, 10, 0, 5] and counts["teapot"] == [20, 0, 0, 5]
     assert concepts["dog2"].prompts[3] == ("background", "a {} in place 3")
     assert "CC BY 4.0" in concepts["dog2"].licence and "https://unsplash.com/photos/x" in concepts["dog2"].licence

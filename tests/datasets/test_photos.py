@@ -12,6 +12,7 @@ from persres.datasets.layout import check_name, read_concept, read_concepts, spr
 from persres.errors import PersresError
 from persres.images import list_photos, load_photo, square, to_images, to_tensor, unzip_bytes, unzip_images, zip_bytes
 from persres.methods.common.registry import load_profile
+from persres.prompts import PROMPT_GROUPS
 from persres.stages.fetch import fetch
 from persres.units.context import Context
 
@@ -164,11 +165,11 @@ def test_unknown_concepts_and_folders_are_named(tmp_path):
 
 
 def test_prompts_are_spread_over_the_groups():
-    prompts = tuple((g, f"{g} {i} {{}}") for g in ("background", "object", "style", "property") for i in range(5))
+    prompts = tuple((g, f"{g} {i} {{}}") for g in PROMPT_GROUPS for i in range(5))
     for count in (1, 4, 6, 20, 99, None):
         chosen = spread_prompts(prompts, count)
         assert len(chosen) == min(count or 20, 20)
-        sizes = [sum(g == group for _, g, _ in chosen) for group in ("background", "object", "style", "property")]
+        sizes = [sum(g == group for _, g, _ in chosen) for group in PROMPT_GROUPS]
         assert max(sizes) - min(sizes) <= 1
         assert all(prompts[n] == (g, t) for n, g, t in chosen)
 

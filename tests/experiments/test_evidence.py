@@ -17,6 +17,7 @@ from persres.experiments.evidence import claims, pages, timing
 from persres.experiments.evidence.localisation import STEPS, auc, half_mask_ceiling, iou, latent_truth, upsampled
 from persres.experiments.evidence.provenance import EVIDENCE_CODE, code_line, code_of, stands_for, weight_digests
 from persres.methods.common.registry import load_profile
+from persres.prompts import PROMPT_GROUPS
 from persres.sampling.masks import upper_half
 
 
@@ -82,7 +83,7 @@ def made_up(**shift: float) -> pd.DataFrame:
     gains = {"base": 0.0, "ours": 0.3, "ours_lag": 0.28, "v_alone": 0.0} | shift
     rows = []
     for concept in range(6):
-        for group in ("background", "object", "style", "property"):
+        for group in PROMPT_GROUPS:
             for method, gain in gains.items():
                 change = float("nan") if method == "base" else 0.02 if method == "ours_lag" else 0.05
                 score = 0.3 + 0.01 * concept + gain
@@ -224,7 +225,7 @@ def test_every_method_has_every_score_with_its_interval_overall_and_by_group(sum
                     assert value["mean"] is None
                 else:
                     assert value["low"] <= value["mean"] <= value["high"]
-        assert set(method["groups"]) == {"background", "object", "style", "property"}
+        assert set(method["groups"]) == set(PROMPT_GROUPS)
     assert all(summary["methods"][m]["images"] >= 800 for m in ("base", "ours", "ours_lag", "lag_random", "lag_disk"))
 
 

@@ -46,7 +46,7 @@ def test_things_take_the_parts_that_fit_them_best_together():
 
 def test_regions_of_rendered_pairs_are_the_true_ones(repo):
     judge, rng = load_attribute_classifier(Path(located("package:miniworld/weights/judge"))), np.random.default_rng(1)
-    looks = {c.name: c.look for c in CONCEPTS}
+    looks = {c.name: c.appearance for c in CONCEPTS}
     scenes = [Scene(looks[a], "snow", second=looks[b]) for a, b in PAIRS]
     drawn = [render(scene, rng) for scene in scenes]
     kinds = [(scene.subject.kind, scene.second.kind) for scene in scenes]
@@ -61,7 +61,7 @@ def test_regions_of_rendered_pairs_are_the_true_ones(repo):
 
 
 def test_pairs_are_of_two_classes_and_every_concept_stands_in_some():
-    kinds = {c.name: c.look.kind for c in CONCEPTS}
+    kinds = {c.name: c.appearance.kind for c in CONCEPTS}
     assert all(len({kinds[n] for n in names}) == len(names) <= MAX_PARTS for names in (*PAIRS, *TRIPLES))
     assert {name for names in PAIRS for name in names} == set(kinds) and len(set(map(frozenset, PAIRS))) == len(PAIRS)
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from persres.datasets.wordnet import COUNT, load_candidates, load_nouns
-from persres.miniworld.captions import PROMPT_GROUPS, concept_prompts, full_caption, random_caption
+from persres.miniworld.captions import concept_prompts, full_caption, random_caption
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.recipe import RECIPE
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.scenes import random_identity, scene_at
 from persres.miniworld.tokenizer import write_tokenizer
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, KINDS, PATTERNS, STYLES, words
+from persres.prompts import PROMPT_GROUPS
 
 
 def draw(scene: Scene, seed: int = 0):
@@ -74,17 +75,17 @@ def test_unknown_looks_are_refused(wrong):
 
 def test_concepts_are_beyond_captions_and_distinct():
     assert len(CONCEPTS) >= 8
-    assert len({c.name for c in CONCEPTS}) == len({c.look for c in CONCEPTS}) == len(CONCEPTS)
+    assert len({c.name for c in CONCEPTS}) == len({c.appearance for c in CONCEPTS}) == len(CONCEPTS)
     for concept in CONCEPTS:
-        assert concept.look.parts or concept.look.emblem or concept.look.band
+        assert concept.appearance.parts or concept.appearance.emblem or concept.appearance.band
         assert 1 <= len(concept.backgrounds) <= 2
-        assert concept.look.kind in RECIPE.kinds
+        assert concept.appearance.kind in RECIPE.kinds
         own = [np.asarray(v.image) for v in (*views(concept, "reference", 5, 0), *views(concept, "held_out", 3, 0))]
         assert len({p.tobytes() for p in own}) == 8
 
 
 def test_training_scenes_never_show_a_concept():
-    looks = {c.look for c in CONCEPTS}
+    looks = {c.appearance for c in CONCEPTS}
     for index in range(500):
         scene, _ = scene_at(RECIPE, "train", index)
         assert scene.subject not in looks and not scene.subject.parts and scene.subject.emblem is None
@@ -93,13 +94,13 @@ def test_training_scenes_never_show_a_concept():
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda c: c.name)
 def test_twenty_prompts_five_of_each_group(concept):
-    prompts = concept_prompts(concept.look.kind, concept.backgrounds)
+    prompts = concept_prompts(concept.appearance.kind, concept.backgrounds)
     assert [g for g, _ in prompts] == [g for g in PROMPT_GROUPS for _ in range(5)]
     assert len({text for _, text in prompts}) == 20
     assert all(text.count("{}") == 1 for _, text in prompts)
     known = {BACKGROUNDS[b] for b in concept.backgrounds}
     assert not any(phrase in text for group, text in prompts if group == "background" for phrase in known)
-    assert {word for _, text in prompts for word in text.replace("{}", concept.look.kind).split()} <= set(words())
+    assert {word for _, text in prompts for word in text.replace("{}", concept.appearance.kind).split()} <= set(words())
 
 
 def test_captions_say_what_is_shown_in_known_words():

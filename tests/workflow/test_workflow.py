@@ -18,6 +18,7 @@ from PIL import Image
 
 from persres.cli.main import main
 from persres.images import unzip_images
+from persres.prompts import PROMPT_GROUPS
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
 from persres.units.context import Context
@@ -107,7 +108,7 @@ def test_the_chain_leaves_what_it_promises(ran, tiny_params):
         "spec_hash",
     }
     assert rows[["clip_text", "clip_image", "dino"]].notna().all().all()
-    assert set(rows["prompt_group"]) == {"background", "object", "style", "property"}
+    assert set(rows["prompt_group"]) == set(PROMPT_GROUPS)
     table = pd.read_csv(data / "tables" / "table1.csv")
     assert list(table["method"]) == ["base", "ours", "ours_lag"]
     for score in ("clip_text", "clip_image", "dino"):

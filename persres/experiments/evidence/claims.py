@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 
 from persres.metrics.summary import bootstrap_interval
+from persres.prompts import APPEARANCE_GROUPS, SCENE_GROUPS
 
 MARGINS = (
     "A claim holds where the mean difference over concepts reaches the margin and its 95% interval lies above zero. The margins were"
     " set after the first measurement: they guard what was found, and are no test of a hypothesis."
 )
-SCENE_GROUPS = ("background", "object")  # LAG should help here (paper figure 4a)
-APPEARANCE_GROUPS = ("style", "property")  # and hurt here (figure 4b)
 
 
 @dataclass(frozen=True)

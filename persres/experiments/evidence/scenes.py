@@ -47,15 +47,15 @@ def concept_case(diffusion: Diffusion, concept: Concept, count: int, token: str)
     for index in range(count):
         background = elsewhere[index % len(elsewhere)]
         rng = np.random.default_rng(seed_from("localise", concept.name, index))
-        drawn.append(render(Scene(concept.look, background), rng))
-        prompts.append(f"a photo of a {token} {concept.look.kind} {BACKGROUNDS[background]}")
-    return _case(diffusion, drawn, prompts, [concept.look.kind] * count)
+        drawn.append(render(Scene(concept.appearance, background), rng))
+        prompts.append(f"a photo of a {token} {concept.appearance.kind} {BACKGROUNDS[background]}")
+    return _case(diffusion, drawn, prompts, [concept.appearance.kind] * count)
 
 
 def two_object_case(diffusion: Diffusion, concept: Concept, count: int, token: str) -> Case:
     """One concept beside a second object of another class, in places that its references do not show."""
     elsewhere = [name for name in BACKGROUNDS if name not in concept.backgrounds]
-    others = [kind for kind in RECIPE.kinds if kind != concept.look.kind]
+    others = [kind for kind in RECIPE.kinds if kind != concept.appearance.kind]
     drawn, prompts = [], []
     for index in range(count):
         background, rng = (
@@ -63,11 +63,11 @@ def two_object_case(diffusion: Diffusion, concept: Concept, count: int, token: s
             np.random.default_rng(seed_from("beside", concept.name, index)),
         )
         second = replace(random_appearance(RECIPE, rng), kind=others[index % len(others)])
-        drawn.append(render(Scene(concept.look, background, second=second), rng))
+        drawn.append(render(Scene(concept.appearance, background, second=second), rng))
         prompts.append(
-            f"a photo of a {token} {concept.look.kind} next to {noun_phrase(second)} {BACKGROUNDS[background]}"
+            f"a photo of a {token} {concept.appearance.kind} next to {noun_phrase(second)} {BACKGROUNDS[background]}"
         )
-    return _case(diffusion, drawn, prompts, [concept.look.kind] * count)
+    return _case(diffusion, drawn, prompts, [concept.appearance.kind] * count)
 
 
 def concept_named(name: str) -> Concept:

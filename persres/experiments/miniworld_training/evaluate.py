@@ -97,8 +97,8 @@ def identity_separation(encoder, recipe: Recipe) -> dict[str, float]:
     wins, own, other = [], [], []
     for concept in CONCEPTS:
         references = encoder.images([view.image for view in views(concept, "reference", 5, 0)])
-        near = (encoder.images(_on_any_background(concept.look, 10, "own")) @ references.T).mean(1)
-        far = (encoder.images(_rivals(concept.look.kind, 20, recipe)) @ references.T).mean(1)
+        near = (encoder.images(_on_any_background(concept.appearance, 10, "own")) @ references.T).mean(1)
+        far = (encoder.images(_rivals(concept.appearance.kind, 20, recipe)) @ references.T).mean(1)
         wins.append((near[:, None] > far[None, :]).float().mean())
         own.append(near.mean())
         other.append(far.mean())

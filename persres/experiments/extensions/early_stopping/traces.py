@@ -104,7 +104,7 @@ def photos(concept: Concept) -> list[Image.Image]:
 def encoded_concept(diffusion: Diffusion, spec: TraceSpec) -> EncodedConcept:
     """As the method reads it (persres/methods/ours.py)."""
     concept = SUBJECTS[spec.subject]
-    text = diffusion.encode([fill(spec.settings.prompt, f"{spec.base.token} {concept.look.kind}")])
+    text = diffusion.encode([fill(spec.settings.prompt, f"{spec.base.token} {concept.appearance.kind}")])
     return EncodedConcept(concept.name, *diffusion.posterior(to_tensor(photos(concept))), text)
 
 
@@ -190,7 +190,7 @@ def at_step(states: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tens
 def image_specs(spec: ScoreSpec) -> list[tuple[ImageSpec, str]]:
     """Pictures to draw, each with its prompt's template."""
     concept, token = SUBJECTS[spec.learned.subject], spec.learned.base.token
-    kind = concept.look.kind
+    kind = concept.appearance.kind
     templates = [text for _, text in concept_prompts(kind, concept.backgrounds)]
     return [
         (ImageSpec(name=f"{n:02d}_{i:03d}", prompt=fill(templates[n], f"{token} {kind}"), phrase=f"{token} {kind}",
@@ -268,7 +268,7 @@ class TraceRunner:
     def _pictures(self, subject: str, steps: int, every: bool) -> list[Unit[ScoreSpec]]:
         """The few prompts of the curves, and where every prompt is wanted the others too, as a unit of their own."""
         concept, judge = SUBJECTS[subject], FileRef.of(Path(located(self.profile.score.attribute_classifier)))
-        prompts = tuple(concept_prompts(concept.look.kind, concept.backgrounds))
+        prompts = tuple(concept_prompts(concept.appearance.kind, concept.backgrounds))
         few = tuple(number for number, _, _ in spread_prompts(prompts, CURVE_PROMPTS))
         rest = tuple(number for number in range(len(prompts)) if number not in few)
         return [

@@ -8,6 +8,7 @@ import pandas as pd
 
 from persres.experiments.extensions.sampled import paired
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
+from persres.prompts import APPEARANCE_GROUPS, SCENE_GROUPS
 
 CONFIGS = {
     "ours": "never",
@@ -17,7 +18,6 @@ CONFIGS = {
     "when_sure": "our masks, not where no block is sure",
     "auto_inverted": "always, our masks inverted",
 }
-APPEARANCE_GROUPS, SCENE_GROUPS = ("style", "property"), ("background", "object")
 
 
 def claims(rows: pd.DataFrame, always: str = "auto") -> Iterator[dict]:

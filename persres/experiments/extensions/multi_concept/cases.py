@@ -93,7 +93,7 @@ def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], 
 
 def rendered_pairs(cases: list[Case]) -> np.ndarray:
     """The same pairs as the renderer draws them, uint8 [n, 64, 64, 3]: what could at best be scored."""
-    looks = {concept.name: concept.look for concept in CONCEPTS}
+    looks = {concept.name: concept.appearance for concept in CONCEPTS}
     found = []
     for case in cases:
         place = next((name for words, name in PLACES.items() if case.template.endswith(words)), "city")

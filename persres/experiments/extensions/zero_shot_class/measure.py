@@ -61,7 +61,7 @@ def measure(run: Run, out: Path) -> dict:
     nouns = load_candidates(profile.macro_class.candidates)
     encoder = load_clip(profile.encoders.clip, run.device)
     gpu = pick_device(run.device).type == "cuda"
-    ten = [([v.image for v in views(c, "reference", PHOTOS, 0)], c.look.kind) for c in CONCEPTS]
+    ten = [([v.image for v in views(c, "reference", PHOTOS, 0)], c.appearance.kind) for c in CONCEPTS]
     concepts = _seen(profile, run, encoder, nouns, ten, len(ten), DRAWS[gpu])
     new = [_photos(index) for index in range(READ)]
     looks = _seen(profile, run, encoder, nouns, new, JUDGED[gpu], DRAWS[gpu])
