@@ -40,7 +40,7 @@ def with_memory_guard(function, unit: Unit, work: Path, device: str) -> None:
     batch = function.keywords.get("batch", 1) if isinstance(function, partial) else 1
     if batch < 2:
         raise PersresError(
-            f"out of memory ({said}); set runtime.offload: true, a lower batch_size or resolution, or take a larger GPU"
+            f"out of memory ({said}); set runtime.cpu_offload: true, a lower batch_size or resolution, or take a larger GPU"
         )
     _free()
     half = batch // 2
