@@ -1,7 +1,7 @@
-"""What version 0.1 wrote is still read: residual files, exports, model cards, tags of a repository, data folders and a fleet's store.
+"""Files that version 0.1 wrote are still read: residual files, exports, model cards, tags of a repository, data folders, a fleet's store.
 
-tests/fixtures/v0_1/ was written by the code of commit 6425cc7 (its README.md has the script). Pictures are compared with those that that
-code drew. The files never change; where a name of this library changes, only the calls below do.
+tests/fixtures/v0_1/ was written by the code of commit 6425cc7 (its README.md has the script), and never changes. Images are compared with
+those that that code sampled. Where a name of this library changes, only the calls below change.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from persres.cli import main
-from persres.config import Drawing
+from persres.cli.main import main
+from persres.config import legacy
+from persres.config.schema import SamplingConfig
 from persres.datasets.layout import read_concepts
 from persres.errors import PersresError
 from persres.exports.about import ENTRY
 from persres.exports.export import export, load_embedding
 from persres.exports.importing import import_residual
-from persres.fleet.agent import Report, mark_key, read_shard, report_key, run_shard
-from persres.fleet.kinds import Unfit, unit_from
+from persres.fleet.content_store import get_input, get_unit, manifest_key
+from persres.fleet.jobs import Unfit, unit_from_json
 from persres.fleet.noop import NoopSpec
-from persres.fleet.objects import get_input, get_unit, manifest_key
 from persres.fleet.store import FolderStore
+from persres.fleet.worker import ShardReport, mark_key, read_shard, report_key, run_shard
 from persres.generate import generate
-from persres.methods.common.base import Source
+from persres.methods.common.base import LearnedFile
 from persres.methods.common.registry import load_profile, method_named
 from persres.models.diffusion import load_diffusion
-from persres.personalized import PersonalizedPipeline
-from persres.pipeline import load_context
-from persres.places import located
+from persres.package_paths import located
+from persres.pipeline import PersonalizedPipeline
 from persres.residuals.file import load_residual
-from persres.runs.checkpoints import read_header, read_tensors
-from persres.runs.files import digest_file, digest_folder
-from persres.runs.headers import header_facts
-from persres.runs.outputs import read_index, read_macro_classes
-from persres.runs.specs import FileRef, Item
-from persres.runs.units import MANIFEST, Unit, finish_noted, is_done
-from persres.sampling.draw import draw
+from persres.sampling.sample import sample_images
+from persres.units.checkpoints import read_header, read_tensors
+from persres.units.files import digest_file, digest_folder
+from persres.units.header_facts import header_facts
+from persres.units.outputs import read_index, read_macro_classes
+from persres.units.specs import FileRef, ImageSpec
+from persres.units.unit import MANIFEST, Unit, finish_interrupted, is_done
 from persres.versions.compare import differences
-from persres.versions.ref import file_of
+from persres.versions.git_dvc import git
 from persres.versions.repository import Repository
-from persres.versions.tools import git
+from persres.versions.residual_address import file_of
+from persres.workflow import load_context
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 MODEL = "package:miniworld/weights/sd"  # as the old headers name it
@@ -58,7 +59,7 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
-    """What the old code drew: final latents on the mini world, pictures of the tiny model."""
+    """What the old code sampled: final latents on the mini world, images of the tiny model."""
     with np.load(OLD / "expected.npz") as actual:
         return dict(actual)
 
@@ -84,7 +85,7 @@ def check_close(actual: np.ndarray, expected: dict[str, np.ndarray], name: str) 
     assert np.abs(actual - expected[name]).max() < TOLERANCE
 
 
-def unpacked(name: str, folder: Path) -> Path:
+def unpack(name: str, folder: Path) -> Path:
     with tarfile.open(OLD / f"{name}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -98,23 +99,23 @@ PLAIN = ("ours", "other", "settled", "with_prior", "token_too", "no_class", "key
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_residual_draws_the_same_picture(pipe, expected, name):
+def test_a_residual_gives_the_same_image(pipe, expected, name):
     pipe.set_residual(name)
     check_close(latents(pipe, PROMPT.replace("{}", pipe.residuals[name].phrase), expected), expected, name)
 
 
 @pytest.mark.parametrize(("lag", "name"), [(True, "ours_lag"), ("auto", "ours_auto")])
-def test_a_residual_draws_the_same_picture_under_masks(pipe, expected, lag, name):
+def test_a_residual_gives_the_same_image_with_lag(pipe, expected, lag, name):
     pipe.set_residual("ours")
     check_close(latents(pipe, PROMPT.replace("{}", "<v*> mug"), expected, lag=lag), expected, name)
 
 
-def test_two_residuals_draw_the_same_picture(pipe, expected):
+def test_two_residuals_give_the_same_image(pipe, expected):
     pipe.set_residuals(["ours", "other"])
     check_close(latents(pipe, "a photo of a {1} and a {2}", expected, lag=True), expected, "several")
 
 
-def test_the_command_draws_the_same_picture_from_the_same_seed(tmp_path):
+def test_generate_gives_the_same_image_from_the_same_seed(tmp_path):
     (old,) = (OLD / "generate").iterdir()
     residual = OLD / "residuals" / "ours.safetensors"
     (new,) = generate(residual, (PROMPT,), tmp_path, seed=7, lag=True, steps=3, device="cpu")
@@ -122,8 +123,8 @@ def test_the_command_draws_the_same_picture_from_the_same_seed(tmp_path):
     assert np.abs(before - after).max() <= 1, "eight bits, rounded"
 
 
-def test_headers_tell_what_was_trained_and_with_which_settings():
-    """By the names that settings had then: a header is never rewritten."""
+def test_headers_record_what_was_trained_and_with_which_settings():
+    """Settings have the names of version 0.1: a header is never rewritten."""
     facts = header_facts(read_header(OLD / "residuals" / "ours.safetensors"))
     facts_read = {key: facts[key] for key in ("format", "base_model", "concept", "v_star", "rare_token", "macro_class")}
     assert facts_read == {
@@ -159,7 +160,7 @@ def test_an_export_comes_back_as_the_same_residual(tmp_path, to):
     assert json.loads(header[ENTRY])["concept"] == "heart_mug"
 
 
-def test_exports_draw_the_same_picture_in_plain_diffusers(expected):
+def test_exports_give_the_same_image_in_plain_diffusers(expected):
     from diffusers import DiffusionPipeline
 
     plain = DiffusionPipeline.from_pretrained(located(MODEL), dtype=torch.float32)
@@ -173,100 +174,127 @@ def test_exports_draw_the_same_picture_in_plain_diffusers(expected):
     assert torch.equal(vector[0], load_residual(OLD / "residuals" / "token_too.safetensors")[0]["token"])
 
 
-def test_the_card_next_to_a_residual_gives_its_scores_to_an_export(tmp_path):
+def test_an_export_has_the_scores_of_the_model_card_next_to_the_residual(tmp_path):
     shutil.copytree(OLD / "residuals", tmp_path / "residuals")
     _, header = read_tensors(export(tmp_path / "residuals" / "ours.safetensors", "kohya", tmp_path / "k.safetensors"))
     scores = json.loads(header[ENTRY])["scores"]
     assert set(scores) >= {"base", "ours", "ours_lag"} and 0 < scores["ours"]["clip_text"] < 1
 
 
-def test_what_personalize_left_agrees_with_its_readme():
+def test_the_readme_of_personalize_matches_its_residual():
     front = yaml.safe_load((OLD / "personalize" / "README.md").read_text().split("---\n")[1])
     _, info = load_residual(OLD / "personalize" / "my_mug.safetensors")
     assert front["instance_prompt"] == "a photo of a <v*> mug" and front["persres"]["spec_hash"] == info["spec_hash"]
 
 
 @pytest.mark.parametrize("path", sorted((OLD / "rivals").glob("*.safetensors")), ids=lambda path: path.stem)
-def test_a_rival_draws_the_same_picture(tiny_pipeline, expected, path):
-    """Of the tests' tiny model, which lay elsewhere then: such a file fits any model with the same layers."""
+def test_a_rival_gives_the_same_image(tiny_pipeline, expected, path, tmp_path):
+    """A rival file fits any model with the same layers, so the tiny model's folder may be another one."""
     method, spec = method_named(path.stem), read_header(path)["spec"]
-    settings = method.settings(**spec["settings"])
-    base = load_profile(OLD / "params.yaml", "mini").base.model_copy(
-        update={"model": str(tiny_pipeline), "resolution": 32}
-    )
+    settings = method.settings(**legacy.translate(spec["settings"], "train"))
+    base = load_profile(settings_file("params.yaml", tmp_path), "mini").base
+    base = base.model_copy(update={"model": str(tiny_pipeline), "resolution": 32})
     diffusion, phrase = load_diffusion(base, "cpu"), method.phrase(settings, base, spec["macro_class"])
-    loaded = method.load(diffusion, Source(path, spec["concept"], base, OLD / "rivals" / "photo.png"), 1.0)
-    item = Item(name="00_000", prompt=f"a photo of a {phrase}", phrase=phrase, plain="a photo of a mug", image=0)
-    with loaded.inside():
-        drawn, _ = draw(
-            diffusion, [item], Drawing(variant=path.stem, steps=3), loaded.bank, 32, loaded.predictor
-        )  # fmt: skip
-    check_close(drawn.numpy(), expected, f"rival_{path.stem}")
+    loaded = method.load(diffusion, LearnedFile(path, spec["concept"], base, OLD / "rivals" / "photo.png"), 1.0)
+    image = ImageSpec(name="00_000", prompt=f"a photo of a {phrase}", phrase=phrase, plain="a photo of a mug", image=0)
+    sampling = SamplingConfig(variant=path.stem, steps=3)
+    with loaded.patch():
+        images, _ = sample_images(diffusion, [image], sampling, loaded.bank, 32, loaded.predictor)
+    check_close(images.numpy(), expected, f"rival_{path.stem}")
 
 
-def test_the_settings_of_then_are_read_or_refused_with_their_new_names():
-    """With the code of then they are read. Once settings have new names: every old key is refused, and the message has the new one; the
-    settings of ``run.params.yaml`` for the other tests then stand in a file with the new names."""
-    for name in yaml.safe_load((OLD / "params.yaml").read_text()).keys() - {"profile"}:
-        load_profile(OLD / "params.yaml", name)
-    profile = load_profile(OLD / "run.params.yaml")
-    assert profile.train.variant("with_prior").prior_images == 2 and profile.runtime.offload
+def settings_file(name: str, folder: Path) -> Path:
+    """An old settings file with today's names."""
+    raw = yaml.safe_load((OLD / name).read_text())
+    translated = {key: value if key == "profile" else legacy.translate(value) for key, value in raw.items()}
+    (folder / name).write_text(yaml.safe_dump(translated))
+    return folder / name
 
 
-# A unit's hash holds the digest of the code that made it, so units of other code are made again by design, never read.
-# What must hold: they are refused in one sentence, and nothing fails at them.
+OLD_SETTINGS = {  # in run.params.yaml, with today's names
+    "macro_class.finder": "zero_shot_settings",
+    "macro_class.finder.judge": "diffusion_classifier",
+    "macro_class.finder.keep": "num_candidates",
+    "train.variants.settled.stop": "stop: early",
+    "train.variants.settled.settle_every": "early_stop_every",
+    "train.variants.settled.settle_draws": "early_stop_draws",
+    "train.variants.settled.settle_below": "early_stop_below",
+    "train.variants.with_prior.prior_images": "num_class_images",
+    "train.variants.with_prior.class_source": "class_source: selected",
+    "sample.methods": "configs",
+    "sample.methods.ours.class_source": "class_source: selected",
+    "sample.methods.confident.mask_blocks": "mask_blocks: confidence_weighted",
+    "sample.methods.confident.mask_when": "mask_when: high_confidence",
+    "sample.methods.other.other_concept": "wrong_concept",
+    "score.judge": "attribute_classifier",
+    "runtime.train_together": "concepts_per_batch",
+    "runtime.recompute": "gradient_checkpointing",
+    "runtime.offload": "cpu_offload",
+}
+
+
+def test_old_settings_are_refused_with_their_new_names():
+    with pytest.raises(PersresError) as refused:
+        load_profile(OLD / "run.params.yaml")
+    _, *lines = str(refused.value).splitlines()
+    for path, new in OLD_SETTINGS.items():
+        (line,) = [line for line in lines if line.startswith(f"  fixture.{path}: ")]
+        assert line.endswith(f"is now {new!r}")
+    assert len(lines) == len(OLD_SETTINGS), "every line has a new name"
+
+
+def test_old_settings_with_the_new_names_are_read(tmp_path):
+    raw = yaml.safe_load((OLD / "params.yaml").read_text())
+    for name in raw.keys() - {"profile"}:
+        assert load_profile(settings_file("params.yaml", tmp_path), name)
+    profile = load_profile(settings_file("run.params.yaml", tmp_path))
+    assert profile.train.variant("with_prior").num_class_images == 2 and profile.runtime.cpu_offload
+
+
+# The hash of a unit holds the digest of the code that made it: units of other code run again by design.
+# They are refused in one sentence, and nothing fails because of them.
 OTHER_CODE = "deploy the same commit"
 
 
 def test_finished_units_are_done_or_refused(tmp_path):
-    work = unpacked("units", tmp_path) / ".work"
+    work = unpack("units", tmp_path) / ".work"
     manifests = [json.loads(path.read_text()) for path in sorted(work.glob(f"[ts]*/*/{MANIFEST}"))]
     assert len(manifests) == 5 and {m["stage"] for m in manifests} == {"train", "sample", "score"}
     for manifest in manifests:
         raw = {key: manifest[key] for key in ("stage", "name", "spec")} | {"hash": manifest["spec_hash"]}
         try:
-            assert is_done(unit_from(raw), work)
+            assert is_done(unit_from_json(raw), work)
         except Unfit as error:
             assert OTHER_CODE in str(error)
 
 
-def test_the_note_of_a_run_that_was_killed_is_carried_out(tmp_path):
-    """Two units trained in one pass, killed before the first manifest: whatever code runs next finishes them, or leaves them alone."""
-    unpacked("units", tmp_path)
+def test_a_batch_that_was_killed_before_its_manifests_is_finished(tmp_path):
+    """Two units trained in one batch, killed before the first manifest."""
+    unpack("units", tmp_path)
     shutil.move(tmp_path / ".work" / "noted", tmp_path / "work" / "train")
-    finish_noted("train", tmp_path / "work")
+    finish_interrupted("train", tmp_path / "work")
     made = sorted((tmp_path / "work" / "train").glob(f"*/{MANIFEST}"))
     assert len(made) == 2 and not list((tmp_path / "work" / "train").glob("together-*"))
     assert {json.loads(path.read_text())["name"] for path in made} == {"settled/heart_mug", "settled/star_robot"}
 
 
-def test_a_published_data_folder_is_shown_and_its_index_is_read_or_refused(tmp_path, capsys):
-    data = unpacked("data", tmp_path) / "data"
+def test_a_published_data_folder_is_shown_and_its_index_is_refused(tmp_path, capsys):
+    data = unpack("data", tmp_path) / "data"
     assert main(["show", "--data", str(data)]) == 0
     assert "Ours w/ LAG" in capsys.readouterr().out
     assert main(["compare", "ours", "base", "--data", str(data)]) == 0
     assert "ours" in capsys.readouterr().out
-    context = load_context(OLD / "run.params.yaml", None, data, tmp_path / "work")
+    context = load_context(settings_file("run.params.yaml", tmp_path), None, data, tmp_path / "work")
     assert [concept.name for concept, _ in read_concepts(data / "concepts")] == ["heart_mug", "star_robot"]
     assert read_macro_classes(context) == {"heart_mug": "mug", "star_robot": "robot"}
-    try:
-        index = read_index(context)
-    except PersresError as error:
-        assert "run the sample stage again" in str(error)
-        return
-    assert list(index.methods) == ["base", "ours", "ours_lag", "confident", "other"] and len(index.packs) == 10
-    drawing = index.methods["confident"].drawing
-    assert (drawing.mask_blocks, drawing.mask_when) == ("confident", "sure") and index.methods[
-        "other"
-    ].drawing.other_concept
-    for pack in index.packs:
-        assert (data / "samples" / f"{pack.name}.zip").is_file()
+    with pytest.raises(PersresError, match="run the sample stage again"):
+        read_index(context)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
     """A clone of the repository whose v1 and v2 were published then, DVC's remote a folder next to it."""
-    root = unpacked("versions", tmp_path_factory.mktemp("versions"))
+    root = unpack("versions", tmp_path_factory.mktemp("versions"))
     git(root, "clone", "-q", "origin.git", "work")
     return root / "work"
 
@@ -292,7 +320,7 @@ def test_versions_are_listed_and_compared(repository, cache, capsys):
     assert "train.steps: 5 -> 3" in capsys.readouterr().out
 
 
-def test_a_residual_of_a_version_is_pulled_and_draws_the_same_picture(
+def test_a_residual_of_a_version_is_pulled_and_gives_the_same_image(
     repository, cache, tmp_path, pipe, expected, capsys
 ):
     assert main(["pull", "heart_mug", "--rev", "v1", "--repo", str(repository), "--out", str(tmp_path / "a")]) == 0
@@ -306,27 +334,27 @@ def test_a_residual_of_a_version_is_pulled_and_draws_the_same_picture(
     pipe.unload_residual("pulled")
 
 
-def test_the_tag_of_an_artifact_is_there(repository):
+def test_an_artifact_has_its_tag(repository):
     assert git(repository, "tag").split() == ["residuals@v1.0.0", "residuals@v2.0.0", "v1", "v2"]
 
 
-def test_a_store_gives_what_it_holds_and_old_shards_end_in_a_report(tmp_path):
-    root = unpacked("fleet_store", tmp_path) / "store"
-    store, work = FolderStore(root), tmp_path / "agent"
+def test_old_shards_end_in_a_report(tmp_path):
+    root = unpack("fleet_store", tmp_path) / "store"
+    store, work = FolderStore(root), tmp_path / "worker"
     before = set(store.keys(""))
     shards = {key.split("/")[1].removesuffix(".json") for key in before if key.startswith("shards/")}
     assert len(shards) == 5
     for shard in shards:
         assert {raw["stage"] for raw in json.loads(store.read(read_shard(str(root), shard).key))["units"]}
-        old = Report(**json.loads(store.read(report_key(shard))))
+        old = ShardReport(**json.loads(store.read(report_key(shard))))
         assert not old.failed and all(OTHER_CODE in reason for reason in old.unfinished.values())
         new = run_shard(str(root), shard, work)
         assert not new.failed and all(OTHER_CODE in reason for reason in new.unfinished.values())
-    assert set(store.keys("")) >= before, "nothing is lost by it"
+    assert set(store.keys("")) >= before, "nothing is deleted"
 
 
 def test_a_store_gives_inputs_and_units_by_digest(tmp_path):
-    store = FolderStore(unpacked("fleet_store", tmp_path) / "store")
+    store = FolderStore(unpack("fleet_store", tmp_path) / "store")
     units = [json.loads(store.read(key)) for key in store.keys("units/") if key.startswith("units/train/")]
     (photo, *_) = units[0]["spec"]["photos"]
     here = Path(get_input(store, FileRef(**photo), tmp_path / "cache").path)
@@ -339,4 +367,4 @@ def test_a_store_gives_inputs_and_units_by_digest(tmp_path):
         assert get_unit(store, unit, tmp_path / "work") and is_done(unit, tmp_path / "work")
     third = Unit("noop", "n/2", NoopSpec(number=2))
     assert not store.has(manifest_key(third))
-    assert [key for key in store.keys("started/") if key.startswith(mark_key(third, ""))], "an agent died at it"
+    assert [key for key in store.keys("started/") if key.startswith(mark_key(third, ""))], "a worker died at it"
