@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+CLASSES = "a concept of macro_class.json"
+
 
 class Renamed(NamedTuple):
     """One renamed setting. ``old`` and ``new`` are keys, or a key with one of its values: ``stop: settled``."""
@@ -38,6 +40,8 @@ RENAMED = (
     Renamed("runtime", "train_together", "concepts_per_batch"),
     Renamed("runtime", "recompute", "gradient_checkpointing"),
     Renamed("runtime", "offload", "cpu_offload"),
+    Renamed(CLASSES, "chosen", "selected"),
+    Renamed(CLASSES, "found", "zero_shot"),
 )
 _NEW = {(entry.section, entry.old): entry.new for entry in RENAMED}
 _NAMED_BY_USER = ("variants", "methods", "configs", "rows")  # mappings whose keys are the user's names

@@ -86,6 +86,8 @@ def run_shard(
             units.append(unit_from_json(raw))
         except Unfit as error:
             unfinished[raw["hash"]] = str(error)
+    if not units:  # of other code, whose options may have other names
+        return _reported(store, shard, ShardReport(failed, unfinished))
     finish_interrupted(shard.stage, work)
     for unit in units:  # done here before, by a shard that died before it could say so: run_units leaves them out
         if is_done(unit, work):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from persres.config import legacy
 from persres.config.schema import SamplingConfig
 from persres.errors import PersresError
 from persres.units.context import Context
@@ -82,7 +83,7 @@ def read_macro_classes(context: Context, source: str = "selected") -> dict[str, 
         raise PersresError(f"no {path}; run the macro_class stage first")
     found = json.loads(path.read_text())
     key = {"wordnet": "nearest"}.get(source, source)
-    classes = {name: entry.get(key) for name, entry in found["concepts"].items()}
+    classes = {name: legacy.translate(entry, legacy.CLASSES).get(key) for name, entry in found["concepts"].items()}
     if None in classes.values():
         raise PersresError(f"class_source: {source} needs nouns that were not looked for; say macro_class.{key}: true")
     return classes
