@@ -38,7 +38,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask; a writer that renames a temporary file leaves 0600
         yield partial
+        partial.chmod(mode)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from persres.errors import PersresError, UnitFailures
 from persres.units import disk
-from persres.units.files import digest_folder, publishing
+from persres.units.checkpoints import write_tensors
+from persres.units.files import digest_folder, publishing, write_atomic
 from persres.units.locks import stage_lock
 from persres.units.pool import _cores, run_units
 from persres.units.specs import FileRef, Spec
@@ -135,6 +137,16 @@ def test_publishing_is_whole_or_not_at_all(tmp_path):
         (fresh / "b").write_text("3")
     assert digest_folder(target) != before
     assert not (target / "a").exists()
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {})
+        write_atomic(tmp_path / "b", b"b")
+    finally:
+        os.umask(before)
+    assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in ("a.safetensors", "b")} == {"0o640"}
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path):
