@@ -1,8 +1,7 @@
-"""The judge: a small classifier and segmenter trained on rendered scenes (build/judge.py) and used for nothing else.
+"""The attribute classifier: predicts class, colour, background, style and second object of an image, and object masks.
 
-It says what a drawn picture shows (class, colour, background, style, a second object) and where
-the objects are. It never sees a caption, takes no part in training any other model, and serves
-the mini world's evidence only; real photos have no judge.
+A small network trained on rendered scenes (experiments/miniworld_training/attribute_classifier.py). It never sees a caption
+and trains no other model; it only scores images of the mini world.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def label_names(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def labels_of(scene: Scene) -> dict[str, str]:
-    """What the judge should say of a scene."""
+    """The true labels of a scene."""
     second = "present" if scene.second is not None else "absent"
     return {
         "kind": scene.subject.kind,
@@ -77,38 +76,38 @@ def labels_of(scene: Scene) -> dict[str, str]:
 
 
 def load_attribute_classifier(folder: Path) -> AttributeClassifier:
-    """The judge of a folder, in float32 and evaluation mode."""
-    judge = AttributeClassifier(json.loads((folder / "labels.json").read_text()))
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
-    return judge.eval().requires_grad_(False)
+    """Load the classifier of a folder, in float32 and evaluation mode."""
+    model = AttributeClassifier(json.loads((folder / "labels.json").read_text()))
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+    return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Predicted label per head for each picture, and object masks bool [n, 64, 64]."""
+class Prediction:
+    """Predicted label by head for each image, and object masks bool [n, 64, 64]."""
 
     labels: list[dict[str, str]]
     masks: np.ndarray
 
 
 @torch.no_grad()
-def classify_images(judge: AttributeClassifier, images: np.ndarray, batch: int = 128) -> Verdict:
-    """What uint8 pictures [n, 64, 64, 3] show."""
+def classify_images(model: AttributeClassifier, images: np.ndarray, batch: int = 128) -> Prediction:
+    """Predict labels and masks of uint8 images [n, 64, 64, 3]."""
     labels: list[dict[str, str]] = []
     masks = []
     for start in range(0, len(images), batch):
-        out = judge(to_tensor(list(images[start : start + batch])))
+        out = model(to_tensor(list(images[start : start + batch])))
         masks.append(out.pop("mask").numpy() > 0)
         best = {head: logits.argmax(1).tolist() for head, logits in out.items()}
         count = len(masks[-1])
-        labels += [{head: judge.labels[head][best[head][i]] for head in HEADS} for i in range(count)]
-    return Verdict(labels, np.concatenate(masks))
+        labels += [{head: model.labels[head][best[head][i]] for head in HEADS} for i in range(count)]
+    return Prediction(labels, np.concatenate(masks))
 
 
 def requested_attributes(template: str) -> dict[str, str]:
-    """What a concept prompt asks for around its ``{}``, by the heads that can tell; never the class.
+    """Labels that a concept prompt requests around its ``{}``, by head; never the class.
 
-    A prompt that asks for a colour in a sketch, or a pattern, asks for nothing that the judge reads.
+    The classifier has no head for a pattern, and a sketch has no colour.
     """
     style = next(name for name, phrase in STYLES.items() if template.startswith(phrase))
     background = next((name for name, phrase in BACKGROUNDS.items() if template.endswith(phrase)), None)
@@ -121,22 +120,22 @@ def requested_attributes(template: str) -> dict[str, str]:
     return {head: name for head, name in wanted.items() if name is not None}
 
 
-def matches_prompt(verdict: Verdict, templates: list[str]) -> np.ndarray:
-    """Share of what each prompt asks for that the judge sees, [n]; NaN where it asks for nothing readable."""
+def matches_prompt(prediction: Prediction, templates: list[str]) -> np.ndarray:
+    """Share of each prompt's requested attributes that are predicted, [n]; NaN for a prompt that requests none."""
     shares = []
-    for said, template in zip(verdict.labels, templates, strict=True):
-        wanted = requested_attributes(template)
-        shares.append(np.mean([said[head] == name for head, name in wanted.items()]) if wanted else np.nan)
+    for labels, template in zip(prediction.labels, templates, strict=True):
+        requested = requested_attributes(template)
+        shares.append(np.mean([labels[head] == name for head, name in requested.items()]) if requested else np.nan)
     return np.array(shares)
 
 
-def accuracy(verdict: Verdict, scenes: list[Scene]) -> dict[str, float]:
-    """Share of right answers by head, over the scenes to which the head applies."""
+def accuracy(prediction: Prediction, scenes: list[Scene]) -> dict[str, float]:
+    """Accuracy by head, over the scenes to which the head applies."""
     hits: dict[str, list[bool]] = {head: [] for head in HEADS}
-    for said, scene in zip(verdict.labels, scenes, strict=True):
+    for labels, scene in zip(prediction.labels, scenes, strict=True):
         truth = labels_of(scene)
         for head in HEADS:
             applies = head in ("background", "style", "second") or scene.second is None
             if applies and not (head == "colour" and scene.style == "sketch"):
-                hits[head].append(said[head] == truth[head])
+                hits[head].append(labels[head] == truth[head])
     return {head: float(np.mean(h)) if h else float("nan") for head, h in hits.items()}

@@ -1,6 +1,6 @@
 """The caption grammar: ``<style> a [colour] [pattern] [rare] <class> [next to …] [background]``.
 
-The rare word stands right before the class, where V* will stand.
+The rare word stands before the class, as V* does.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ from persres.miniworld.render import Appearance, Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, RARE_TOKENS, STYLES
 
 
-def noun_phrase(look: Appearance, colour: bool = True, pattern: bool = True, rare: str = "") -> str:
-    """``a red striped sks mug``: plain patterns are not said."""
-    words = [
-        "a",
-        look.colour if colour else "",
-        look.pattern if pattern and look.pattern != "plain" else "",
-        rare,
-        look.kind,
-    ]
-    return " ".join(word for word in words if word)
+def noun_phrase(appearance: Appearance, colour: bool = True, pattern: bool = True, rare: str = "") -> str:
+    """``a red striped sks mug``; plain patterns are omitted."""
+    colour_word = appearance.colour if colour else ""
+    pattern_word = appearance.pattern if pattern and appearance.pattern != "plain" else ""
+    return " ".join(word for word in ("a", colour_word, pattern_word, rare, appearance.kind) if word)
 
 
 def full_caption(scene: Scene) -> str:
-    """Everything that can be said of a scene."""
+    """A caption with every attribute of a scene."""
     return _caption(scene, noun_phrase(scene.subject), background=True)
 
 
@@ -38,12 +33,12 @@ def _caption(scene: Scene, subject: str, background: bool) -> str:
 
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that leaves some attributes out, so that the model can be asked for few or many."""
+    """A caption that omits some attributes at random, so that the model learns prompts with few or many."""
     return random_mention(scene, rng)[0]
 
 
 def nameless_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of a look beyond words: a rare token stands for all of it, as V* will."""
+    """A caption in which a rare token stands for the whole appearance, as V* does."""
     rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))]
     return _caption(scene, noun_phrase(scene.subject, colour=False, pattern=False, rare=rare), rng.random() < 0.85)
 
@@ -51,19 +46,23 @@ def nameless_caption(scene: Scene, rng: np.random.Generator) -> str:
 def random_mention(
     scene: Scene, rng: np.random.Generator, colour: float = 0.8, background: float = 0.85
 ) -> tuple[str, dict]:
-    """A loose caption, and what it says: attributes of the scene, None where it is silent.
+    """A random caption, and the attributes of the scene, None for those that it omits.
 
-    ``colour`` and ``background`` are the chances that each is said.
+    ``colour`` and ``background`` are the probabilities that the caption names them.
     """
-    say_colour, say_background, say_rare = (bool(x) for x in rng.random(3) < (colour, background, 0.15))
-    rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))] if say_rare else ""
-    caption = _caption(scene, noun_phrase(scene.subject, colour=say_colour, rare=rare), say_background)
-    silent = {"colour": not say_colour, "background": not say_background, "pattern": scene.subject.pattern == "plain"}
-    return caption, {key: None if silent.get(key) else value for key, value in attributes(scene).items()}
+    with_colour, with_background, with_rare = (bool(x) for x in rng.random(3) < (colour, background, 0.15))
+    rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))] if with_rare else ""
+    caption = _caption(scene, noun_phrase(scene.subject, colour=with_colour, rare=rare), with_background)
+    omitted = {
+        "colour": not with_colour,
+        "background": not with_background,
+        "pattern": scene.subject.pattern == "plain",
+    }
+    return caption, {key: None if omitted.get(key) else value for key, value in attributes(scene).items()}
 
 
 def attributes(scene: Scene) -> dict:
-    """What a caption can say of a scene."""
+    """The attributes of a scene that a caption can name."""
     subject, second = scene.subject, scene.second
     return {
         "kind": subject.kind,
@@ -75,11 +74,11 @@ def attributes(scene: Scene) -> dict:
     }
 
 
-def true_of(said: list[dict], shown: list[dict]) -> np.ndarray:
-    """Which caption is true of which picture, bool [captions, pictures]: nothing said differs from what is shown."""
-    true = np.ones((len(said), len(shown)), dtype=bool)
-    for key in shown[0]:
-        words, facts = (np.array([str(row[key]) for row in rows]) for rows in (said, shown))
+def true_of(captions: list[dict], images: list[dict]) -> np.ndarray:
+    """Whether each caption is true of each image, bool [captions, images]: every named attribute is the image's."""
+    true = np.ones((len(captions), len(images)), dtype=bool)
+    for key in images[0]:
+        words, facts = (np.array([str(row[key]) for row in rows]) for rows in (captions, images))
         true &= (words[:, None] == facts[None, :]) | (words == "None")[:, None]
     return true
 
@@ -87,13 +86,10 @@ def true_of(said: list[dict], shown: list[dict]) -> np.ndarray:
 def concept_prompts(kind: str, known_backgrounds: tuple[str, ...]) -> list[tuple[str, str]]:
     """20 prompts as (group, text with ``{}`` for the concept), five of each of the paper's groups.
 
-    ``known_backgrounds`` are those of the reference images; the background prompts avoid them.
+    The background prompts avoid ``known_backgrounds``, those of the reference images.
     """
-    new = [
-        b
-        for b in ("beach", "snow", "night", "forest", "desert", "city", "grass", "ocean", "wood")
-        if b not in known_backgrounds
-    ]
+    backgrounds = ("beach", "snow", "night", "forest", "desert", "city", "grass", "ocean", "wood")
+    new = [b for b in backgrounds if b not in known_backgrounds]
     others = [k for k in ("ball", "car", "tree", "mug", "house", "cat") if k != kind]
     colours = ("red", "green", "yellow", "blue", "white")
     prompts = [("background", f"a photo of a {{}} {BACKGROUNDS[b]}") for b in new[:5]]

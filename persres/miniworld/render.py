@@ -1,8 +1,8 @@
-"""Draw scenes of 64×64 pixels with the exact mask of every object.
+"""Render scenes of 64×64 pixels with the exact mask of every object.
 
 Objects are drawn as parts on a local canvas, then placed by one affine map on a background, all
 at four times the size, and reduced at the end. Everything random comes from one
-``numpy.random.Generator``, so a scene and a seed name one picture.
+``numpy.random.Generator``, so a scene and a seed determine the image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ FIXED = {"dark": (44, 40, 48), "light": (238, 240, 244), "bark": (120, 78, 44)}
 
 @dataclass(frozen=True)
 class Appearance:
-    """How one object looks. ``parts`` recolours parts by name; ``emblem`` and ``band`` add what
-    no caption can say."""
+    """Appearance of one object. ``parts`` recolours parts by name. No caption can describe parts, emblem or band."""
 
     kind: str
     colour: str
@@ -41,7 +40,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; the pose of each object comes from the generator."""
+    """Content of an image; the pose of each object comes from the generator."""
 
     subject: Appearance
     background: str
@@ -136,20 +135,20 @@ def _emblem_polygon(shape: str) -> list[tuple[float, float]]:
     raise ValueError(f"unknown emblem {shape!r}")
 
 
-def draw_object(look: Appearance) -> Image.Image:
+def draw_object(appearance: Appearance) -> Image.Image:
     """The object upright on its own transparent canvas, RGBA [LOCAL, LOCAL]."""
-    if look.kind not in SHAPES:
-        raise ValueError(f"unknown kind {look.kind!r}; one of {', '.join(SHAPES)}")
-    main = COLOURS[look.colour]
-    recolour = dict(look.parts)
-    unknown = set(recolour) - {name for name, _, _ in SHAPES[look.kind]}
+    if appearance.kind not in SHAPES:
+        raise ValueError(f"unknown kind {appearance.kind!r}; one of {', '.join(SHAPES)}")
+    main = COLOURS[appearance.colour]
+    recolour = dict(appearance.parts)
+    unknown = set(recolour) - {name for name, _, _ in SHAPES[appearance.kind]}
     if unknown:
-        raise ValueError(f"a {look.kind} has no part {sorted(unknown)}")
-    texture = _pattern(main, look.pattern)
+        raise ValueError(f"a {appearance.kind} has no part {sorted(unknown)}")
+    texture = _pattern(main, appearance.pattern)
     image = Image.new("RGB", (LOCAL, LOCAL))
     alpha = Image.new("L", (LOCAL, LOCAL))
     body = Image.new("L", (LOCAL, LOCAL))
-    for name, role, primitives in SHAPES[look.kind]:
+    for name, role, primitives in SHAPES[appearance.kind]:
         mask = Image.new("L", (LOCAL, LOCAL))
         for primitive in primitives:
             _draw(ImageDraw.Draw(mask), primitive, LOCAL, 255)
@@ -162,27 +161,27 @@ def draw_object(look: Appearance) -> Image.Image:
             fill = Image.new("RGB", (LOCAL, LOCAL), _shade(main, 0.68) if role == "trim" else FIXED[role])
         image.paste(fill, mask=mask)
         alpha.paste(255, mask=mask)
-    _add_band(image, body, look)
-    _add_emblem(image, look)
+    _add_band(image, body, appearance)
+    _add_emblem(image, appearance)
     return _outlined(_shaded(image), alpha)
 
 
-def _add_band(image: Image.Image, body: Image.Image, look: Appearance) -> None:
-    if look.band is None:
+def _add_band(image: Image.Image, body: Image.Image, appearance: Appearance) -> None:
+    if appearance.band is None:
         return
-    _, y, half = ANCHORS[look.kind]
+    _, y, half = ANCHORS[appearance.kind]
     span = LOCAL - 2 * MARGIN
     stripe = Image.new("L", (LOCAL, LOCAL))
     box = [0, MARGIN + (y - half * 0.55) * span, LOCAL, MARGIN + (y + half * 0.55) * span]
     ImageDraw.Draw(stripe).rectangle(box, fill=255)
-    image.paste(COLOURS[look.band], mask=Image.fromarray(np.minimum(np.asarray(stripe), np.asarray(body))))
+    image.paste(COLOURS[appearance.band], mask=Image.fromarray(np.minimum(np.asarray(stripe), np.asarray(body))))
 
 
-def _add_emblem(image: Image.Image, look: Appearance) -> None:
-    if look.emblem is None:
+def _add_emblem(image: Image.Image, appearance: Appearance) -> None:
+    if appearance.emblem is None:
         return
-    shape, colour = look.emblem
-    x, y, half = ANCHORS[look.kind]
+    shape, colour = appearance.emblem
+    x, y, half = ANCHORS[appearance.kind]
     span = LOCAL - 2 * MARGIN
     points = [(MARGIN + (x + half * px) * span, MARGIN + (y + half * py) * span) for px, py in _emblem_polygon(shape)]
     ImageDraw.Draw(image).polygon(points, fill=COLOURS[colour])
@@ -215,7 +214,7 @@ def _place(local: Image.Image, centre: tuple[float, float], side: float, angle: 
 
 
 def _pose(rng: np.random.Generator, n_objects: int, index: int) -> tuple[tuple[float, float], float, float, bool]:
-    """Centre, side, angle and flip. Two objects take a half of the picture each."""
+    """Centre, side, angle and flip. Two objects take half of the image each."""
     if n_objects == 1:
         side = CANVAS * rng.uniform(0.6, 0.82)
         x = CANVAS * 0.5 + rng.uniform(-1, 1) * (CANVAS - side) * 0.45
@@ -229,15 +228,15 @@ def _pose(rng: np.random.Generator, n_objects: int, index: int) -> tuple[tuple[f
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Rendered:
-    """One picture of the scene and the visible mask of each object, in (subject, second) order."""
+    """Render one image of the scene, with the visible mask of each object (subject, second)."""
     canvas = backgrounds.paint(scene.background, CANVAS, rng)
-    looks = [scene.subject] + ([scene.second] if scene.second is not None else [])
-    mirrored = len(looks) == 2 and rng.random() < 0.5
+    appearances = [scene.subject] + ([scene.second] if scene.second is not None else [])
+    mirrored = len(appearances) == 2 and rng.random() < 0.5
     masks: list[np.ndarray] = []
-    for index, look in enumerate(looks):
-        centre, side, angle, flip = _pose(rng, len(looks), index)
+    for index, appearance in enumerate(appearances):
+        centre, side, angle, flip = _pose(rng, len(appearances), index)
         centre = (CANVAS - centre[0], centre[1]) if mirrored else centre
-        placed = _place(draw_object(look), centre, side, angle, flip)
+        placed = _place(draw_object(appearance), centre, side, angle, flip)
         canvas.paste(placed, mask=placed.getchannel("A"))
         small = np.asarray(placed.getchannel("A").resize((SIZE, SIZE), Image.BOX)) > 127
         masks = [m & ~small for m in masks] + [small]

@@ -1,4 +1,4 @@
-"""Random scenes and identities of a recipe, rendered once into arrays and cached on disk."""
+"""Random scenes and identities of a recipe, rendered once and cached on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def random_appearance(recipe: Recipe, rng: np.random.Generator) -> Appearance:
-    """A look that a caption can name in full."""
+    """An appearance that a caption can describe in full."""
     return Appearance(_choice(rng, recipe.kinds), _choice(rng, _COLOURS), _choice(rng, recipe.patterns))
 
 
@@ -37,19 +37,19 @@ def random_scene(recipe: Recipe, rng: np.random.Generator) -> Scene:
 
 
 def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
-    """A look beyond captions: recoloured parts, an emblem, a band. Never one of the concepts."""
+    """An appearance that no caption can describe: recoloured parts, an emblem, a band. Never one of the concepts."""
     kind = _choice(rng, recipe.kinds)
     names = [name for name, role, _ in SHAPES[kind] if role != "dark"]
-    chosen = rng.permutation(names)[: rng.integers(0, 3)]
-    parts = tuple((str(name), _choice(rng, _COLOURS)) for name in chosen)
+    recoloured = rng.permutation(names)[: rng.integers(0, 3)]
+    parts = tuple((str(name), _choice(rng, _COLOURS)) for name in recoloured)
     emblem = (_choice(rng, _EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
     band = _choice(rng, _COLOURS) if rng.random() < 0.25 else None
-    look = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
-    return random_identity(recipe, rng) if look in {c.appearance for c in CONCEPTS} else look
+    appearance = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
+    return random_identity(recipe, rng) if appearance in {c.appearance for c in CONCEPTS} else appearance
 
 
 def scene_at(recipe: Recipe, split: str, index: int) -> tuple[Scene, np.random.Generator]:
-    """Scene ``index`` of a split, with the generator that goes on to draw its pose."""
+    """Scene ``index`` of a split, and the generator that then draws its pose."""
     rng = np.random.default_rng(seed_from("scene", split, index, recipe.seed))
     return random_scene(recipe, rng), rng
 
@@ -65,18 +65,18 @@ class SceneSet:
 
 def _render_scene(recipe: Recipe, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     scene, rng = scene_at(recipe, split, index)
-    drawn = render(scene, rng)
-    masks = np.zeros((2, *drawn.masks.shape[1:]), dtype=bool)
-    masks[: len(drawn.masks)] = drawn.masks
-    return np.asarray(drawn.image), masks
+    rendered = render(scene, rng)
+    masks = np.zeros((2, *rendered.masks.shape[1:]), dtype=bool)
+    masks[: len(rendered.masks)] = rendered.masks
+    return np.asarray(rendered.image), masks
 
 
 def identity_scenes(recipe: Recipe, index: int) -> tuple[list[Scene], np.random.Generator]:
-    """One nameless look on several backgrounds, with the generator that goes on to draw its poses."""
+    """One identity on several backgrounds, and the generator that then draws its poses."""
     rng = np.random.default_rng(seed_from("identity", index, recipe.seed))
-    look = random_identity(recipe, rng)
+    identity = random_identity(recipe, rng)
     grounds = rng.permutation(list(BACKGROUNDS))[: recipe.views]
-    return [Scene(look, str(ground)) for ground in grounds], rng
+    return [Scene(identity, str(ground)) for ground in grounds], rng
 
 
 def _render_identity(recipe: Recipe, index: int) -> np.ndarray:
@@ -100,19 +100,21 @@ def load_scenes(recipe: Recipe, split: str, count: int, folder: Path, workers: i
 
     def make() -> dict[str, np.ndarray]:
         with ProcessPoolExecutor(workers) as pool:
-            drawn = list(pool.map(partial(_render_scene, recipe, split), range(count), chunksize=64))
-        return {"images": np.stack([d[0] for d in drawn]), "masks": np.stack([d[1] for d in drawn])}
+            images, masks = zip(
+                *pool.map(partial(_render_scene, recipe, split), range(count), chunksize=64), strict=True
+            )
+        return {"images": np.stack(images), "masks": np.stack(masks)}
 
     data = _cached(folder / f"scenes-{split}-{count}.npz", make)
     return SceneSet([scene_at(recipe, split, i)[0] for i in range(count)], data["images"], data["masks"])
 
 
 def load_identities(recipe: Recipe, folder: Path, workers: int = 2) -> np.ndarray:
-    """Views of nameless looks, uint8 [identities, views, 64, 64, 3]."""
+    """Views of the identities, uint8 [identities, views, 64, 64, 3]."""
 
     def make() -> dict[str, np.ndarray]:
         with ProcessPoolExecutor(workers) as pool:
-            drawn = pool.map(partial(_render_identity, recipe), range(recipe.identities), chunksize=32)
-            return {"images": np.stack(list(drawn))}
+            views = pool.map(partial(_render_identity, recipe), range(recipe.identities), chunksize=32)
+            return {"images": np.stack(list(views))}
 
     return _cached(folder / f"identities-{recipe.identities}.npz", make)["images"]

@@ -1,4 +1,4 @@
-"""The four picture styles, applied to a finished scene at the supersampled size."""
+"""The four image styles, applied to a finished scene at the supersampled size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _photo(canvas: Image.Image, size: int, rng: np.random.Generator) -> Image.Im
 
 
 def _watercolour(canvas: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Pale washes: colours run into one another and fade towards the paper."""
+    """Pale washes: colours blur and fade towards the paper."""
     small = canvas.resize((size, size), Image.BOX).filter(ImageFilter.MedianFilter(3))
     pixels = np.asarray(small, dtype=np.float32)
     wash = rng.normal(0, 1, (size // 8, size // 8)).astype(np.float32)
@@ -22,12 +22,12 @@ def _watercolour(canvas: Image.Image, size: int, rng: np.random.Generator) -> Im
 
 
 def _sketch(canvas: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Grey edges on white paper with a light tone kept."""
+    """Grey edges and light tones on white paper."""
     grey = np.asarray(canvas.resize((2 * size, 2 * size), Image.BOX).convert("L"), dtype=np.float32)
     gy, gx = np.gradient(grey)
     tone = 205 + 0.18 * grey
-    drawn = Image.fromarray(np.clip(tone - 3.2 * np.hypot(gx, gy), 20, 255).astype(np.uint8))
-    return drawn.resize((size, size), Image.BOX).convert("RGB")
+    edges = Image.fromarray(np.clip(tone - 3.2 * np.hypot(gx, gy), 20, 255).astype(np.uint8))
+    return edges.resize((size, size), Image.BOX).convert("RGB")
 
 
 def _pixel(canvas: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:

@@ -1,7 +1,7 @@
 """A ``CLIPTokenizer`` in which every word of the vocabulary is one token.
 
-The byte-pair merges are learned from the word list until nothing is left to merge; single
-letters stay in the vocabulary, so an unknown word becomes its letters and never fails.
+The byte-pair merges are trained on the word list until nothing is left to merge. Single letters
+stay in the vocabulary, so an unknown word becomes its letters.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_tokenizer(folder: Path, prompt_length: int) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json as Stable Diffusion has them."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    """Write vocab.json, merges.txt and tokenizer_config.json in the format of Stable Diffusion."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     trainer = trainers.BpeTrainer(
         vocab_size=10_000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
     )
-    learner.train_from_iterator([word for word in words() for _ in range(2)] + letters, trainer)
-    model = json.loads(learner.to_str())["model"]
+    tokenizer.train_from_iterator([word for word in words() for _ in range(2)] + letters, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
     pieces = sorted(set(model["vocab"]) | set(letters) | {letter + "</w>" for letter in letters})
     vocab = {piece: index for index, piece in enumerate([*pieces, START, END])}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]

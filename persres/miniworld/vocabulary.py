@@ -1,7 +1,7 @@
-"""The words of the mini world, and nothing else: every caption is made of these.
+"""The vocabulary of the mini world: every caption consists of these words.
 
-The renderer can draw all of them. Which of them the shipped U-Net was trained on is a
-choice of the training recipe (:mod:`persres.miniworld.recipe`), stated in the model card.
+The renderer can draw all of them; the training recipe (:mod:`persres.miniworld.recipe`) selects
+those that the shipped U-Net was trained on, as its model card states.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ BACKGROUNDS: dict[str, str] = {  # name -> phrase in a caption
     "city": "in the city",
 }
 
-STYLES: dict[str, str] = {  # name -> how a caption begins
+STYLES: dict[str, str] = {  # name -> start of a caption
     "photo": "a photo of",
     "watercolour": "a watercolour painting of",
     "sketch": "a pencil sketch of",
     "pixel": "pixel art of",
 }
 
-# Neutral adjectives that mean nothing: a few captions carry one, so that a V* holding such a
-# token's embedding is not out of distribution for the text tower and the U-Net.
+# Meaningless words in a few captions, so that V* with the embedding of such a token is not out of
+# distribution for the text encoder and the U-Net.
 RARE_TOKENS = ("sks", "olis", "ktn", "zwx")
 
 JOINERS = ("next", "to", "and", "with")

@@ -16,7 +16,7 @@ from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import GREY, object_alignment, object_crops
 from persres.metrics.summary import bootstrap_interval, difference, method_table, sign_flip_p
-from persres.miniworld.attribute_classifier import Verdict, matches_prompt, requested_attributes
+from persres.miniworld.attribute_classifier import Prediction, matches_prompt, requested_attributes
 from persres.report.tables import paper_table
 
 
@@ -149,7 +149,7 @@ def test_what_a_prompt_asks_for_is_read_off_its_words():
         "background": "night",
     }
     assert requested_attributes("a photo of a striped {}") == {}
-    verdict = Verdict(
+    verdict = Prediction(
         [{"background": "snow", "colour": "red", "style": "photo", "second": "absent"}] * 3, np.zeros((3, 2, 2))
     )
     shares = matches_prompt(

@@ -92,7 +92,7 @@ def tiny(tiny_profile, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("zero_shot")
     settings = tiny_profile | {
-        "macro_class": tiny_profile["macro_class"] | {"source": "zero_shot", "zero_shot_settings": {"draws": 1}}
+        "macro_class": tiny_profile["macro_class"] | {"source": "zero_shot", "zero_shot_settings": {"noise_levels": 1}}
     }
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": settings}))
     return load_context(folder / "params.yaml", "tiny", folder / "data", folder / "work")

@@ -1,4 +1,4 @@
-"""The noun lemmas of WordNet 3.0, from Debian's ``wordnet-base`` 1:3.0-37 (licence: LICENSE beside this)."""
+"""The noun lemmas of WordNet 3.0, from Debian's ``wordnet-base`` 1:3.0-37 (see LICENSE)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def load_nouns() -> list[str]:
 
 
 def load_candidates(source: str) -> list[str]:
-    """``wordnet``, or a text file with one noun a line. Raises PersresError where there is none."""
+    """The nouns of ``wordnet``, or of a text file with one noun per line. Raises PersresError for a missing or empty file."""
     if source == "wordnet":
         return load_nouns()
     path = Path(located(source))
     if not path.is_file():
-        raise PersresError(f"macro_class.candidates: no file {path}; write one noun a line there, or say wordnet")
+        raise PersresError(f"macro_class.candidates: no file {path}; write one noun per line there, or set wordnet")
     nouns = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not nouns:
-        raise PersresError(f"macro_class.candidates: {path} is empty; write one noun a line there")
+        raise PersresError(f"macro_class.candidates: {path} is empty; write one noun per line there")
     return nouns

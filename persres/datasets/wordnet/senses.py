@@ -1,8 +1,8 @@
-"""What WordNet 3.0 knows of its nouns beside their spelling: senses, how often each was met, and what each is a kind of.
+"""WordNet 3.0's noun senses with their counts, and the hypernyms of their synsets.
 
-``senses.txt.xz`` is made from Debian's ``wordnet-base`` 1:3.0-37 (licence: LICENSE beside this) by :func:`write_senses`. A line a
-noun, in the order of ``nouns.txt.xz``: its synsets by number, the commonest first, each with its count in the tagged texts where it
-has one (``cntlist.rev``), as ``number:count``. Then a blank line, and a line a synset: the lexicographer's file, then its hypernyms.
+``senses.txt.xz`` is made from Debian's ``wordnet-base`` 1:3.0-37 (see LICENSE) by :func:`write_senses`. It has one line per noun,
+in the order of ``nouns.txt.xz``: its synsets by number, the commonest first, as ``number:count`` where the tagged texts have a
+count (``cntlist.rev``). After a blank line it has one line per synset: the lexicographer file, then the hypernyms.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from persres.datasets.wordnet import load_nouns
 
 SYNSETS = 82_115
-# Lexicographer files (lexnames(5WN)) of what a photo can be of: animal, artifact, body, food, natural object, person, plant.
+# Lexicographer files (lexnames(5WN)) of things that a photo can show: animal, artifact, body, food, natural object, person, plant.
 SHOWN = frozenset({5, 6, 8, 13, 17, 18, 20})
 
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning of a noun: its synset's number, its place among the noun's meanings (0 the commonest), how often it was met."""
+    """One sense of a noun: its synset's number, its rank among the noun's senses (0 the commonest), its count in the tagged texts."""
 
     synset: int
     place: int
@@ -32,7 +32,7 @@ class Sense:
 
 @dataclass(frozen=True)
 class Senses:
-    """All nouns' senses, and for each synset its lexicographer file and hypernyms (instances' classes too)."""
+    """All nouns' senses, and each synset's lexicographer file and hypernyms (the classes of instances too)."""
 
     senses: dict[str, tuple[Sense, ...]]
     file: tuple[int, ...]
@@ -41,26 +41,26 @@ class Senses:
     _sizes: list[int] = field(default_factory=list)
 
     def shown(self, noun: str) -> dict[int, float]:
-        """The noun's senses that a photo can show, each with its share of the noun's use; empty for a word that has none.
-        A sense that was never met counts as met once, divided by its place."""
+        """The noun's synsets that a photo can show, with their shares of the noun's use; empty for a word without any.
+
+        The weight of a sense is its count plus 1, divided by its rank."""
         weights = {
             s.synset: (s.count + 1) / (s.place + 1) for s in self.senses.get(noun, ()) if self.can_show(s.synset)
         }
         return {synset: weight / sum(weights.values()) for synset, weight in weights.items()}
 
     def can_show(self, synset: int) -> bool:
-        """Whether a photo can be of it."""
+        """Whether a photo can show the synset."""
         return self.file[synset] in SHOWN
 
     def above(self, synset: int) -> frozenset[int]:
-        """The synset and everything that it is a kind of."""
+        """The synset and all of its hypernyms, direct and indirect."""
         if synset not in self._above:
-            found = frozenset({synset}).union(*(self.above(h) for h in self.hypernyms[synset]))
-            self._above[synset] = found
+            self._above[synset] = frozenset({synset}).union(*(self.above(h) for h in self.hypernyms[synset]))
         return self._above[synset]
 
     def sizes(self) -> list[int]:
-        """How many synsets each holds, itself among them. Counted once."""
+        """Number of synsets below each, itself included. Computed once."""
         if not self._sizes:
             self._sizes.extend([0] * len(self.file))
             for synset in range(len(self.file)):
@@ -71,7 +71,7 @@ class Senses:
 
 @lru_cache(maxsize=1)
 def load_senses() -> Senses:
-    """Read the table, once a process (about a second)."""
+    """Read the table, once per process (about a second)."""
     packed = files("persres.datasets.wordnet").joinpath("senses.txt.xz").read_bytes()
     nouns, synsets = lzma.decompress(packed).decode().split("\n\n")
     rows = [tuple(map(int, line.split())) for line in synsets.splitlines()]
@@ -85,7 +85,7 @@ def _senses(line: str) -> tuple[Sense, ...]:
 
 
 def write_senses(wordnet: Path, out: Path) -> None:
-    """Make the table from a folder with WordNet 3.0's ``data.noun``, ``index.noun`` and ``cntlist.rev`` (Debian: /usr/share/wordnet)."""
+    """Write the table from a folder with WordNet 3.0's ``data.noun``, ``index.noun`` and ``cntlist.rev`` (Debian: /usr/share/wordnet)."""
     numbers, rows = _synsets(wordnet / "data.noun")
     counts: dict[str, dict[int, int]] = defaultdict(dict)
     for line in (wordnet / "cntlist.rev").read_text().splitlines():

@@ -46,7 +46,7 @@ def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> At
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
-        rows = rng.integers(len(scenes.images), size=recipe.judge_batch)
+        rows = rng.integers(len(scenes.images), size=recipe.classifier_batch)
         x = images_to_tensor(scenes.images[rows]).to(device)
         masks = torch.from_numpy(scenes.masks[rows].any(1)).float().to(device)
         if rng.random() < 0.5:
@@ -54,7 +54,7 @@ def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> At
         x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn_like(x)
         return _loss(judge, x, {k: v[rows].to(device) for k, v in everything.items()}, masks)
 
-    fit("judge", judge, loss, Budget(recipe.judge_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
+    fit("judge", judge, loss, Budget(recipe.classifier_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
     judge.cpu()
     out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half().contiguous() for k, v in judge.state_dict().items()}

@@ -111,7 +111,7 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
         image, text = _features(
             model, images_to_tensor(pictures).to(device), tokenize([c for c, _ in mentions]).to(device)
         )
-        true = torch.from_numpy(true_of([said for _, said in mentions], facts)) | torch.eye(
+        true = torch.from_numpy(true_of([caption for _, caption in mentions], facts)) | torch.eye(
             len(shown), dtype=torch.bool
         )
         _, one, two = image.split([len(rows), pairs, pairs])

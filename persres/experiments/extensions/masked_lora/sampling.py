@@ -23,7 +23,12 @@ from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_alignment, object_crops
-from persres.miniworld.attribute_classifier import Verdict, classify_images, load_attribute_classifier, matches_prompt
+from persres.miniworld.attribute_classifier import (
+    Prediction,
+    classify_images,
+    load_attribute_classifier,
+    matches_prompt,
+)
 from persres.models.loading import pick_device
 from persres.pipeline import PersonalizedPipeline
 from persres.prompts import fill
@@ -184,7 +189,7 @@ def score_images(spec: LoraSampleSpec, drawn: dict[str, SampledImages], device: 
     return pd.concat(tables, ignore_index=True)
 
 
-def _change(drawn: dict[str, SampledImages], read: dict[str, Verdict], name: str) -> np.ndarray:
+def _change(drawn: dict[str, SampledImages], read: dict[str, Prediction], name: str) -> np.ndarray:
     base = drawn["base"].pictures
     return background_difference(drawn[name].pictures, base, read[name].masks, read["base"].masks)
 
