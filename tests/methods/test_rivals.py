@@ -116,8 +116,8 @@ def test_training_lowers_the_loss_on_draws_it_never_saw(diffusion, token_id, met
     loss = plan.loss or (lambda batch, sample_images: batch_loss(diffusion, batch, sample_images))
 
     def probe(state) -> float:
-        own = {name: state[name] for name in plan.names}
-        with torch.no_grad(), patched_weights(diffusion, own, token_id):
+        values = {name: state[name] for name in plan.names}
+        with torch.no_grad(), patched_weights(diffusion, values, token_id):
             draws = [generator("probe", i) for i in range(12)]
             return float(torch.stack([loss(plan.batch(0, d), d) for d in draws]).mean())
 
@@ -183,7 +183,7 @@ def test_otsu_parts_two_heaps_and_never_marks_nothing():
     assert marked.any(1)[:2].all()
 
 
-def test_a_learned_token_changes_its_own_prompts_only(diffusion, token_id):
+def test_a_trained_token_changes_only_prompts_that_hold_it(diffusion, token_id):
     def states(prompt):
         return encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [prompt])
 
@@ -252,8 +252,8 @@ def test_the_loss_counts_the_valid_area_only():
 
 
 def test_prior_weight_weighs_the_class_images(diffusion):
-    own = plain_batch(photos(diffusion), "a", 2, generator("a"))
-    both = own.joined(plain_batch(photos(diffusion, 1), "b", 2, generator("b"), 0.5))
+    first = plain_batch(photos(diffusion), "a", 2, generator("a"))
+    both = first.joined(plain_batch(photos(diffusion, 1), "b", 2, generator("b"), 0.5))
     assert isinstance(both, Batch) and both.captions == ["a", "a", "b", "b"]
     assert both.weight.tolist() == [0.5, 0.5, 0.25, 0.25]
 
@@ -262,7 +262,7 @@ ABLATIONS = {
     "proj_in": {"target": "proj_in"},
     "attn_kv": {"target": "attn_kv"},
     "no_class": {"name_class": False},
-    "with_prior": {"prior_images": 2, "prior_weight": 1.0},
+    "with_prior": {"num_class_images": 2, "prior_weight": 1.0},
     "token_too": {"train_token": True, "lr": 0.01},
     "rank_1": {"rank": 1},
     "wordnet_class": {"class_source": "wordnet"},
@@ -278,7 +278,7 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("rivals")
     short = {"steps": 2, "checkpoint_every": 1}
-    few = {"prior_images": 2}
+    few = {"num_class_images": 2}
     variants = {
         "ours": {},
         "ti": {"method": "textual_inversion", "lr": 0.5, **short},
@@ -332,9 +332,9 @@ def test_the_chain_draws_with_what_was_learned(chain, method):
     with loaded.patch():
         learned, _ = sample_images(diffusion, items, spec.sampling, loaded.bank, 32, loaded.predictor)
     without, _ = sample_images(diffusion, items, spec.sampling, None, 32)
-    drawn = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
+    archive = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
     for item, ours, plain in zip(items, to_images(learned), to_images(without), strict=True):
-        assert np.array_equal(np.asarray(drawn[f"{item.name}.png"]), np.asarray(ours))
+        assert np.array_equal(np.asarray(archive[f"{item.name}.png"]), np.asarray(ours))
         assert not np.array_equal(np.asarray(ours), np.asarray(plain)), f"{method} drew {item.name} without its weights"
 
 
@@ -352,8 +352,8 @@ def test_any_two_methods_can_be_compared(chain, capsys):
     from persres.cli.main import main
 
     assert main(["compare", "cd", "ours", "--data", str(chain.data)]) == 0
-    said = capsys.readouterr().out
-    assert "cd - ours, over 2 concepts" in said and "dino" in said and " p " in said
+    output = capsys.readouterr().out
+    assert "cd - ours, over 2 concepts" in output and "dino" in output and " p " in output
     assert main(["compare", "cd", "nonsense", "--data", str(chain.data)]) == 1
     assert "no method 'nonsense' among the scores; there are attn_kv, base" in capsys.readouterr().err
 
@@ -363,7 +363,7 @@ def test_class_images_are_drawn_once_for_a_class(chain):
     assert len(archives) == 1, "two mugs, two rivals with two images each: one pack"
 
 
-def test_class_images_have_settings_of_their_own(chain):
+def test_class_images_have_separate_settings(chain):
     """The guidance of drawing must not reach what DreamBooth learned: DVC's train stage does not watch it."""
 
     def hashes(section: str, **values) -> set[str]:
@@ -377,12 +377,12 @@ def test_class_images_have_settings_of_their_own(chain):
     assert before.isdisjoint(hashes("train", class_images={"cfg_scale": 2.0}))
 
 
-def test_each_rival_has_its_own_words(chain):
+def test_each_rival_has_its_phrase(chain):
     import json
 
     index = json.loads((chain.data / "samples" / "index.json").read_text())
     phrases = {archive["spec"]["config"]: archive["spec"]["phrase"] for archive in index["archives"]}
-    own = {
+    expected = {
         "base": "mug",
         "ours": "<v*> mug",
         "ti": "<v*>",
@@ -392,7 +392,7 @@ def test_each_rival_has_its_own_words(chain):
         "no_class": "<v*>",
         "named_by_wordnet": "<v*> cat",
     }
-    assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | own
+    assert phrases == dict.fromkeys(ABLATIONS, "<v*> mug") | expected
     trained = {archive["spec"]["config"]: archive["spec"]["macro_class"] for archive in index["archives"]}
     assert set(trained.values()) == {"mug"}, "noise and scores keep the chosen class"
 
@@ -426,21 +426,21 @@ def test_a_learned_token_has_moved_and_is_used(chain, diffusion, token_id):
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "message"),
     [
         ({"method": "nonsense"}, "nonsense"),
         ({"method": "dreambooth", "rank": 3}, "rank"),
         ({"method": "textual_inversion", "steps": 0}, "steps"),
     ],
 )
-def test_a_wrong_rival_is_one_clear_error(variant, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_rival_is_one_clear_error(variant, message):
+    with pytest.raises(ValueError, match=message):
         make_profile({"fetch": {"dataset": "miniworld"}, "train": {"variants": {"ours": {}, "x": variant}}})
 
 
 @pytest.mark.parametrize("sampling", [{"lag": True}, {"strength": 0.5}])
-def test_a_rival_is_neither_localised_nor_scaled(sampling):
-    with pytest.raises(ValueError, match=r"sample\.methods\.x\.(lag|strength)"):
+def test_a_rival_is_neither_masked_nor_scaled(sampling):
+    with pytest.raises(ValueError, match=r"sample\.configs\.x\.(lag|strength)"):
         make_profile(
             {
                 "fetch": {"dataset": "miniworld"},
