@@ -6,8 +6,16 @@ import re
 
 from persres.errors import PersresError
 
-PROMPT_GROUPS = ("background", "object", "style", "property")  # the paper's figure 4; an object is added next to the concept
-SCENE_GROUPS, APPEARANCE_GROUPS = PROMPT_GROUPS[:2], PROMPT_GROUPS[2:]  # LAG should help the first (figure 4a) and hurt the second (4b)
+PROMPT_GROUPS = (
+    "background",
+    "object",
+    "style",
+    "property",
+)  # the paper's figure 4; an object is added next to the concept
+SCENE_GROUPS, APPEARANCE_GROUPS = (
+    PROMPT_GROUPS[:2],
+    PROMPT_GROUPS[2:],
+)  # LAG should help the first (figure 4a) and hurt the second (4b)
 
 
 def fill(template: str, phrase: str) -> str:

@@ -51,7 +51,12 @@ def test_rates_are_written_as_measured(tmp_path, monkeypatch, name, capsys):
 
 def test_the_suite_measures_both_sides_of_each_ratio(tmp_path, capsys):
     arguments = ["--device", "cpu", "--rounds", "1", "--train-steps", "1", "--steps", "1", "--batches", "1,2"]
-    assert main(["dev", "bench", *arguments, "--concepts-per-batch", "2", "--sampled-concepts", "2", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            ["dev", "bench", *arguments, "--concepts-per-batch", "2", "--sampled-concepts", "2", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "mini_cpu.json").read_text())
     train, drawn, mixed = found["training"], found["sampling"], found["mixed"]
     assert set(train["median_s"]) == {"ours", "plain", "cached", "2 together"} and set(drawn) == {"1", "2"}

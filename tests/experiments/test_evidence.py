@@ -318,7 +318,8 @@ def test_the_sweep_command_writes_one_row_a_method(repo, tmp_path, monkeypatch):
         sample={"configs": methods, "images_per_prompt": 1, "prompts": 4, "steps": 1},
     )
     assert (
-        main(["dev", "sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")]) == 0
+        main(["dev", "sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")])
+        == 0
     )
     table = pd.read_csv(tmp_path / "data" / "sweep" / "sweep.csv").set_index("method")
     assert list(table.index) == ["base", "paper", "wide"]

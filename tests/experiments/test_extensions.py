@@ -71,7 +71,9 @@ def test_the_page_quotes_the_summary(found, repo):
     part, summary = found
     text = (repo / "docs" / "beyond.md").read_text()
     assert set(pages.block_names(text, part.name)) == set(blocks_of(part))
-    assert pages.fill(text, summary, blocks_of(part), part.name) == text, "docs/beyond.md is stale: run persres dev pages"
+    assert pages.fill(text, summary, blocks_of(part), part.name) == text, (
+        "docs/beyond.md is stale: run persres dev pages"
+    )
 
 
 def test_a_claim_needs_its_margin_and_its_interval():

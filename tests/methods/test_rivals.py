@@ -327,7 +327,7 @@ def test_every_rival_goes_through_the_chain(chain):
 def test_the_chain_draws_with_what_was_learned(chain, method):
     """Same prompts, same noise: only the learned weights make the difference."""
     spec = next(p.spec for p in read_index(chain).archives if p.name == f"{method}/heart_mug")
-    diffusion, items = load_diffusion(spec.base, "cpu"), spec.items()
+    diffusion, items = load_diffusion(spec.base, "cpu"), spec.image_specs()
     loaded = load_method(diffusion, spec)
     with loaded.patch():
         learned, _ = sample_images(diffusion, items, spec.sampling, loaded.bank, 32, loaded.predictor)

@@ -252,7 +252,9 @@ def test_the_page_quotes_the_measured_tables(repo, measured):
         "table1"
     ]
     assert pages.fill(readme, measured, rivals.BLOCKS, "rivals") == readme, "README is stale: run persres dev pages"
-    assert pages.fill(page, measured, rivals.BLOCKS, "rivals") == page, "docs/results.md is stale: run persres dev pages"
+    assert pages.fill(page, measured, rivals.BLOCKS, "rivals") == page, (
+        "docs/results.md is stale: run persres dev pages"
+    )
 
 
 def test_the_measured_tables_stand_for_the_present_code(measured):
