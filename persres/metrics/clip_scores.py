@@ -16,7 +16,7 @@ from persres.package_paths import located
 
 
 class ClipEncoder:
-    """Unit-length features of images and texts; preprocessing is the model's own (bicubic, centre crop)."""
+    """Unit-length features of images and texts, with the model's preprocessing (bicubic, centre crop)."""
 
     def __init__(self, settings: Clip, device: str) -> None:
         self.device = pick_device(device)
@@ -42,24 +42,24 @@ class ClipEncoder:
 
     @torch.no_grad()
     def tokens(self, tokens: torch.Tensor, batch: int = 512) -> torch.Tensor:
-        """As :meth:`texts`, of tokens [n, context], each batch only as long as its longest text. Sort texts by length first."""
+        """As :meth:`texts`, of tokens [n, context], each batch cut to its longest text. Sort texts by length first."""
         parts = []
         for rows in tokens.split(batch):
             length = int(lengths(self.model, rows).max())
             with context_of(self.model, length):
-                found = self.model.encode_text(rows[:, :length].to(self.device))
-            parts.append(F.normalize(found, dim=1).cpu())
+                features = self.model.encode_text(rows[:, :length].to(self.device))
+            parts.append(F.normalize(features, dim=1).cpu())
         return torch.cat(parts)
 
 
 @lru_cache(maxsize=1)
 def load_clip(settings: Clip, device: str) -> ClipEncoder:
-    """One encoder per process. Raises PersresError where the model can't be had."""
+    """One encoder per process. Raises PersresError where the model cannot be loaded."""
     return ClipEncoder(settings, device)
 
 
 def clip_text_score(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """2.5·max(cos, 0) of each image with its own prompt (CLIPScore's weight). Both [n, d], unit rows."""
+    """CLIPScore, 2.5·max(cos, 0), of each image with its prompt. Both [n, d] with unit rows."""
     return 2.5 * (images * texts).sum(1).clamp(min=0)
 
 

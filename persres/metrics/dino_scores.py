@@ -1,4 +1,4 @@
-"""DINO features by timm: bicubic resize, centre crop, the model's own mean and std."""
+"""DINO features by timm: bicubic resize, centre crop, the model's mean and std."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DinoEncoder:
     def __init__(self, settings: Dino, device: str) -> None:
         self.device = pick_device(device)
         try:
-            # at the crop's size: timm resamples position embeddings of another (DINOv2 comes with 518 pixels)
+            # img_size: timm resamples position embeddings of another size (DINOv2 has those of 518 pixels)
             model = timm.create_model(located(settings.model), pretrained=True, num_classes=0, img_size=settings.crop)
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise unavailable("DINO", settings.model, error) from error
@@ -49,5 +49,5 @@ class DinoEncoder:
 
 @lru_cache(maxsize=1)
 def load_dino(settings: Dino, device: str) -> DinoEncoder:
-    """One encoder per process. Raises PersresError where the model can't be had."""
+    """One encoder per process. Raises PersresError where the model cannot be loaded."""
     return DinoEncoder(settings, device)

@@ -1,4 +1,4 @@
-"""The paper's own figures (tables 1, 3, 4 and 5): row -> (CLIP text, CLIP image, DINO), on Stable Diffusion v1.4 and CustomConcept101."""
+"""The paper's figures (tables 1, 3, 4 and 5): row -> (CLIP text, CLIP image, DINO), on Stable Diffusion v1.4 and CustomConcept101."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ PAPER: dict[str, dict[str, tuple[float, float, float]]] = {
         "Update token embedding": (0.6673, 0.8000, 0.6194),
         "Ours": _OURS,
     },
-    "table4": {  # macro class at training, at sampling; "dataset" is CustomConcept101's own. The image columns do not move with the second: the paper
-        # seems to change the class in the scored prompt there, not in the pictures
+    # Rows: macro class at training, at sampling; "dataset" is CustomConcept101's. The image scores do not change with the
+    # second, so the paper seems to change the class in the scored prompt only.
+    "table4": {
         "dataset, dataset": _OURS,
         "dataset, WordNet NN": (0.7155, 0.7594, 0.5671),
         "WordNet NN, dataset": (0.6626, 0.7798, 0.5904),

@@ -1,8 +1,7 @@
-"""Read a text at its own length. CLIP's text tower is causal and pools at the end token, so what is padded behind it
-changes nothing: a word of 4 tokens costs 4 positions, not 77.
+"""Encode texts without padding: CLIP's text encoder is causal and pools at the end token, so padding after it has no effect.
 
-open_clip's own towers want all positions (their mask, and in ``CLIP`` their position embeddings, are not cut to the
-text), so both are cut here for the time of a call. Towers that look both ways, pad inside or pool elsewhere are left alone.
+A word of 4 tokens then costs 4 positions, not 77. open_clip's encoders require all positions (mask and position embeddings have
+full length), so both are cut during a call. Bidirectional encoders, and those that pad or pool elsewhere, run unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import nn
 
 
 def _tower(model: nn.Module) -> tuple[nn.Module, str | None, int | None]:
-    """The module that holds positions and mask, where it pools, and its end token."""
+    """The module with positions and mask, its pooling type, and its end token."""
     if isinstance(model, open_clip.CLIP):
         return model, model.text_pool_type, model.text_eos_id
     text = getattr(model, "text", None)
@@ -27,13 +26,13 @@ def _tower(model: nn.Module) -> tuple[nn.Module, str | None, int | None]:
 
 
 def can_shorten(model: nn.Module) -> bool:
-    """Whether the text tower is causal and pools at the end token."""
+    """Whether the text encoder is causal and pools at the end token."""
     tower, pool, _ = _tower(model)
     return pool in ("argmax", "eos") and tower.attn_mask is not None
 
 
 def lengths(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Positions up to the one that is pooled, long [n], of tokens [n, context]; all of them where nothing may be cut."""
+    """Number of positions up to the pooled one, long [n], of tokens [n, context]; all where :func:`can_shorten` is false."""
     if not can_shorten(model):
         return torch.full((len(tokens),), tokens.shape[1])
     _, pool, end = _tower(model)
@@ -42,7 +41,7 @@ def lengths(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def context_of(model: nn.Module, length: int) -> Iterator[None]:
-    """Within the context the text tower takes tokens [n, length]; on exit the very tensors of before return."""
+    """Within the context the text encoder takes tokens [n, length]; on exit it has its original tensors."""
     if not can_shorten(model):
         yield
         return

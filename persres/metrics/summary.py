@@ -1,4 +1,4 @@
-"""From one row per image to tables: per concept first, then over concepts, with bootstrap intervals."""
+"""Aggregate score rows, one per image: means per concept, then over concepts, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[floa
 
 
 def per_concept(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Mean of each column by (method, concept)."""
+    """Mean of each column by config and concept."""
     return rows.groupby(["method", "concept"], sort=False)[columns].mean().reset_index()
 
 
 def method_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int) -> pd.DataFrame:
-    """One row a method: means over concepts of per-concept means, each with ``_low`` and ``_high``."""
+    """One row per config: means over concepts of per-concept means, each with ``_low`` and ``_high``."""
     table = []
     for method, part in per_concept(rows, columns).groupby("method", sort=False):
         row: dict[str, object] = {"method": method}

@@ -1,11 +1,11 @@
-"""The macro class found by itself: photos, prompts, WordNet and the base model together, with a confidence.
+"""Zero-shot class of a concept from its photos: CLIP, prompt templates, WordNet and the base model, with a confidence.
 
-1. Every photo says what it shows: a softmax over nouns and prompt templates together, at the encoder's own temperature, summed over
-   the templates, so that a template may explain the background away and an odd photo has one voice, not a share of a mean.
-2. The photos' mean is handed up WordNet's tree to names that people use (persres/metrics/class_naming.py).
-3. The base model judges the likeliest names by its denoising error (persres/metrics/diffusion_classifier.py), photo by photo.
+1. Each photo gives a softmax over nouns and prompt templates at the encoder's temperature, summed over the templates. So a
+   template can explain the background, and an outlier photo has one vote, not a share of a mean.
+2. WordNet's hypernyms turn the mean over photos into everyday names (persres/metrics/class_naming.py).
+3. The base model classifies the likeliest names by denoising error (persres/metrics/diffusion_classifier.py).
 
-The confidence is the probability of the chosen name: step 2's, times how likely step 3's paired differences are if it is best.
+The confidence is the probability of the returned name: that of step 2, times the likelihood of step 3's paired differences.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from PIL import Image
 
 from persres.config.schema import ZeroShotClassSettings
 from persres.datasets.wordnet.senses import Senses, load_senses
-from persres.metrics.class_naming import Tokens, names_of, renamed, shares
+from persres.metrics.class_naming import TokenCount, assign_names, best_names, name_probabilities
 from persres.metrics.clip_scores import ClipEncoder
-from persres.metrics.diffusion_classifier import denoising_errors
 from persres.metrics.short_texts import lengths
-from persres.models.diffusion import Diffusion
 from persres.prompts import fill
 
-MAX_CANDIDATES = 256  # nouns that a set of photos is near to; what lies behind them holds next to nothing
-FLOOR = 0.05  # least spread of the photos' differences, as a part of their mean: few photos can agree by chance
-DiffusionClassifier = Callable[[list[str]], torch.Tensor]  # names -> errors [photos, names]
+MAX_CANDIDATES = 256  # nouns nearest to a set of photos; all others have almost no probability
+MIN_SPREAD = 0.05  # least spread of the photos' differences, relative to their mean: few photos can agree by chance
+DiffusionClassifier = Callable[
+    [list[Image.Image], list[str]], torch.Tensor
+]  # photos, prompts -> errors [photos, levels, prompts]
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """The chosen name, its probability, the part of the photos that would choose it alone, and the likeliest names in order."""
+    """The likeliest name, its probability, the share of photos that alone would give it, and the five likeliest names."""
 
     noun: str
     confidence: float
@@ -40,71 +40,80 @@ class ZeroShotResult:
     top: tuple[tuple[str, float], ...]
 
     def entry(self) -> dict:
-        """As macro_class.json has it."""
+        """The entry of macro_class.json."""
         top = [[noun, round(p, 4)] for noun, p in self.top]
-        return {
-            "zero_shot": self.noun,
-            "confidence": round(self.confidence, 4),
-            "agreement": round(self.agreement, 4),
-            "zero_shot_top": top,
-        }
+        scores = {"confidence": round(self.confidence, 4), "agreement": round(self.agreement, 4)}
+        return {"zero_shot": self.noun, **scores, "zero_shot_top": top}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Nouns to compare photos with, WordNet's senses of them, a token counter, and the allowed names (None: the nouns)."""
+
+    nouns: list[str]
+    senses: Senses
+    tokens: TokenCount
+    names: list[str] | None = None
 
 
 def noun_probabilities(photos: torch.Tensor, templates: list[torch.Tensor], scale: float) -> torch.Tensor:
-    """[p, n]: each photo's probability of each noun, summed over the templates. ``photos`` [p, d], each template's features [n, d],
-    unit rows; ``scale``: the encoder's inverse temperature."""
+    """Each photo's probability of each noun, summed over the templates, [p, n].
+
+    ``photos`` [p, d] and each template's noun features [n, d] have unit rows; ``scale`` is the encoder's inverse temperature.
+    """
     logits = torch.stack([scale * photos @ features.T for features in templates])
     return logits.logsumexp(0).softmax(1)
 
 
 def classify(
     probabilities: torch.Tensor,
-    nouns: list[str],
-    senses: Senses,
-    tokens: Tokens,
-    keep: int,
-    judge: DiffusionClassifier | None = None,
-    words: list[str] | None = None,
+    vocabulary: Vocabulary,
+    num_candidates: int,
+    errors: Callable[[list[str]], torch.Tensor] | None = None,
 ) -> ZeroShotResult | None:
-    """The class of one set of photos. ``probabilities`` [photos, nouns], rows adding up to 1; ``keep``: names that the judge is asked
-    about; ``words``: what may be a name, the nouns themselves if not said. None where no noun means a thing that a photo can show."""
-    mean = probabilities.mean(0)
-    kept = mean.topk(min(MAX_CANDIDATES, len(nouns))).indices.tolist()
-    near = [nouns[i] for i in kept]
-    mass = dict(zip(near, mean[kept].tolist(), strict=True))
-    handed = renamed(mass, names_of(near, words or nouns, senses, tokens), senses)
-    asked = list(shares(mass, handed))[:keep]
-    if not asked:
+    """The class of one set of photos; None where no noun is a thing that a photo can show.
+
+    ``probabilities`` [photos, nouns], rows summing to 1. ``errors`` gives the diffusion classifier's errors [photos, names] of
+    the ``num_candidates`` likeliest names.
+    """
+    nouns, mean = vocabulary.nouns, probabilities.mean(0)
+    nearest = mean.topk(min(MAX_CANDIDATES, len(nouns))).indices.tolist()
+    near = [nouns[i] for i in nearest]
+    mass = dict(zip(near, mean[nearest].tolist(), strict=True))
+    names = best_names(near, vocabulary.names or nouns, vocabulary.senses, vocabulary.tokens)
+    assigned = assign_names(mass, names, vocabulary.senses)
+    candidates = list(name_probabilities(mass, assigned))[:num_candidates]
+    if not candidates:
         return None
-    single = [shares(dict(zip(near, row, strict=True)), handed) for row in probabilities[:, kept].tolist()]
-    prior = torch.tensor([[photo.get(name, 0.0) for name in asked] for photo in single])
-    return decide(asked, prior, judge(asked) if judge and len(asked) > 1 else None)
+    rows = probabilities[:, nearest].tolist()
+    single = [name_probabilities(dict(zip(near, row, strict=True)), assigned) for row in rows]
+    prior = torch.tensor([[photo.get(name, 0.0) for name in candidates] for photo in single])
+    return decide(candidates, prior, errors(candidates) if errors and len(candidates) > 1 else None)
 
 
 def decide(names: list[str], prior: torch.Tensor, errors: torch.Tensor | None) -> ZeroShotResult:
-    """The likeliest name. ``prior``: each photo's shares by step 2, ``errors``: the judge's; both [photos, names]."""
+    """The likeliest name. ``prior``: step 2's probabilities; ``errors``: step 3's; both [photos, names]."""
     weight, alone = prior.mean(0).log(), prior
     if errors is not None:
         weight, alone = weight - penalty(errors), -errors
     likely = weight.softmax(0) * (1.0 if errors is not None else prior.mean(0).sum().item())
     order = likely.argsort(descending=True, stable=True).tolist()
     agreement = (alone.argmax(1) == order[0]).float().mean().item()
-    return ZeroShotResult(
-        names[order[0]], float(likely[order[0]]), agreement, tuple((names[i], float(likely[i])) for i in order[:5])
-    )
+    top = tuple((names[i], float(likely[i])) for i in order[:5])
+    return ZeroShotResult(names[order[0]], float(likely[order[0]]), agreement, top)
 
 
 def penalty(errors: torch.Tensor) -> torch.Tensor:
-    """How far each name is from being the best, [names]: half the squared t of its errors' paired differences to the best name's."""
+    """Half the squared t statistic of each name's paired differences to the best name's errors, [names]."""
     over = errors - errors[:, errors.mean(0).argmin()][:, None]
     mean = over.mean(0)
     spread = over.std(0) if len(errors) > 1 else torch.zeros_like(mean)
-    error = (spread / len(errors) ** 0.5).clamp(min=1e-12) + FLOOR * mean.abs()
+    error = (spread / len(errors) ** 0.5).clamp(min=1e-12) + MIN_SPREAD * mean.abs()
     return (mean / error).pow(2) / 2
 
 
-def token_counter(encoder: ClipEncoder) -> Tokens:
-    """Counts a word's tokens as CLIP's own tokenizer has them, without the start and the end."""
+def token_counter(encoder: ClipEncoder) -> TokenCount:
+    """Counts the tokens of a word by the encoder's tokenizer, without start and end tokens."""
 
     def count(word: str) -> int:
         return int(lengths(encoder.model, encoder.tokenize([word]))[0])
@@ -117,23 +126,18 @@ def zero_shot_classifier(
     encoder: ClipEncoder,
     nouns: list[str],
     templates: list[torch.Tensor],
-    diffusion: Diffusion | None,
-    resolution: int,
+    diffusion_classifier: DiffusionClassifier | None,
 ) -> Callable[[list[Image.Image]], ZeroShotResult | None]:
-    """What finds the class of one set of photos. ``templates``: the nouns' features [n, d] in each template; without ``diffusion`` the
-    photos, the prompts and WordNet decide alone."""
-    senses, tokens, scale = load_senses(), token_counter(encoder), float(encoder.model.logit_scale.exp())
+    """A function that classifies one set of photos. ``templates``: the nouns' features [n, d] in each template; without
+    ``diffusion_classifier`` step 3 is skipped."""
+    vocabulary = Vocabulary(nouns, load_senses(), token_counter(encoder))
+    scale = float(encoder.model.logit_scale.exp())
 
-    def find(photos: list[Image.Image]) -> ZeroShotResult | None:
-        def judge(names: list[str]) -> torch.Tensor:
-            prompts = [fill(settings.prompt, name) for name in names]
-            return denoising_errors(
-                diffusion, photos, prompts, resolution, settings.noise_levels, settings.batch_size
-            ).mean(1)
+    def classify_photos(photos: list[Image.Image]) -> ZeroShotResult | None:
+        def errors(names: list[str]) -> torch.Tensor:
+            return diffusion_classifier(photos, [fill(settings.prompt, name) for name in names]).mean(1)
 
-        likely = noun_probabilities(encoder.images(photos), templates, scale)
-        return classify(
-            likely, nouns, senses, tokens, settings.num_candidates, judge if diffusion is not None else None
-        )
+        probabilities = noun_probabilities(encoder.images(photos), templates, scale)
+        return classify(probabilities, vocabulary, settings.num_candidates, errors if diffusion_classifier else None)
 
-    return find
+    return classify_photos

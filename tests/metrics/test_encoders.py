@@ -15,7 +15,7 @@ from persres.datasets.wordnet import load_nouns
 from persres.images import list_photos, load_photo
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder, preprocessing
-from persres.metrics.nouns import FILE, noun_features, noun_unit
+from persres.metrics.nouns import FILE, NounList, noun_features
 from persres.metrics.short_texts import can_shorten, context_of, lengths
 from tests.support.family_models import write_photographs
 
@@ -142,6 +142,10 @@ def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path,
     ]
     (tmp_path / "n.txt").write_text("\n".join(nouns))
     clip, where, words = Clip(**tiny_encoders["clip"]), tmp_path / "work", str(tmp_path / "n.txt")
+
+    def nouns_in(template: str) -> NounList:
+        return NounList(clip, template, words)
+
     monkeypatch.setattr("persres.metrics.nouns.CHUNK", 6)
     asked: list[int] = []
     plain_tokens = ClipEncoder.tokens
@@ -155,15 +159,15 @@ def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path,
 
     monkeypatch.setattr(ClipEncoder, "tokens", counted)
     with pytest.raises(KeyboardInterrupt):
-        noun_features(clip, "a photo of a {}", words, where, "cpu", batch=4)
-    unit = noun_unit(clip, "a photo of a {}", words)
+        noun_features(nouns_in("a photo of a {}"), where, "cpu", batch=4)
+    unit = nouns_in("a photo of a {}").unit()
     (unit.folder(where) / "parts" / "0001.safetensors").write_bytes(b"torn")
-    features = noun_features(clip, "a photo of a {}", words, where, "cpu", batch=4)
+    features = noun_features(nouns_in("a photo of a {}"), where, "cpu", batch=4)
     assert asked == [6, 6, 0, 6, 6, 2], "the whole chunk is kept, the torn and the missing ones are read"
-    assert torch.equal(noun_features(clip, "a photo of a {}", words, where, "cpu"), features) and len(asked) == 6
+    assert torch.equal(noun_features(nouns_in("a photo of a {}"), where, "cpu"), features) and len(asked) == 6
     assert [p.name for p in unit.folder(where).iterdir() if p.suffix == ".safetensors"] == [FILE]
     wanted = ClipEncoder(clip, "cpu").texts([f"a photo of a {noun}" for noun in nouns])
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)
-    assert noun_unit(clip, "{}", words).hash != unit.hash
+    assert nouns_in("{}").unit().hash != unit.hash
     (tmp_path / "n.txt").write_text("\n".join(nouns[1:]))
-    assert noun_unit(clip, "a photo of a {}", words).hash != unit.hash
+    assert nouns_in("a photo of a {}").unit().hash != unit.hash

@@ -14,9 +14,9 @@ from persres.datasets.wordnet import COUNT, load_nouns, senses
 from persres.datasets.wordnet.senses import SYNSETS, load_senses, write_senses
 from persres.errors import PersresError
 from persres.experiments.extensions.zero_shot_class import real_photos
-from persres.metrics.class_naming import names_of, renamed, shares
+from persres.metrics.class_naming import assign_names, best_names, name_probabilities
 from persres.metrics.diffusion_classifier import denoising_errors
-from persres.metrics.zero_shot_class import classify, decide, noun_probabilities, penalty
+from persres.metrics.zero_shot_class import Vocabulary, classify, decide, noun_probabilities, penalty
 from persres.stages.macro_class import _warn
 from persres.units.outputs import read_macro_classes
 from persres.workflow import load_context, run_stage
@@ -54,18 +54,18 @@ def test_the_table_is_made_from_wordnets_files(tmp_path, monkeypatch):
 
 def test_breeds_hand_what_they_hold_to_dog_and_keep_it_whole():
     known = load_senses()
-    handed = renamed(BREEDS, names_of(BREEDS, load_nouns(), known, short), known)
-    found = shares(BREEDS, handed)
+    handed = assign_names(BREEDS, best_names(BREEDS, load_nouns(), known, short), known)
+    found = name_probabilities(BREEDS, handed)
     assert next(iter(found)) == "dog" and found["dog"] == pytest.approx(0.7) and sum(found.values()) == pytest.approx(1)
-    few = renamed(BREEDS, names_of(BREEDS, list(BREEDS), known, short), known)
+    few = assign_names(BREEDS, best_names(BREEDS, list(BREEDS), known, short), known)
     assert few["corgi"] == {"corgi": 1.0}, "only candidates are names"
 
 
 def test_a_word_that_wordnet_lacks_keeps_its_own_and_what_no_photo_shows_falls_out():
     probabilities = torch.tensor([[0.5, 0.3, 0.2]] * 2)
-    found = classify(probabilities, ["happiness", "blorb", "mug"], load_senses(), short, 3)
+    found = classify(probabilities, Vocabulary(["happiness", "blorb", "mug"], load_senses(), short), 3)
     assert found.noun == "blorb" and found.confidence == pytest.approx(0.6)
-    assert classify(probabilities[:, :1], ["happiness"], load_senses(), short, 3) is None
+    assert classify(probabilities[:, :1], Vocabulary(["happiness"], load_senses(), short), 3) is None
 
 
 def test_a_template_that_explains_the_background_away_is_heard():
@@ -110,9 +110,11 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
         )
         assert 0 < entry["confidence"] <= 1 and 0 <= entry["agreement"] <= 1 and entry["nearest"]
     assert read_macro_classes(tiny, "zero_shot") == {name: entry["zero_shot"] for name, entry in found.items()}
-    assert "zero_shot" in logged.text and "confidence" in logged.text
+    assert "zero-shot class" in logged.text and "confidence" in logged.text
     unsure = [name for name, entry in found.items() if entry["confidence"] < 0.5]
-    warned = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING and "not sure" in r.getMessage()]
+    warned = [
+        r.getMessage() for r in logged.records if r.levelno == logging.WARNING and "low confidence" in r.getMessage()
+    ]
     assert len(warned) == len(unsure)
 
 
@@ -120,7 +122,7 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
     ("confidence", "blind", "said"),
     [
         (1.0, False, None),
-        (0.3, False, "not sure that this is 'mug'"),
+        (0.3, False, "low confidence in class 'mug'"),
         (1.0, True, "one photo"),
         (0.3, True, "one photo"),
     ],
@@ -128,7 +130,7 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
 def test_one_photo_is_warned_of_however_sure_it_seems(logged, confidence, blind, said):
     _warn("cup", {"zero_shot": "mug", "confidence": confidence}, blind)
     warned = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert [said in text and "say --class" in text for text in warned] == ([True] if said else [])
+    assert [said in text and "pass --class" in text for text in warned] == ([True] if said else [])
 
 
 def test_one_photos_confidence_says_nothing():
@@ -156,10 +158,12 @@ def test_the_judge_sees_every_prompt_under_the_same_noise(tiny):
 
     photos = [Image.new("RGB", (40, 32), colour) for colour in ("red", "blue")]
     diffusion = load_diffusion(tiny.profile.base, "cpu")
-    errors = denoising_errors(diffusion, photos, ["a mug", "a cat", "a mug"], 32, 3, batch=4)
+    errors = denoising_errors(
+        diffusion, photos, ["a mug", "a cat", "a mug"], 32, ZeroShotClassSettings(noise_levels=3, batch_size=4)
+    )
     assert errors.shape == (2, 3, 3) and torch.equal(errors[..., 0], errors[..., 2])
     assert not torch.equal(errors[..., 0], errors[..., 1]) and not torch.equal(errors[0], errors[1])
-    again = denoising_errors(diffusion, photos, ["a mug"], 32, 3, batch=1)
+    again = denoising_errors(diffusion, photos, ["a mug"], 32, ZeroShotClassSettings(noise_levels=3, batch_size=1))
     assert torch.allclose(errors[..., :1], again, rtol=1e-4)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from persres.images import to_tensor
-from persres.metrics.object_crops import GREY, SMALLEST
+from persres.metrics.object_crops import GREY, MIN_AREA
 from persres.miniworld import backgrounds
 from persres.miniworld.attribute_classifier import AttributeClassifier, classify_images
 from persres.miniworld.render import CANVAS, SIZE
@@ -42,7 +42,7 @@ class Regions:
 
 
 def connected_parts(mask: np.ndarray, wanted: int) -> list[np.ndarray]:
-    """Connected parts bool [h, w] of a mask, largest first, of at least :data:`SMALLEST` of the picture; eroded apart where there
+    """Connected parts bool [h, w] of a mask, largest first, of at least :data:`MIN_AREA` of the picture; eroded apart where there
     are fewer than wanted."""
     found = _connected(mask)
     for times in range(1, EROSIONS + 1):
@@ -64,7 +64,7 @@ def _connected(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _large(parts: list[np.ndarray]) -> list[np.ndarray]:
-    return sorted((p for p in parts if p.mean() >= SMALLEST), key=lambda p: -p.sum())[:MAX_PARTS]
+    return sorted((p for p in parts if p.mean() >= MIN_AREA), key=lambda p: -p.sum())[:MAX_PARTS]
 
 
 def _box(mask: np.ndarray, side: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:

@@ -26,7 +26,14 @@ from persres.methods.common.registry import load_profile
 from persres.metrics.clip_scores import ClipEncoder, load_clip
 from persres.metrics.diffusion_classifier import denoising_errors
 from persres.metrics.summary import bootstrap_interval
-from persres.metrics.zero_shot_class import ZeroShotResult, classify, decide, noun_probabilities, token_counter
+from persres.metrics.zero_shot_class import (
+    Vocabulary,
+    ZeroShotResult,
+    classify,
+    decide,
+    noun_probabilities,
+    token_counter,
+)
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.recipe import RECIPE
 from persres.miniworld.render import render
@@ -83,14 +90,14 @@ def _photos(index: int) -> tuple[list, str]:
 def _seen(
     profile: Profile, run: Run, encoder: ClipEncoder, nouns: list[str], sets: list, judged: int, draws: int
 ) -> PhotoSets:
-    finder = profile.macro_class.zero_shot_settings
+    settings = profile.macro_class.zero_shot_settings.model_copy(update={"noise_levels": draws, "batch_size": 20})
     diffusion = load_diffusion(profile.base, run.device)
-    prompts, features, errors = [finder.prompt.replace("{}", noun) for noun in nouns], [], []
+    prompts, features, errors = [settings.prompt.replace("{}", noun) for noun in nouns], [], []
     with progress("nouns", len(sets), "set") as advance:
         for number, (photos, _) in enumerate(sets):
             features.append(encoder.images(photos))
             if number < judged:
-                found = denoising_errors(diffusion, photos, prompts, profile.base.resolution, draws, 20)
+                found = denoising_errors(diffusion, photos, prompts, profile.base.resolution, settings)
                 errors.append(found.mean(1))
             advance(1)
     return PhotoSets([kind for _, kind in sets], torch.stack(features), torch.stack(errors))
@@ -145,13 +152,13 @@ def _found_of(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
 def _rows(encoder: ClipEncoder, nouns: list[str], sets: PhotoSets, judged: bool = True) -> dict[str, list[dict]]:
     """By way, a row a set: ``nearest`` (the paper), ``votes`` (photos, prompts and WordNet), ``found_k`` (and the judge, k photos)."""
     features = encoder.texts([f"a photo of a {noun}" for noun in nouns])
-    senses, tokens, scale = load_senses(), token_counter(encoder), float(encoder.model.logit_scale.exp())
+    vocabulary, scale = Vocabulary(nouns, load_senses(), token_counter(encoder)), float(encoder.model.logit_scale.exp())
     rows: dict[str, list[dict]] = {"nearest": [], "votes": []}
     for number, (kind, photos) in enumerate(zip(sets.truth, sets.features, strict=True)):
         near = nouns[int((features @ photos.mean(0)).argmax())]
         likely = noun_probabilities(photos, [features], scale)
         rows["nearest"].append({"noun": near, "right": near == kind})
-        rows["votes"].append(_row(classify(likely, nouns, senses, tokens, len(nouns)), kind))
+        rows["votes"].append(_row(classify(likely, vocabulary, len(nouns)), kind))
         if judged and number < len(sets.errors):
             for k in COUNTS:
                 found = decide(nouns, likely[:k], sets.errors[number][:k])

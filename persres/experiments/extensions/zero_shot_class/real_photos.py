@@ -19,9 +19,9 @@ from persres.datasets.wordnet import load_nouns
 from persres.datasets.wordnet.senses import Sense, Senses, load_senses
 from persres.errors import PersresError
 from persres.images import load_photo
-from persres.metrics.class_naming import Tokens
+from persres.metrics.class_naming import TokenCount
 from persres.metrics.summary import bootstrap_interval
-from persres.metrics.zero_shot_class import classify
+from persres.metrics.zero_shot_class import Vocabulary, classify
 from persres.models.compat import declare_torchvision_ops
 from persres.report.table_text import markdown
 from persres.units.files import publishing
@@ -40,7 +40,7 @@ def measure_photos(photos: Path, classes: Path, out: Path) -> Path:
     tokens, rows = _tokens(), []
     for subject, name in truth.items():
         logits = classifier([load_photo(path) for path in find_photos(photos / subject)])
-        found = classify(logits.softmax(1), list(labels), senses, tokens, 5, words=words)
+        found = classify(logits.softmax(1), Vocabulary(list(labels), senses, tokens, words), 5)
         near = list(labels)[int(logits.mean(0).argmax())].split("#")[0]
         rows.append({"subject": subject, "photos": len(logits), "class": name, "nearest": near} | found.entry())
     summary = summarize(rows, load_senses())
@@ -109,7 +109,7 @@ def _shared(senses: Senses, lemmas: list[str]) -> int | None:
     return max(order, key=lambda s: (sum(s in found for found in known), -order.index(s)), default=None)
 
 
-def _tokens() -> Tokens:
+def _tokens() -> TokenCount:
     """CLIP's own tokens, by open_clip's vocabulary."""
     from open_clip import SimpleTokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors.torch import save_file
 
+from persres.config.schema import ZeroShotClassSettings
 from persres.datasets.wordnet import load_candidates
 from persres.experiments.extensions.study import Run
 from persres.experiments.extensions.zero_shot_class import measure
@@ -55,7 +56,13 @@ def _numbers(params: Path, profile: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for concept in CONCEPTS[:SUBJECTS]:
         photos = [view.image for view in views(concept, "reference", measure.PHOTOS, 0)]
-        errors = denoising_errors(diffusion, photos, prompts, settings.base.resolution, DRAWS, 20)
+        errors = denoising_errors(
+            diffusion,
+            photos,
+            prompts,
+            settings.base.resolution,
+            ZeroShotClassSettings(noise_levels=DRAWS, batch_size=20),
+        )
         features = encoder.images(photos)
         save_file(
             {"errors": errors.contiguous(), "features": features.contiguous()}, folder / f"{concept.name}.safetensors"
