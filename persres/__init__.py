@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "PersonalizedPipeline": "persres.pipeline",
     "PersresError": "persres.errors",
-    "find_targets": "persres.residuals.bank",
+    "find_targets": "persres.residuals.targets",
     "load_bank": "persres.residuals.file",
     "load_residual": "persres.residuals.file",
     "personalize": "persres.personalization",

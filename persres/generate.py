@@ -15,12 +15,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from persres.config.schema import Base
 from persres.errors import PersresError
-from persres.exports.export import read_residual_header
 from persres.exports.quiet_loading import quiet_loading
 from persres.logging import progress
 from persres.models.loading import pick_device
 from persres.pipeline import PersonalizedPipeline
 from persres.prompts import fill, fill_each
+from persres.residuals.file import load_residual
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
@@ -60,7 +60,7 @@ def generate(
     _check_prompts(prompts, files)
     if subject is not None and others:
         raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
-    base = read_residual_header(residual).base if subject is None else _base_for_lora(residual, model)
+    base = load_residual(residual).header.base if subject is None else _base_for_lora(residual, model)
     quiet_loading()
     how = {
         "dtype": getattr(torch, base.dtype),

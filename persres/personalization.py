@@ -142,7 +142,7 @@ def _leave(context: Context, name: str, out: Path) -> None:
     from persres.datasets.layout import read_concepts
     from persres.report.cards import card_facts, front_matter
     from persres.report.sheets import write_sheets
-    from persres.units.checkpoints import read_header
+    from persres.residuals.header import read_header
     from persres.units.outputs import read_macro_classes
 
     residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"

@@ -34,7 +34,8 @@ from persres.models.weight_patching import TOKEN, patched_weights
 from persres.package_paths import located
 from persres.prompts import fill_each, numbered
 from persres.residuals.bank import ResidualBank, residual_hooks
-from persres.residuals.file import load_bank
+from persres.residuals.file import load_residual
+from persres.residuals.header import check_base
 from persres.residuals.lora import Lora, read_lora
 from persres.sampling.lag import MaskRule, guidance_rule, lag_hooks
 from persres.sampling.mask_config import MaskConfig, mask_config_of, masks_prompt
@@ -42,8 +43,6 @@ from persres.sampling.masked_lora import masked_lora_hooks, text_encoder_lora
 from persres.sampling.multi_concept import check_count, multi_concept_hooks, stack_banks
 from persres.sampling.pipeline_passes import MultiConceptPasses, Passes, mean_masks
 from persres.seeding import generator
-from persres.units.checkpoints import read_residual
-from persres.units.header_validation import check_base
 from persres.versions.repository import Repository
 from persres.versions.residual_address import file_of
 
@@ -160,18 +159,20 @@ class PersonalizedPipeline:
         path = file_of(path_or_ref, repo)
         if subject is not None:
             return self._load_lora(path, subject, name)
-        tensors, said = read_residual(path, frozenset((TOKEN,)))
+        residual = load_residual(path)
+        header, vector = residual.header, residual.token
         if not allow_other_base and self.model is not None:
-            check_base(path, said.model, model_identity(self.model))
-        bank, vector, base = load_bank(self.pipe.unet, path), tensors.get(TOKEN), said.base
+            check_base(path, header.model, model_identity(self.model))
+        bank = residual.bank(self.pipe.unet)
         width = self._towers()[0][1].get_input_embeddings().embedding_dim
         if vector is not None and len(vector) != width:
             raise PersresError(
                 f"{path}: its V* has {len(vector)} numbers, this model's words {width}; load the model it was trained on"
             )
-        vector = None if vector is None else vector.float()
-        name = name or said.concept
-        self.residuals[name] = Residual(bank, base.token, base.rare_token, said.phrase, vector, said.info)
+        name = name or header.concept
+        self.residuals[name] = Residual(
+            bank, header.base.token, header.base.rare_token, header.phrase, vector, header.info
+        )
         return self.set_residual(name)
 
     def _load_lora(self, path: Path, subject: str, name: str | None) -> PersonalizedPipeline:

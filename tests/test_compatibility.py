@@ -23,9 +23,10 @@ from persres.config import legacy
 from persres.config.schema import SamplingConfig
 from persres.datasets.layout import read_concepts
 from persres.errors import PersresError
-from persres.exports.about import ENTRY
-from persres.exports.export import export, load_embedding
+from persres.exports.export import export
 from persres.exports.importing import import_residual
+from persres.exports.metadata import ENTRY
+from persres.exports.verify import load_embedding
 from persres.fleet.content_store import get_input, get_unit, manifest_key
 from persres.fleet.jobs import Unfit, unit_from_json
 from persres.fleet.noop import NoopSpec
@@ -38,10 +39,10 @@ from persres.models.diffusion import load_diffusion
 from persres.package_paths import located
 from persres.pipeline import PersonalizedPipeline
 from persres.residuals.file import load_residual
+from persres.residuals.header import header_facts, read_header
 from persres.sampling.sample import sample_images
-from persres.units.checkpoints import read_header, read_tensors
+from persres.units.checkpoints import read_tensors
 from persres.units.files import digest_file, digest_folder
-from persres.units.header_facts import header_facts
 from persres.units.outputs import read_index, read_macro_classes
 from persres.units.specs import FileRef, ImageSpec
 from persres.units.unit import MANIFEST, Unit, finish_interrupted, is_done
@@ -135,15 +136,13 @@ def test_headers_record_what_was_trained_and_with_which_settings():
     assert settings_of("with_prior") | {"prior_images": 2, "prior_weight": 0.5, "rank": 1} == settings_of("with_prior")
     early = {"stop": "settled", "settle_every": 1, "settle_draws": 2, "settle_below": 0.9, "class_source": "chosen"}
     assert settings_of("settled") | early == settings_of("settled")
-    _, info = load_residual(OLD / "residuals" / "settled.safetensors")
+    info = load_residual(OLD / "residuals" / "settled.safetensors").header.info
     assert info["steps"] < settings_of("settled")["steps"] == 20, "it stopped early"
-    assert "token" in load_residual(OLD / "residuals" / "token_too.safetensors")[0]
+    assert load_residual(OLD / "residuals" / "token_too.safetensors").token is not None
 
 
 def deltas(path: Path) -> dict[str, torch.Tensor]:
-    state, _ = load_residual(path)
-    layers = {key.rpartition(".")[0] for key in state if key.endswith(".up")}
-    return {layer: state[f"{layer}.up"] @ state[f"{layer}.down"] for layer in layers}
+    return {layer: delta.matrix() for layer, delta in load_residual(path).layers.items()}
 
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya"])
@@ -171,7 +170,7 @@ def test_exports_give_the_same_image_in_plain_diffusers(expected):
         check_close(latents(plain, PROMPT.replace("{}", f"{word} mug"), expected), expected, "ours")
         plain.unload_lora_weights()
     (vector,) = load_file(OLD / "exports" / "token_too.v_star.safetensors").values()
-    assert torch.equal(vector[0], load_residual(OLD / "residuals" / "token_too.safetensors")[0]["token"])
+    assert torch.equal(vector[0], load_residual(OLD / "residuals" / "token_too.safetensors").token)
 
 
 def test_an_export_has_the_scores_of_the_model_card_next_to_the_residual(tmp_path):
@@ -183,7 +182,7 @@ def test_an_export_has_the_scores_of_the_model_card_next_to_the_residual(tmp_pat
 
 def test_the_readme_of_personalize_matches_its_residual():
     front = yaml.safe_load((OLD / "personalize" / "README.md").read_text().split("---\n")[1])
-    _, info = load_residual(OLD / "personalize" / "my_mug.safetensors")
+    info = load_residual(OLD / "personalize" / "my_mug.safetensors").header.info
     assert front["instance_prompt"] == "a photo of a <v*> mug" and front["persres"]["spec_hash"] == info["spec_hash"]
 
 

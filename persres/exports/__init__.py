@@ -1,1 +1,1 @@
-"""A residual in the formats that other tools read, and back: diffusers/PEFT, kohya, and V* as a Textual-Inversion file."""
+"""A residual in the formats of other tools, and back: diffusers/PEFT, kohya, and V* as a Textual-Inversion file."""

@@ -1,4 +1,4 @@
-"""No bars while a model loads: for commands, whose output is a file's name a line."""
+"""No progress bars while a model loads: for commands, whose output is a file's name a line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_loading() -> None:
-    """Until the process ends."""
+    """Disables the progress bars of diffusers and transformers for this process."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -70,7 +70,7 @@ def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[st
 def _save(bank: ResidualBank, concept: int, token: torch.Tensor | None, path: Path, info: dict[str, Any]) -> None:
     from persres.residuals.file import save_residual
 
-    save_residual(path, bank.to_state(concept), list(bank.targets), info, token)
+    save_residual(path, bank.deltas(concept), info, token)
 
 
 def _concept_log(rows: list[dict[str, Any]], concept: int) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ class PersonalizedResiduals:
         self, diffusion: Diffusion, data: list[TrainingData], settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> list[TrainingResult]:
         """Train all concepts in one bank. They share no parameter, and every random draw depends on a concept's name."""
-        from persres.residuals.bank import find_targets
+        from persres.residuals.targets import find_targets
         from persres.training.residual_training import ResidualLoss, new_bank, train
 
         concepts = [encode_concept(diffusion, one, settings) for one in data]
@@ -144,9 +144,10 @@ class PersonalizedResiduals:
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """A bank of one concept, and V*'s embedding if it trained too."""
-        from persres.residuals.file import load_bank, load_token
+        from persres.residuals.file import load_residual
 
-        bank, token = load_bank(diffusion.unet, source.path).scaled(strength), load_token(source.path)
+        residual = load_residual(source.path)
+        bank, token = residual.bank(diffusion.unet).scaled(strength), residual.token
         if token is None:
             return LoadedMethod(bank.count(), bank)
         token_id = diffusion.tokenizer.convert_tokens_to_ids(source.base.token)

@@ -17,9 +17,8 @@ from persres.datasets.layout import Concept, read_concepts
 from persres.images import unzip_images
 from persres.metrics.scores import score_columns
 from persres.report.table_text import markdown
-from persres.units.checkpoints import read_header
+from persres.residuals.header import header_facts, read_header
 from persres.units.context import Context
-from persres.units.header_facts import header_facts
 from persres.units.outputs import learned_path, read_index, scores_path
 
 CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, as in the sheets

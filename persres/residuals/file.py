@@ -1,14 +1,16 @@
-"""A residual as one safetensors file that diffusers, PEFT and ComfyUI load as a LoRA.
+"""The file that a method's training leaves: safetensors with a ``persres`` header. Every such file is read and written here.
 
-Keys are PEFT's: ``unet.<path>.lora_A.weight`` holds the paper's B ([r, m, 1, 1], or [r, m] for a
-linear layer), ``unet.<path>.lora_B.weight`` the paper's A ([m, r, 1, 1]). Mixed ranks load rightly only
-with alpha = rank in the file: the header carries ``lora_adapter_metadata`` with rank and alpha
-patterns, and ``persres`` with our config and provenance.
+A residual's file is also a LoRA that diffusers, PEFT and ComfyUI load: ``unet.<path>.lora_A.weight`` holds the paper's B ([r, m', 1, 1], or
+[r, m'] for a linear layer), ``unet.<path>.lora_B.weight`` the paper's A. Mixed ranks load at the right scale only with alpha = rank in
+the file, so the header carries PEFT's rank and alpha patterns as ``lora_adapter_metadata``.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +19,123 @@ from torch import nn
 
 from persres.errors import PersresError
 from persres.models.weight_patching import TOKEN
-from persres.residuals.bank import ResidualBank, TargetLayer, find_targets
-from persres.units.checkpoints import read_learned, write_tensors
+from persres.residuals.bank import ResidualBank
+from persres.residuals.header import ResidualHeader, read_info
+from persres.residuals.header_validation import read_checked
+from persres.residuals.lora import FACTORS, Delta
+from persres.units.checkpoints import write_tensors
 
 FORMAT = "persres-residual-1"
+_KEY = re.compile(r"(?:unet\.)?(.+)\.(lora_[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class ResidualFile:
+    """A residual as read from its file: ``layers`` by path; ``token`` is V*'s embedding [width] where it was trained too."""
+
+    header: ResidualHeader
+    layers: dict[str, Delta]
+    token: torch.Tensor | None = None
+
+    def bank(self, unet: nn.Module) -> ResidualBank:
+        """Returns the layers as a bank on the U-Net's device. Raises PersresError where the U-Net has other layers."""
+        return ResidualBank.from_deltas(unet, self.layers, self.header.settings.target)
 
 
 def save_residual(
-    path: Path,
-    state: dict[str, torch.Tensor],
-    targets: list[TargetLayer],
-    info: dict[str, Any],
-    token: torch.Tensor | None = None,
+    path: Path, layers: Mapping[str, Delta], info: dict[str, Any], token: torch.Tensor | None = None
 ) -> None:
-    """Write one concept's residual. ``info`` (config, provenance) must be JSON. ``token`` is V*'s embedding where it learned
-    too (an ablation: such a file is for persres alone, a LoRA loader does not know the key)."""
-    tensors = {} if token is None else {TOKEN: token}
-    for target in targets:
-        up, down = state[f"{target.path}.up"], state[f"{target.path}.down"]
-        if target.conv:
-            up, down = up[..., None, None], down[..., None, None]
-        tensors[f"unet.{target.path}.lora_A.weight"] = down
-        tensors[f"unet.{target.path}.lora_B.weight"] = up
-    ranks = {target.path: target.rank for target in targets}
-    peft = {
-        "r": max(ranks.values()),
-        "lora_alpha": max(ranks.values()),
+    """Writes one concept's residual. ``info`` (spec, provenance) must be JSON.
+
+    ``token`` is V*'s embedding where it was trained too. LoRA loaders do not know its key, so only persres reads such a file.
+    """
+    tensors, header = to_peft(layers)
+    write_learned(path, FORMAT, tensors if token is None else {TOKEN: token} | tensors, info, header)
+
+
+def load_residual(path: Path) -> ResidualFile:
+    """Returns a residual's header, its factors in float32 and V*'s embedding, all validated.
+
+    Raises PersresError where the file is missing, broken or not a residual, and naming the first tensor that no residual has.
+    """
+    tensors, info = read_learned(path)
+    header = ResidualHeader.parse(path, info)
+    token = tensors.pop(TOKEN, None)
+    if token is not None and token.ndim != 1:
+        raise PersresError(
+            f"{path}: {TOKEN!r} {list(token.shape)} is no embedding of one token; fetch or train it again"
+        )
+    return ResidualFile(header, _from_peft(path, tensors), None if token is None else token.float())
+
+
+def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
+    """Returns the residual as a bank of one concept on the U-Net's device, at the ranks of the file.
+
+    Raises PersresError where the file is not a residual, or one for another architecture.
+    """
+    return load_residual(path).bank(unet)
+
+
+def write_learned(
+    path: Path,
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    info: dict[str, Any],
+    header: Mapping[str, str] | None = None,
+) -> None:
+    """Writes any method's tensors. ``kind`` names the format in the ``persres`` entry; ``header`` are entries next to it."""
+    entry = json.dumps({"format": kind, **info}, sort_keys=True)
+    write_tensors(path, dict(tensors), {"format": "pt", **(header or {}), "persres": entry})
+
+
+def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Returns all tensors that a method saved and its ``persres`` entry, None where there is none.
+
+    Raises PersresError as :func:`~persres.residuals.header_validation.read_checked` does, and where the entry is not a JSON object.
+    """
+    tensors, metadata = read_checked(path)
+    return tensors, read_info(path, metadata)
+
+
+def to_peft(layers: Mapping[str, Delta]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Returns tensors and header entries for diffusers' ``load_lora_weights``."""
+    tensors = {}
+    for path, delta in layers.items():
+        tensors[f"unet.{path}.lora_A.weight"], tensors[f"unet.{path}.lora_B.weight"] = delta.as_layers()
+    ranks = {path: delta.rank for path, delta in layers.items()}
+    highest = max(ranks.values())
+    config = {
+        "r": highest,
+        "lora_alpha": highest,
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
         "target_modules": sorted(ranks),
     }
-    lora = {f"unet.{key}": value for key, value in peft.items()}
-    write_tensors(
-        path,
-        tensors,
-        {
-            "format": "pt",
-            "lora_adapter_metadata": json.dumps(lora, sort_keys=True),
-            "persres": json.dumps({"format": FORMAT, **info}, sort_keys=True),
-        },
-    )
+    entries = {f"unet.{key}": value for key, value in config.items()}
+    return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(entries, sort_keys=True)}
 
 
-def load_residual(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """One concept's factors by layer (``<path>.up`` [m, r], ``<path>.down`` [r, m]) and its info.
-
-    ``token`` is among them where V*'s embedding learned too. Raises PersresError where the file is missing, broken or not
-    a residual.
-    """
-    tensors, info = read_learned(path)
-    if info is None or info.get("format") != FORMAT:
-        raise PersresError(
-            f"{path} is a safetensors file but not a persres residual: its header does not say {FORMAT}; to load any"
-            " LoRA say subject=, the words of the prompt that name what it learned"
-        )
-    parts = {"lora_A": "down", "lora_B": "up"}
-    state = {TOKEN: tensors.pop(TOKEN).float()} if TOKEN in tensors else {}
+def _from_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
-        layer, part, _ = key.removeprefix("unet.").rsplit(".", 2)
-        state[f"{layer}.{parts[part]}"] = value.flatten(1).float()
-    return state, info
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise PersresError(
+                f"{path}: {key!r} {list(value.shape)} is not a factor of a residual; fetch or train it again"
+            )
+        pairs.setdefault(match[1], {})[FACTORS[match[2]]] = value
+    if not pairs:
+        raise PersresError(f"{path} holds no factors, so it is not a residual; fetch or train it again")
+    return {layer: _delta(path, layer, pair) for layer, pair in pairs.items()}
 
 
-def load_token(path: Path) -> torch.Tensor | None:
-    """V*'s embedding, where it learned too."""
-    return load_residual(path)[0].get(TOKEN)
-
-
-def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
-    """The residual as a bank of one concept on the U-Net's device, at the ranks it was trained with.
-
-    Raises PersresError where the file is no residual, or one for another architecture.
-    """
-    state, info = load_residual(path)
-    state.pop(TOKEN, None)
-    settings = info["spec"]["settings"]
-    targets = find_targets(unet, settings["rank_ratio"], settings["rank"], settings["target"])
-    return ResidualBank.from_states(targets, [state]).to(next(unet.parameters()).device)
+def _delta(path: Path, layer: str, pair: dict[str, torch.Tensor]) -> Delta:
+    if set(pair) != {"up", "down"}:
+        raise PersresError(f"{path}: layer {layer} has only its {next(iter(pair))} factor; fetch or train it again")
+    up, down = pair["up"], pair["down"]
+    plain = all(v.ndim == 2 or (v.ndim == 4 and v.shape[2:] == (1, 1)) for v in (up, down))
+    if not plain or 0 in (*up.shape, *down.shape) or up.shape[1] != down.shape[0] or up.ndim != down.ndim:
+        raise PersresError(
+            f"{path}: layer {layer} has factors {list(up.shape)} and {list(down.shape)}, which make no matrix; fetch or train it again"
+        )
+    return Delta(up.float().flatten(1), down.float())

@@ -1,8 +1,8 @@
-"""Any Stable Diffusion LoRA, read from its file: PEFT's keys, diffusers' older ones, kohya's (with diffusers' or the original
-model's block names); attention, feed-forward, convolutions, text towers.
+"""Any Stable Diffusion LoRA, read from its file: PEFT's keys, older diffusers keys, kohya's (with diffusers' or the original model's
+block names); attention, feed-forward, convolutions, text towers.
 
-The renaming is diffusers' own (``lora_state_dict`` and ``state_dict_utils``); what it drops or guesses in silence is refused or settled
-here: DoRA's magnitudes, alphas beside PEFT's keys, ranks that differ without a header. A scale (alpha / rank) goes into the up factor.
+diffusers itself renames the keys (``lora_state_dict`` and ``state_dict_utils``). What it silently drops or guesses is refused or resolved
+here: DoRA's magnitudes, alphas next to PEFT's keys, mixed ranks without a header. A scale (alpha / rank) goes into the up factor.
 
 Sources: peft ``LoraConfig`` (rank_pattern, alpha_pattern, rsLoRA) and diffusers ``lora_adapter_metadata``; kohya-ss/sd-scripts
 ``networks/lora.py`` (``lora_down`` with the layer's kernel, ``lora_up`` 1×1, alpha).
@@ -22,12 +22,13 @@ import torch
 from torch import nn
 
 from persres.errors import PersresError
-from persres.units.checkpoints import read_checked
+from persres.residuals.header_validation import read_checked
 
+Tensors = dict[str, torch.Tensor]
 TOWERS = ("text_encoder", "text_encoder_2")
-PARTS = {"lora_A": "down", "lora_B": "up"}
-# What is in such a file instead of, or beside, two factors: its mark in a key, and its name.
-OTHERS = {
+FACTORS = {"lora_A": "down", "lora_B": "up"}
+# Adapters of other kinds: what marks them in a key, and their name.
+OTHER_KINDS = {
     "dora_scale": "DoRA's",
     "lora_magnitude_vector": "DoRA's",
     "hada_": "LoHa's",
@@ -44,20 +45,29 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Delta:
-    """One layer's ΔW = up · down: ``up`` [m, r] with every scale in it; ``down`` [r, m'], of a convolution [r, m', k, k]."""
+    """One layer's ΔW = up · down: ``up`` is A [m, r] with every scale in it; ``down`` is B [r, m'], for a convolution [r, m', k, k]."""
 
     up: torch.Tensor
     down: torch.Tensor
 
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.down.shape[0]
+
     def matrix(self) -> torch.Tensor:
-        """ΔW, float32 [m, m' · k · k]."""
+        """Returns ΔW, float32 [m, m' · k · k]."""
         return self.up.float() @ self.down.float().flatten(1)
+
+    def as_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (down, up) with the shapes of a LoRA's two layers: 4-D each for a convolution."""
+        ones = (None,) * (self.down.ndim - 2)
+        return self.down.contiguous(), self.up[(..., *ones)].contiguous()
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA by the layers of a model: the U-Net's, and those of each text tower. ``phrase``: the words that name its subject in
-    prompts."""
+    """A LoRA's deltas by layer path, of the U-Net and of each text tower. ``phrase``: the words that name its subject in prompts."""
 
     phrase: str
     unet: dict[str, Delta] = field(default_factory=dict)
@@ -65,49 +75,49 @@ class Lora:
 
 
 def read_lora(path: Path, phrase: str, unet: nn.Module, towers: list[nn.Module]) -> Lora:
-    """A file's deltas for this U-Net and these text towers, checked layer by layer.
+    """Returns a file's deltas for this U-Net and these text towers, checked layer by layer.
 
-    Raises PersresError where the file is broken (as :func:`persres.units.checkpoints.read_checked`), holds another kind of adapter, or a
-    layer or a shape that the model has not.
+    Raises PersresError where the file is broken (see :func:`~persres.residuals.header_validation.read_checked`), holds another kind of
+    adapter, or a layer or a shape that the model does not have.
     """
     tensors, header = read_checked(path)
-    by_part = _by_part(path, _scaled(path, _plain(path, tensors)), unet)
-    said = _metadata(path, header)
-    found = _deltas(path, by_part.get("unet", {}), unet, _of(said, "unet"))
-    texts = []
+    parts = _by_part(path, _scaled(path, _plain(path, tensors)), unet)
+    metadata = _metadata(path, header)
+    unet_deltas = _deltas(path, parts.pop("unet", {}), unet, _of(metadata, "unet"))
+    tower_deltas = []
     for name, tower in zip(TOWERS, towers, strict=False):
-        texts.append(_deltas(path, by_part.get(name, {}), tower, _of(said, name)))
-    beyond = [name for name in by_part if name not in ("unet", *TOWERS[: len(towers)])]
-    if beyond:
-        raise PersresError(f"{path}: the file has layers of {beyond[0]}, which this model has not; load the base that it was trained on")  # fmt: skip
-    if not found and not any(texts):
-        raise PersresError(f"{path} holds no LoRA layer; is it one?")
-    return Lora(phrase, found, tuple(texts))
+        tower_deltas.append(_deltas(path, parts.pop(name, {}), tower, _of(metadata, name)))
+    if parts:
+        raise PersresError(f"{path} has layers of {next(iter(parts))}, which this model does not have; load the base that it was trained on")  # fmt: skip
+    if not unet_deltas and not any(tower_deltas):
+        raise PersresError(f"{path} holds no LoRA layer; give a LoRA's file")
+    return Lora(phrase, unet_deltas, tuple(tower_deltas))
 
 
-def _plain(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same, if it is two factors a layer and nothing else."""
+def _plain(path: Path, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """The tensors, if they are two factors a layer and nothing else."""
     for key in tensors:
-        kind = next((name for mark, name in OTHERS.items() if mark in key), None)
+        kind = next((name for mark, name in OTHER_KINDS.items() if mark in key), None)
         if kind is not None:
-            raise PersresError(f"{path}: {key!r} is {kind}, not a plain LoRA's; have its tool extract a LoRA from it")
+            raise PersresError(f"{path}: {key!r} is {kind}, not a plain LoRA's; extract a LoRA from it with the tool that made it")  # fmt: skip
     return {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
 
 
-def _scaled(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Alphas that stand beside the factors, put into them: up · alpha / rank."""
+def _scaled(path: Path, tensors: Tensors) -> Tensors:
+    """Multiplies alphas that are tensors of the file into the factors: up · alpha / rank."""
     alphas = {key.removesuffix(".alpha"): float(v) for key, v in tensors.items() if key.endswith(".alpha") and v.numel() == 1}  # fmt: skip
-    kept = {key: value for key, value in tensors.items() if key.removesuffix(".alpha") not in alphas}
+    factors = {key: value for key, value in tensors.items() if key.removesuffix(".alpha") not in alphas}
     for layer, alpha in alphas.items():
-        ups = [f"{layer}{up}.weight" for up in (".lora_up", ".lora_B", ".lora.up", "_lora.up") if f"{layer}{up}.weight" in kept]  # fmt: skip
-        if not ups:
-            raise PersresError(f"{path}: {layer}.alpha has no up factor beside it; the file is not whole")
-        kept[ups[0]] = kept[ups[0]].float() * (alpha / kept[ups[0]].shape[1])
-    return kept
+        names = (f"{layer}{up}.weight" for up in (".lora_up", ".lora_B", ".lora.up", "_lora.up"))
+        name = next((name for name in names if name in factors), None)
+        if name is None:
+            raise PersresError(f"{path}: {layer}.alpha has no up factor; fetch the file again")
+        factors[name] = factors[name].float() * (alpha / factors[name].shape[1])
+    return factors
 
 
-def _by_part(path: Path, tensors: dict[str, torch.Tensor], unet: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-    """``<layer>.lora_A.weight`` and ``lora_B`` by part of the pipeline, renamed by diffusers' own converters."""
+def _by_part(path: Path, tensors: Tensors, unet: nn.Module) -> dict[str, Tensors]:
+    """``<layer>.lora_A.weight`` and ``lora_B`` by part of the pipeline, renamed by diffusers' converters."""
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
@@ -115,23 +125,23 @@ def _by_part(path: Path, tensors: dict[str, torch.Tensor], unet: nn.Module) -> d
         named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors, unet_config=unet.config)
     except (ValueError, KeyError, IndexError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:160]
-        raise PersresError(f"{path}: diffusers can't read its keys ({reason}); is it a LoRA of Stable Diffusion?") from error  # fmt: skip
+        raise PersresError(f"{path}: diffusers can't read its keys ({reason}); give a LoRA of Stable Diffusion") from error  # fmt: skip
     if not any(key.startswith(("unet.", *(f"{tower}." for tower in TOWERS))) for key in named):
-        named = {f"unet.{key}": value for key, value in named.items()}  # as files of a U-Net alone once had them
-    parts: dict[str, dict[str, torch.Tensor]] = {}
+        named = {f"unet.{key}": value for key, value in named.items()}  # old files of a U-Net alone
+    parts: dict[str, Tensors] = {}
     for key, value in named.items():
         part, _, rest = key.partition(".")
         parts.setdefault(part, {})[rest] = value
-    return {part: convert_unet_state_dict_to_peft(found) if part == "unet" else _text_keys(found) for part, found in parts.items()}  # fmt: skip
+    return {part: convert_unet_state_dict_to_peft(keys) if part == "unet" else _text_keys(keys) for part, keys in parts.items()}  # fmt: skip
 
 
-def _text_keys(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _text_keys(tensors: Tensors) -> Tensors:
     from diffusers.utils import convert_state_dict_to_peft
     from diffusers.utils.state_dict_utils import StateDictType
 
-    for spelling in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):  # what is in neither is left as it is
-        found = convert_state_dict_to_peft(found, spelling)
-    return found
+    for spelling in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):  # keys in neither stay as they are
+        tensors = convert_state_dict_to_peft(tensors, spelling)
+    return tensors
 
 
 def _metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
@@ -141,53 +151,50 @@ def _metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         raise PersresError(f"{path}: its lora_adapter_metadata is not JSON ({error}); fetch or save it again") from error  # fmt: skip
 
 
-def _of(said: dict[str, Any], part: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
+def _of(metadata: dict[str, Any], part: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{part}."): value for key, value in metadata.items() if key.startswith(f"{part}.")}
 
 
-def _scale(said: dict[str, Any], layer: str, rank: int) -> float:
-    """PEFT's scaling of a layer from the file's header; 1 where it says nothing, as diffusers takes it."""
-    if "lora_alpha" not in said:
+def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
+    """PEFT's scaling of a layer by the file's header; 1 where it has none, as in diffusers."""
+    if "lora_alpha" not in config:
         return 1.0
-    pattern = said.get("alpha_pattern") or {}
-    known = [v for k, v in pattern.items() if re.fullmatch(rf"(.*\.)?({k.removeprefix('^')})", layer)]
-    alpha = float(known[0] if known else said["lora_alpha"])
-    return alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
+    pattern = config.get("alpha_pattern") or {}
+    matches = [v for k, v in pattern.items() if re.fullmatch(rf"(.*\.)?({k.removeprefix('^')})", layer)]
+    alpha = float(matches[0] if matches else config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _deltas(path: Path, tensors: dict[str, torch.Tensor], model: nn.Module, said: dict[str, Any]) -> dict[str, Delta]:
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+def _deltas(path: Path, tensors: Tensors, model: nn.Module, config: dict[str, Any]) -> dict[str, Delta]:
+    pairs: dict[str, Tensors] = {}
     for key, value in tensors.items():
-        layer, _, part = key.removesuffix(".weight").rpartition(".")
-        if part not in PARTS or not key.endswith(".weight"):
-            raise PersresError(f"{path}: {key!r} is of no kind of LoRA that is known here; save it with PEFT's or kohya's keys")  # fmt: skip
-        pairs.setdefault(_known(model, layer), {})[PARTS[part]] = value
-    found = {}
+        layer, _, factor = key.removesuffix(".weight").rpartition(".")
+        if factor not in FACTORS or not key.endswith(".weight"):
+            raise PersresError(f"{path}: {key!r} is not a key of a known kind of LoRA; save it with PEFT's or kohya's keys")  # fmt: skip
+        pairs.setdefault(_layer_name(model, layer), {})[FACTORS[factor]] = value
     for layer, pair in pairs.items():
         if set(pair) != {"up", "down"}:
-            raise PersresError(f"{path}: layer {layer} has only its {next(iter(pair))} factor; the file is not whole")
-        found[layer] = _fitted(path, layer, pair["up"], pair["down"], model, said)
-    return found
+            raise PersresError(f"{path}: layer {layer} has only its {next(iter(pair))} factor; fetch the file again")
+    return {layer: _checked(path, layer, pair, model, _scale(config, layer, pair["down"].shape[0])) for layer, pair in pairs.items()}  # fmt: skip
 
 
-def _known(model: nn.Module, layer: str) -> str:
-    """The layer's name in this model: newer transformers have the text tower's layers one floor up."""
+def _layer_name(model: nn.Module, layer: str) -> str:
+    """The layer's path in this model: newer transformers have no ``text_model`` in the text tower's paths."""
     return layer if hasattr(model, "text_model") else layer.removeprefix("text_model.")
 
 
-def _fitted(
-    path: Path, layer: str, up: torch.Tensor, down: torch.Tensor, model: nn.Module, said: dict[str, Any]
-) -> Delta:
+def _checked(path: Path, layer: str, pair: Tensors, model: nn.Module, scale: float) -> Delta:
     try:
         weight = model.get_submodule(layer).weight
     except AttributeError as error:
         raise PersresError(f"{path}: this model has no layer {layer!r}; load the base that the LoRA was trained on") from error  # fmt: skip
-    rank, wanted = down.shape[0], (*weight.shape[1:],)
+    up, down = pair["up"], pair["down"]
+    rank, inputs = down.shape[0], tuple(weight.shape[1:])
     # A 1×1 convolution is a matrix; files write it as either.
     fits = up.numel() == weight.shape[0] * rank and up.shape[0] == weight.shape[0]
-    if not fits or down.numel() != rank * math.prod(wanted) or (down.ndim == weight.ndim and down.shape[1:] != wanted):
+    if not fits or down.numel() != rank * math.prod(inputs) or (down.ndim == weight.ndim and down.shape[1:] != inputs):
         raise PersresError(
-            f"{path}: {layer} has factors {list(up.shape)} and {list(down.shape)}, which do not make the model's {list(weight.shape)};"
+            f"{path}: {layer} has factors {list(up.shape)} and {list(down.shape)}, the model's layer is {list(weight.shape)};"
             " load the base that the LoRA was trained on"
         )
-    return Delta(up.flatten(1).float() * _scale(said, layer, rank), down.float().view(rank, *wanted))
+    return Delta(up.flatten(1).float() * scale, down.float().view(rank, *inputs))

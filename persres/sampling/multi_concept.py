@@ -21,7 +21,8 @@ from torch.nn.functional import pad
 
 from persres.errors import PersresError
 from persres.models.attention import token_shares
-from persres.residuals.bank import ResidualBank, TargetLayer, gate_of
+from persres.residuals.bank import ResidualBank, gate_of
+from persres.residuals.targets import TargetLayer
 from persres.sampling.lag import UNCOND_RULES, MaskRule
 from persres.sampling.mask_config import AUTO, MaskConfig
 from persres.sampling.masks import otsu_means

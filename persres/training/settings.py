@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from persres.config.schema import ClassImageRequest, SamplingConfig, VariantSettings
+from persres.residuals.parametrisations import PARAMETRISATIONS
+from persres.residuals.targets import TARGET_MODULES
 
 
 class WithClassImages(VariantSettings):
@@ -24,10 +26,10 @@ class WithClassImages(VariantSettings):
 class ResidualSettings(WithClassImages):
     """How residuals train (paper 3.2 and 4.1), and the paper's ablations."""
 
-    target: Literal["proj_out", "proj_in", "attn_kv"] = "proj_out"  # the other two are ablations
+    target: Literal[tuple(TARGET_MODULES)] = "proj_out"  # the other two are ablations
     rank_ratio: float = Field(0.05, gt=0)
     rank: int | None = Field(None, ge=1)  # a fixed rank instead of the ratio (table 5)
-    init: Literal["scaled_normal", "normal", "lora"] = "scaled_normal"
+    init: Literal[tuple(PARAMETRISATIONS)] = "scaled_normal"
     init_gain: float = Field(0.01, gt=0)
     name_class: bool = True  # ablation: false names the concept by V* only, in training and sampling
     num_class_images: int = Field(0, ge=0)  # ablation: class images of the base model

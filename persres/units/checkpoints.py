@@ -1,10 +1,10 @@
-"""Checkpoints as safetensors (no pickle), written whole or not at all."""
+"""Tensors and training checkpoints as safetensors files, written atomically."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,13 +12,12 @@ from safetensors.torch import save_file
 
 from persres.errors import PersresError
 from persres.units.files import written_whole
-from persres.units.header_validation import ResidualHeader, check_finite, check_header, check_keys, check_shape
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside its place, then rename it: a reader never sees half.
+    """Writes a safetensors file under a temporary name, then renames it: a reader never sees half of it.
 
-    Raises PersresError where it can't be written; what stood there before is left.
+    Raises PersresError where it can't be written; an existing file is left as it was.
     """
     try:
         with written_whole(path) as partial:
@@ -30,8 +29,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def _sort_header(file: BinaryIO) -> None:
-    """Put the header's entries in order, in place: the library writes metadata in an order that changes
-    from run to run, and then the same result would have another digest each time."""
+    """Sorts the header's metadata, in place. The library writes it in an order that changes from run to run, and then the same result
+    would have another digest each time."""
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
     metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
@@ -42,62 +41,9 @@ def _sort_header(file: BinaryIO) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and its metadata."""
+    """Returns all tensors of a safetensors file and its metadata. For files of ours; see ``persres/residuals/header_validation.py``."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-
-
-def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """As :func:`read_tensors`, of a file that may come from a stranger (persres/units/header_validation.py).
-
-    Raises PersresError for a missing file, for one that is no safetensors file, is cut, goes on after its end or has an absurd header,
-    and for tensors that hold NaN or infinity.
-    """
-    check_shape(path)
-    try:
-        tensors, metadata = read_tensors(path)
-    except (SafetensorError, OSError) as error:
-        raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
-    check_finite(path, tensors)
-    return tensors, metadata
-
-
-def read_learned(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """All tensors of a file that a method saved, and its ``persres`` entry, None where there is none. Raises PersresError as
-    :func:`read_checked` does, and where the entry is no mapping."""
-    tensors, metadata = read_checked(path)
-    return tensors, _entry(path, metadata["persres"]) if "persres" in metadata else None
-
-
-def _entry(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
-    if not isinstance(found, dict):
-        raise PersresError(
-            f"{path}: its 'persres' entry is no mapping but {str(found)[:40]!r}; fetch or train it again"
-        )
-    return found
-
-
-def read_residual(path: Path, own: frozenset[str] = frozenset()) -> tuple[dict[str, torch.Tensor], ResidualHeader]:
-    """A residual's tensors and what it says of itself, all checked (persres/units/header_validation.py); ``own``: keys beside the layers' factors
-    that it may have. Raises PersresError as :func:`read_learned` does, and for a header or a key that no residual has."""
-    tensors, info = read_learned(path)
-    said = check_header(path, info)
-    check_keys(path, tensors, own)
-    return tensors, said
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The ``persres`` entry of a file that a method saved, without its tensors, which may have gigabytes. Raises PersresError."""
-    check_shape(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["persres"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise PersresError(f"{path} has no header of persres ({error}); train it again") from error
 
 
 def save_training(
@@ -108,7 +54,7 @@ def save_training(
     extra: dict[str, torch.Tensor] | None = None,
     note: dict | None = None,
 ) -> None:
-    """Parameters, optimizer state and the number of finished steps."""
+    """Writes parameters, optimizer state and the number of finished steps."""
     tensors = {f"param/{name}": value for name, value in parameters.items()}
     tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -122,7 +68,7 @@ def load_training(
     optimizer: torch.optim.Optimizer,
     extra: dict[str, torch.Tensor] | None = None,
 ) -> tuple[int, dict]:
-    """Restore what :func:`save_training` wrote, in place; returns (finished steps, note)."""
+    """Restores the state of :func:`save_training` in place; returns (finished steps, note)."""
     tensors, metadata = read_tensors(path)
     with torch.no_grad():
         for name, value in parameters.items():

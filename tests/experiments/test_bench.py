@@ -20,7 +20,7 @@ from persres.experiments.benchmarks.tables import markdown
 from persres.experiments.benchmarks.timing import alternated, flops, matmul_rate, ratio
 from persres.experiments.benchmarks.training import photos_of
 from persres.experiments.evidence import pages, speed
-from persres.residuals.bank import find_targets
+from persres.residuals.targets import find_targets
 from tests.support.family_models import RESOLUTION, narrow
 
 

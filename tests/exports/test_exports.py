@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from persres.cli.main import main
 from persres.config.schema import Base
-from persres.exports.export import export, export_embedding, largest_difference, load_embedding
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.exports.export import export, export_embedding
+from persres.exports.verify import largest_difference, load_embedding
+from persres.residuals.bank import ResidualBank
 from persres.residuals.file import save_residual
+from persres.residuals.targets import find_targets
 from persres.seeding import generator
 from tests.support.family_models import save_family
 from tests.support.small_models import tiny_unet
@@ -32,7 +34,7 @@ def saved(unet, path, folder="none", token=None, **spec) -> ResidualBank:
     targets = find_targets(unet, RATIO)
     assert len({target.rank for target in targets}) > 1, "ranks must be mixed for these tests to mean anything"
     bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("export")).requires_grad_(False)
-    save_residual(path, bank.to_state(), targets, {"spec": spec_of(folder) | spec}, token)
+    save_residual(path, bank.deltas(), {"spec": spec_of(folder) | spec}, token)
     return bank
 
 

@@ -1,4 +1,4 @@
-"""Another tool's LoRA of output projections becomes a residual: the same ΔW in every layer, whatever its keys, alphas and ranks."""
+"""``persres import``: ΔW of every layer stays the same, whatever the LoRA's keys, alphas and ranks."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ LAYER = "down_blocks.0.attentions.0.proj_out"
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya"])
 @pytest.mark.parametrize("linear", [False, True])
-def test_what_was_exported_comes_back(tmp_path, to, linear):
+def test_an_export_is_imported_as_the_same_factors(tmp_path, to, linear):
     unet = tiny_unet(linear)
     saved(unet, tmp_path / "r.safetensors")
-    state = import_lora(export(tmp_path / "r.safetensors", to, tmp_path / "x.safetensors"), unet)
-    ours, _ = load_residual(tmp_path / "r.safetensors")
-    assert state.keys() == ours.keys() and all(torch.equal(state[key], ours[key]) for key in ours)
+    layers = import_lora(export(tmp_path / "r.safetensors", to, tmp_path / "x.safetensors"), unet)
+    ours = load_residual(tmp_path / "r.safetensors").layers
+    assert layers.keys() == ours.keys()
+    assert all(
+        torch.equal(layers[key].up, ours[key].up) and torch.equal(layers[key].down, ours[key].down) for key in ours
+    )
 
 
-def test_another_tools_alpha_is_kept(tmp_path):
+def test_alpha_of_another_tool_scales_the_factors(tmp_path):
     unet = tiny_unet()
     bank = saved(unet, tmp_path / "r.safetensors")
     tensors = load_file(export(tmp_path / "r.safetensors", "kohya", tmp_path / "k.safetensors"))
     halved = {key: value / 2 if key.endswith(".alpha") else value for key, value in tensors.items()}
     save_file(halved, tmp_path / "half.safetensors")
-    state, target = import_lora(tmp_path / "half.safetensors", unet), bank.targets[0]
-    delta = state[f"{target.path}.up"] @ state[f"{target.path}.down"]
-    torch.testing.assert_close(delta, bank.up[0][0] @ bank.down[0][0] / 2)
+    delta = import_lora(tmp_path / "half.safetensors", unet)[bank.targets[0].path]
+    torch.testing.assert_close(delta.matrix(), bank.up[0][0] @ bank.down[0][0] / 2)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_another_tools_alpha_is_kept(tmp_path):
         (lambda t: {k: v for k, v in t.items() if "lora_up" not in k or "mid" not in k}, "mid_block.*has no up factor"),
         (lambda t: t | {"lora_unet_nowhere.alpha": torch.tensor(1.0)}, "lora_unet_nowhere.alpha"),
         (lambda t: t | {"lora_te_text_model.alpha": torch.tensor(1.0)}, "lora_te_text_model.alpha"),
-        (lambda t: t | other_layer(), "proj_in is no layer that takes a residual; .*--subject"),
+        (lambda t: t | other_layer(), "proj_in takes no residual; .*--subject"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_one_clear_error(tmp_path, change, message):
@@ -66,7 +68,7 @@ def other_layer() -> dict[str, torch.Tensor]:
 
 
 def test_the_command_makes_a_residual_that_loads(tiny_pipeline, tmp_path, capsys):
-    """One layer of rank 3, another of rank 5, no others, alpha not the rank: ΔW as the file has it, none elsewhere."""
+    """One layer of rank 3, another of rank 5, no others, alpha unequal to the rank: ΔW as in the file, zero elsewhere."""
     shapes = {LAYER: (3, 16), "mid_block.attentions.0.proj_out": (5, 32)}
     tensors, wanted = {}, {}
     for layer, (rank, width) in shapes.items():
@@ -83,25 +85,15 @@ def test_the_command_makes_a_residual_that_loads(tiny_pipeline, tmp_path, capsys
     assert pipe.active == "my_mug" and pipe.residuals["my_mug"].phrase == "<v*> mug"
     bank = load_bank(pipe.unet, path)
     for target, up, down in zip(bank.targets, bank.up, bank.down, strict=True):
+        assert target.rank == shapes.get(target.path, (1,))[0], "ranks come from the file's shapes"
         expected = wanted.get(target.path, torch.zeros(target.width, target.width))
         torch.testing.assert_close(up[0] @ down[0], expected)
-
-
-def test_our_own_ranks_are_told_as_ours(tiny_pipeline, tmp_path):
-    from persres.exports.importing import OURS, _fitted
-    from persres.residuals.bank import ResidualBank, find_targets
-    from persres.seeding import generator
-
-    unet = tiny_unet()
-    bank = ResidualBank(find_targets(unet)).initialise(0, "scaled_normal", 0.5, generator("ours"))
-    _, settings, state = _fitted(bank.to_state(), unet)
-    assert settings == OURS and all(torch.equal(state[key], value) for key, value in bank.to_state().items())
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--class", "mug"], "is the LoRA itself; say another --name or --out"),
+        (["--class", "mug"], "is the LoRA itself; give another --name or --out"),
         (["--class", " ", "--name", "b"], "--class is empty"),
         (["--class", "mug", "--name", "b", "--rare-token", "two words"], "rare_token 'two words' is 7 tokens"),
         (["--class", "mug", "--name", "b", "--resolution", "33"], "resolution 33: .*--resolution"),

@@ -27,11 +27,12 @@ from persres.methods.common.batched_training import batch_key, concepts_that_fit
 from persres.methods.common.registry import can_train_batched, method_named
 from persres.methods.common.train_units import _share, train_unit, train_units
 from persres.methods.ours import Ours, _concept_log
+from persres.residuals.header import read_header
 from persres.training import residual_training
 from persres.units import memory_budget as memory
 from persres.units import unit as saved
 from persres.units.batches import BATCH_SIZES, Batches, groups_of, plan_batches, split_evenly
-from persres.units.checkpoints import read_header, read_tensors
+from persres.units.checkpoints import read_tensors
 from persres.units.memory_budget import concepts_within
 from persres.units.oom_retry import run_batch
 from persres.units.pool import run_units

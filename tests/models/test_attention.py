@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from persres.models.attention import CachedTextAttnProcessor, cached_text_kv, is_plain, token_shares
-from persres.residuals.bank import ResidualBank, Routing, find_targets, residual_hooks
+from persres.residuals.bank import ResidualBank, Routing, residual_hooks
+from persres.residuals.targets import find_targets
 from persres.seeding import generator
 from tests.residuals.test_residuals import inputs, run
 from tests.support.small_models import tiny_unet
@@ -65,7 +66,7 @@ def test_keys_that_learn_are_never_kept():
     """The ablation attn_kv puts residuals on the very layers whose output would be kept."""
     unet = tiny_unet().requires_grad_(False)
     x, t, text = inputs()
-    bank = ResidualBank(find_targets(unet, place="attn_kv")).initialise(0, "scaled_normal", 0.5, generator("kv"))
+    bank = ResidualBank(find_targets(unet, target="attn_kv")).initialise(0, "scaled_normal", 0.5, generator("kv"))
     bank.requires_grad_(False)
     with cached_text_kv(unet), torch.no_grad():
         run(unet, x, t, text)  # kept, and not for whoever listens later

@@ -18,8 +18,9 @@ from persres.images import unzip_images
 from persres.methods.ours import Ours
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.families import FAMILIES, sizes
-from persres.residuals.bank import ResidualBank, find_targets, merged_weights
+from persres.residuals.bank import ResidualBank, merged_weights
 from persres.residuals.file import load_bank, load_residual, save_residual
+from persres.residuals.targets import find_targets
 from persres.sampling.sample import sample_images
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
@@ -27,6 +28,7 @@ from persres.training.residual_training import EncodedConcept, new_bank, train
 from persres.units.specs import ImageSpec
 from persres.workflow import STAGES, load_context, run_stage
 from tests.support.family_models import RESOLUTION, narrow, save_family, write_photographs
+from tests.support.residual_files import header_info
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
 NAMES = ("sd14", "sd21", "sdxl")
@@ -189,7 +191,7 @@ def test_v_star_in_every_tower_changes_nothing_but_the_word(diffusion):
 def test_diffusers_loads_every_familys_file(models, family, diffusion, tmp_path):
     """``load_lora_weights`` on the family's own pipeline gives the denoiser that ours is."""
     bank = strong_bank(diffusion)
-    save_residual(tmp_path / "r.safetensors", bank.to_state(), list(bank.targets), {})
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), {})
     pipe = DiffusionPipeline.from_pretrained(models[family], **({} if family == "sdxl" else {"safety_checker": None}))
     given_settings = diffusion.encode(["a photo of a mug"])
     x, t = torch.randn(1, 4, 16, 16, generator=generator("x")), torch.tensor([500])
@@ -209,10 +211,9 @@ def test_diffusers_loads_every_familys_file(models, family, diffusion, tmp_path)
 
 def test_a_residual_of_another_family_is_refused(tmp_path):
     unets = {name: UNet2DConditionModel(**narrow(name, 10).unet) for name in NAMES}
-    info = {"spec": {"settings": {"rank_ratio": 0.05, "rank": None, "target": "proj_out"}}}
     for name, unet in unets.items():
         bank = ResidualBank(find_targets(unet)).initialise(0, "lora", 0.01, generator(name))
-        save_residual(tmp_path / f"{name}.safetensors", bank.to_state(), list(bank.targets), info)
+        save_residual(tmp_path / f"{name}.safetensors", bank.deltas(), header_info())
         assert load_bank(unet, tmp_path / f"{name}.safetensors").concepts == 1
     for name, other in (("sdxl", "sd14"), ("sdxl", "sd21"), ("sd14", "sdxl"), ("sd21", "sdxl")):
         with pytest.raises(PersresError, match="another architecture"):

@@ -12,8 +12,9 @@ from persres.errors import PersresError
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
 from persres.pipeline import PersonalizedPipeline
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
 from persres.residuals.file import save_residual
+from persres.residuals.targets import find_targets
 from persres.sampling.sample import sample_images
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
@@ -44,7 +45,7 @@ def write(folder, path, seed: int = 0, **spec):
         "concept": f"mug{seed}",
         "macro_class": "mug",
     }
-    save_residual(path, bank.to_state(), targets, {"spec": said | {"settings": settings} | spec})
+    save_residual(path, bank.deltas(), {"spec": said | {"settings": settings} | spec})
     return bank
 
 

@@ -21,7 +21,7 @@ from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
 from persres.report.cards import card_facts
 from persres.report.tables import shared_images
-from persres.residuals.file import load_residual
+from persres.residuals.header import read_header
 from persres.units.context import Context
 from persres.units.costs import read_costs, write_train_costs
 from persres.units.specs import TrainSpec
@@ -132,7 +132,7 @@ def test_everything_learned_has_a_card_that_a_program_reads(run):
     made = {"ours": ["heart_mug", "diamond_mug", "star_robot"], "few": ["heart_mug", "diamond_mug"]}
     assert names == {f"{v}/{c}{end}" for v, concepts in made.items() for c in concepts for end in (".md", ".png")}
     _, front, page = (cards / "ours" / "heart_mug.md").read_text().split("---\n", 2)
-    card, (_, info) = yaml.safe_load(front), load_residual(context.data / "learned" / "ours" / "heart_mug.safetensors")
+    card, info = yaml.safe_load(front), read_header(context.data / "learned" / "ours" / "heart_mug.safetensors")
     assert card["license_name"] == "Apache-2.0: drawn by persres" and "lora" in card["tags"]
     facts = card["persres"]
     assert facts["spec_hash"] == info["spec_hash"] and facts["code"] == info["spec"]["code"]

@@ -7,9 +7,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from persres.errors import PersresError
-from persres.residuals.bank import ResidualBank, Routing, find_targets, merged_weights, rank_of, residual_hooks
+from persres.residuals.bank import ResidualBank, Routing, merged_weights, residual_hooks
 from persres.residuals.file import load_bank, load_residual, save_residual
+from persres.residuals.targets import find_targets, rank_of
 from persres.seeding import generator
+from tests.support.residual_files import header_info
 from tests.support.small_models import tiny_unet
 
 
@@ -138,10 +140,10 @@ def test_init_scale(kind, low, high):
 def test_file_round_trip_and_wrong_architecture(unet, tmp_path):
     bank = random_bank(unet)
     path = tmp_path / "residual.safetensors"
-    save_residual(path, bank.to_state(), list(bank.targets), {"spec": {"concept": "mug"}})
-    state, info = load_residual(path)
-    assert info["spec"]["concept"] == "mug"
-    back = ResidualBank.from_states(find_targets(unet), [state])
+    save_residual(path, bank.deltas(), header_info(concept="mug"))
+    residual = load_residual(path)
+    assert residual.header.concept == "mug"
+    back = residual.bank(unet)
     assert all(torch.equal(a, b) for a, b in zip(bank.parameters(), back.parameters(), strict=True))
     other = UNet2DConditionModel(
         sample_size=8,
@@ -154,7 +156,7 @@ def test_file_round_trip_and_wrong_architecture(unet, tmp_path):
         norm_num_groups=8,
     )
     with pytest.raises(PersresError, match="another architecture"):
-        ResidualBank.from_states(find_targets(other), [state])
+        residual.bank(other)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
@@ -174,13 +176,13 @@ def test_diffusers_loads_the_file_as_a_lora(tiny_pipeline, tmp_path, linear):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
     if linear:
         pipe.unet = tiny_unet(True)
-    targets = find_targets(pipe.unet, ratio=0.15)
+    targets = find_targets(pipe.unet, rank_ratio=0.15)
     assert len({t.rank for t in targets}) > 1, "ranks must be mixed for this test to mean anything"
     bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("lora")).requires_grad_(False)
     x, t, text = inputs()
     with merged_weights(pipe.unet, bank):
         ours = run(pipe.unet, x, t, text)
-    save_residual(tmp_path / "r.safetensors", bank.to_state(), targets, {})
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), {})
     base = run(pipe.unet, x, t, text)
     pipe.load_lora_weights(tmp_path, weight_name="r.safetensors")
     theirs = run(pipe.unet, x, t, text)
@@ -191,13 +193,13 @@ def test_diffusers_loads_the_file_as_a_lora(tiny_pipeline, tmp_path, linear):
 def test_the_same_residual_is_the_same_bytes(unet, tmp_path):
     """The library alone orders metadata differently from one run to the next."""
     bank = random_bank(unet)
-    info = {"spec": {"concept": "mug", "prompt": 'a ‹V*› "mug"'}}
+    info = header_info(prompt='a ‹V*› "mug"')
     for number in range(12):
-        save_residual(tmp_path / f"{number}.safetensors", bank.to_state(), list(bank.targets), info)
+        save_residual(tmp_path / f"{number}.safetensors", bank.deltas(), info)
     assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(12)}) == 1
-    state, back = load_residual(tmp_path / "0.safetensors")
-    assert back["spec"] == info["spec"]
-    assert torch.equal(state[f"{bank.targets[0].path}.up"], bank.up[0][0])
+    residual = load_residual(tmp_path / "0.safetensors")
+    assert residual.header.info["spec"] == info["spec"]
+    assert torch.equal(residual.layers[bank.targets[0].path].up, bank.up[0][0])
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -205,7 +207,7 @@ def test_the_same_residual_is_the_same_bytes(unet, tmp_path):
 def test_ablation_targets_merge_and_come_back_from_a_file(place, linear, tmp_path):
     """Elsewhere than on proj_out: hooked equals merged, zero changes nothing, the file gives the same pictures."""
     unet = tiny_unet(linear).requires_grad_(False)
-    targets, (x, t, text) = find_targets(unet, place=place), inputs()
+    targets, (x, t, text) = find_targets(unet, target=place), inputs()
     base = run(unet, x, t, text)
     with residual_hooks(unet, ResidualBank(targets), Routing.everywhere(2)):
         assert torch.equal(run(unet, x, t, text), base)
@@ -215,8 +217,7 @@ def test_ablation_targets_merge_and_come_back_from_a_file(place, linear, tmp_pat
     with merged_weights(unet, bank):
         assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-5)
     assert (hooked - base).abs().max() > 1e-3
-    settings = {"rank_ratio": 0.05, "rank": None, "target": place}
-    save_residual(tmp_path / "r.safetensors", bank.to_state(), targets, {"spec": {"settings": settings}})
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), header_info(settings={"target": place}))
     with residual_hooks(unet, load_bank(unet, tmp_path / "r.safetensors"), Routing.everywhere(2)):
         assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-6)
 
@@ -225,7 +226,7 @@ def test_ablation_targets_on_stable_diffusions_shapes():
     counts = {}
     for place in ("proj_out", "proj_in", "attn_kv"):
         with torch.device("meta"):
-            counts[place] = ResidualBank(find_targets(sd14_unet(), place=place)).count()
+            counts[place] = ResidualBank(find_targets(sd14_unet(), target=place)).count()
     assert counts == {
         "proj_out": 1_239_040,
         "proj_in": 1_239_040,
@@ -235,7 +236,7 @@ def test_ablation_targets_on_stable_diffusions_shapes():
 
 def test_an_unknown_target_is_refused():
     with pytest.raises(PersresError, match="unknown target 'bias'; one of proj_out, proj_in, attn_kv"):
-        find_targets(tiny_unet(), place="bias")
+        find_targets(tiny_unet(), target="bias")
 
 
 @pytest.mark.parametrize("gated", [False, True])

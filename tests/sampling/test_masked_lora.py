@@ -15,9 +15,10 @@ from persres.errors import PersresError
 from persres.exports.export import export
 from persres.models.attention import attended, split_heads
 from persres.pipeline import PersonalizedPipeline
-from persres.residuals.bank import ResidualBank, Routing, find_targets, residual_hooks
+from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.residuals.file import save_residual
 from persres.residuals.lora import Delta, Lora, read_lora
+from persres.residuals.targets import find_targets
 from persres.sampling.lag import MaskRule, guidance_rule, lag_hooks
 from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
 from persres.sampling.masked_lora import Places, masked_lora_hooks
@@ -213,7 +214,7 @@ def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
     unet = tiny_unet().requires_grad_(False)
     targets = find_targets(unet, 0.15)
     bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("export")).requires_grad_(False)
-    save_residual(tmp_path / "r.safetensors", bank.to_state(), targets, {"spec": {}})
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), {"spec": {}})
     x, text = noise(count=4), torch.randn((4, 24, 24), generator=generator("text"))
     tokens = torch.zeros(2, 24).index_fill_(1, torch.tensor([3, 4]), 1.0)
 

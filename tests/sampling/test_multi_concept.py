@@ -7,7 +7,8 @@ import torch
 
 from persres.errors import PersresError
 from persres.prompts import fill_each, numbered
-from persres.residuals.bank import ResidualBank, Routing, find_targets, residual_hooks
+from persres.residuals.bank import ResidualBank, Routing, residual_hooks
+from persres.residuals.targets import find_targets
 from persres.sampling.lag import guidance_rule, lag_hooks
 from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
 from persres.sampling.multi_concept import (
@@ -165,7 +166,7 @@ def test_controls_split_as_they_say():
 
 def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     low, high = (
-        ResidualBank(find_targets(unet, fixed_rank=r)).initialise(0, "normal", 0.3, generator("rank", r))
+        ResidualBank(find_targets(unet, rank=r)).initialise(0, "normal", 0.3, generator("rank", r))
         for r in (2, 5)
     )
     whole = stack_banks([low, high])
@@ -174,7 +175,7 @@ def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
         found = whole.product(0, x, torch.full((2,), k))
         torch.testing.assert_close(found, bank.product(0, x, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4)
     with pytest.raises(PersresError, match="other layers"):
-        stack_banks([low, ResidualBank(find_targets(unet, place="proj_in"))])
+        stack_banks([low, ResidualBank(find_targets(unet, target="proj_in"))])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from persres.errors import PersresError
 from persres.models.diffusion import decode, load_diffusion
 from persres.models.text_encoding import add_concept_token, concept_positions, encode_prompts
 from persres.prompts import fill
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.sampling.sample import sample_images
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator

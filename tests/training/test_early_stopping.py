@@ -9,9 +9,10 @@ import torch
 
 from persres.methods.common.train_units import train_unit
 from persres.methods.ours import Ours
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.header import read_header
+from persres.residuals.targets import find_targets
 from persres.training.early_stopping import EarlyStopping, fixed_draws, relative_change
-from persres.units.checkpoints import read_header
 from persres.units.specs import FileRef, TrainSpec
 from persres.units.unit import Unit, facts
 from tests.training.test_training import concept, loss_of, settings, train_bank

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 
 from persres.methods.common.train_units import checkpointed_activations
 from persres.methods.ours import Ours
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.training.residual_training import EncodedConcept, ResidualLoss, diffusion_target, new_bank, train
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -23,7 +23,8 @@ from persres.models.conditioning import Conditioning
 from persres.models.diffusion import Diffusion, assembled
 from persres.models.families import FAMILIES, Family
 from persres.models.loading import pick_device
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.sampling.sample import sample_images
 from persres.seeding import generator
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train

@@ -17,7 +17,7 @@ from torch import nn
 
 from persres.experiments.benchmarks.models import CLASS, Measured
 from persres.models.text_encoding import prompt_ids
-from persres.residuals.bank import find_targets
+from persres.residuals.targets import find_targets
 
 
 def adapted(measured: Measured) -> nn.Module:

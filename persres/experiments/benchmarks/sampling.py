@@ -11,7 +11,8 @@ from persres.config.schema import SamplingConfig
 from persres.experiments.benchmarks.models import Measured, image_specs
 from persres.experiments.benchmarks.plain import plain_sampling
 from persres.experiments.benchmarks.timing import alternated, flops, formatted
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.sampling.batched_sampling import Request, sample_batch
 from persres.sampling.sample import PromptCache, sample_images
 from persres.seeding import generator

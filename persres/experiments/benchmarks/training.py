@@ -9,7 +9,8 @@ import torch
 from persres.experiments.benchmarks.models import CLASS, Measured
 from persres.experiments.benchmarks.plain import plain_training
 from persres.experiments.benchmarks.timing import alternated, flops, formatted
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.seeding import generator
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 

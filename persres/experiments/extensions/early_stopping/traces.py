@@ -38,7 +38,8 @@ from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import model_identity
 from persres.package_paths import located
 from persres.prompts import fill
-from persres.residuals.bank import ResidualBank, find_targets
+from persres.residuals.bank import ResidualBank
+from persres.residuals.targets import find_targets
 from persres.sampling.sample import sample_images
 from persres.seeding import seed_from
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
