@@ -24,6 +24,7 @@ from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
 from persres.sampling.masked_lora import Places, masked_lora_hooks
 from persres.seeding import generator
 from tests.support.family_models import save_family
+from tests.support.residual_files import header_info
 from tests.support.small_models import tiny_unet
 
 TEXT = "a photo of a sks mug on the beach"
@@ -214,7 +215,7 @@ def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
     unet = tiny_unet().requires_grad_(False)
     targets = find_targets(unet, 0.15)
     bank = ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("export")).requires_grad_(False)
-    save_residual(tmp_path / "r.safetensors", bank.deltas(), {"spec": {}})
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), header_info())
     x, text = noise(count=4), torch.randn((4, 24, 24), generator=generator("text"))
     tokens = torch.zeros(2, 24).index_fill_(1, torch.tensor([3, 4]), 1.0)
 
