@@ -37,7 +37,7 @@ def tiny_pipeline(tmp_path_factory) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from persres.miniworld.tokenizer import write_tokenizer
+    from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     write_tokenizer(folder / "tokenizer", 24)
@@ -81,7 +81,7 @@ def tiny_encoders(tmp_path_factory) -> dict:
 
     from persres.experiments.miniworld_training.clip import new_clip, write_empty
     from persres.experiments.miniworld_training.dino import ARCHITECTURE, MODEL_ARGS, save_dino
-    from persres.miniworld.recipe import RECIPE
+    from persres.experiments.miniworld_training.recipe import RECIPE
 
     folder = tmp_path_factory.mktemp("encoders")
     write_empty(RECIPE, folder / "clip")

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from persres.images import to_tensor
-from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 
@@ -50,17 +49,6 @@ class AttributeClassifier(nn.Module):
         up = self.up[1](torch.cat([F.interpolate(up, scale_factor=2.0), fine], 1))
         mask = F.interpolate(self.mask(up), scale_factor=2.0, mode="bilinear")[:, 0]
         return {head: layer(pooled) for head, layer in self.heads.items()} | {"mask": mask}
-
-
-def label_names(recipe: Recipe) -> dict[str, list[str]]:
-    """Classes of every head."""
-    return {
-        "kind": list(recipe.kinds),
-        "colour": list(COLOURS),
-        "background": list(BACKGROUNDS),
-        "style": list(recipe.styles),
-        "second": ["absent", "present"],
-    }
 
 
 def labels_of(scene: Scene) -> dict[str, str]:

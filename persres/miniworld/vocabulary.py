@@ -1,6 +1,6 @@
 """The vocabulary of the mini world: every caption consists of these words.
 
-The renderer can draw all of them; the training recipe (:mod:`persres.miniworld.recipe`) selects
+The renderer can draw all of them; the training recipe (:mod:`persres.experiments.miniworld_training.recipe`) selects
 those that the shipped U-Net was trained on, as its model card states.
 """
 

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from persres.config.schema import Base, SamplingConfig
 from persres.errors import PersresError
+from persres.experiments.benchmarks.families import FAMILIES, sizes
 from persres.images import unzip_images
 from persres.methods.ours import Ours
 from persres.models.diffusion import Diffusion, load_diffusion
-from persres.models.families import FAMILIES, sizes
 from persres.residuals.bank import ResidualBank, merged_weights
 from persres.residuals.file import load_bank, load_residual, save_residual
 from persres.residuals.targets import find_targets

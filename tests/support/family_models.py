@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from persres.miniworld.tokenizer import write_tokenizer
-from persres.models.families import FAMILIES, Family, build_pipeline
+from persres.experiments.benchmarks.families import FAMILIES, Family, build_pipeline
+from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 
 RESOLUTION = 128
 _VAE = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "sample_size": RESOLUTION}

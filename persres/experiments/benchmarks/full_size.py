@@ -17,11 +17,11 @@ import torch
 
 from persres.config.schema import Base, SamplingConfig
 from persres.errors import PersresError
+from persres.experiments.benchmarks.families import FAMILIES, Family
 from persres.experiments.benchmarks.models import CLASS, image_specs, random_pipeline
 from persres.methods.ours import Ours
 from persres.models.conditioning import Conditioning
 from persres.models.diffusion import Diffusion, assembled
-from persres.models.families import FAMILIES, Family
 from persres.models.loading import pick_device
 from persres.residuals.bank import ResidualBank
 from persres.residuals.targets import find_targets

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from persres.config.schema import Base
 from persres.errors import PersresError
+from persres.experiments.benchmarks.families import FAMILIES, Family, build_pipeline
+from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 from persres.methods.ours import Ours
-from persres.miniworld.tokenizer import write_tokenizer
 from persres.models.diffusion import Diffusion, assembled
-from persres.models.families import FAMILIES, Family, build_pipeline
 from persres.models.text_encoding import add_concept_token
 from persres.package_paths import located
 from persres.units.specs import ImageSpec

@@ -14,11 +14,11 @@ from persres.experiments.evidence.localisation import TOKENS, baselines, localis
 from persres.experiments.evidence.provenance import WEIGHTS
 from persres.experiments.evidence.scenes import concept_case, concept_named, joined, nameable_case
 from persres.experiments.miniworld_training.evaluate import base_quality, identity_auc
+from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.scores import score_columns
 from persres.metrics.summary import method_table
-from persres.miniworld.recipe import RECIPE
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
 from persres.residuals.file import load_bank

@@ -11,10 +11,22 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
-from persres.miniworld.attribute_classifier import HEADS, AttributeClassifier, label_names, labels_of
-from persres.miniworld.recipe import Recipe
+from persres.experiments.miniworld_training.recipe import Recipe
+from persres.experiments.miniworld_training.scenes import SceneSet
+from persres.miniworld.attribute_classifier import HEADS, AttributeClassifier, labels_of
 from persres.miniworld.render import Scene
-from persres.miniworld.scenes import SceneSet
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
+
+
+def label_names(recipe: Recipe) -> dict[str, list[str]]:
+    """The classes of every head."""
+    return {
+        "kind": list(recipe.kinds),
+        "colour": list(COLOURS),
+        "background": list(BACKGROUNDS),
+        "style": list(recipe.styles),
+        "second": ["absent", "present"],
+    }
 
 
 def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torch.Tensor]:

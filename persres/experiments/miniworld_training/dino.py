@@ -19,7 +19,7 @@ from torch import nn
 
 from persres.experiments.miniworld_training.clip import two_views
 from persres.experiments.miniworld_training.loop import Budget, fit, training_device
-from persres.miniworld.recipe import Recipe
+from persres.experiments.miniworld_training.recipe import Recipe
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4, "num_classes": 0}

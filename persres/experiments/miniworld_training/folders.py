@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from persres.experiments.miniworld_training.recipe import Recipe
+from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 from persres.experiments.miniworld_training.unet import SCHEDULER
-from persres.miniworld.recipe import Recipe
-from persres.miniworld.tokenizer import write_tokenizer
 
 
 def text_tower(clip: torch.nn.Module, config: dict) -> CLIPTextModel:

@@ -24,8 +24,8 @@ from persres.experiments.miniworld_training import folders as build
 from persres.experiments.miniworld_training import unet as train_unet
 from persres.experiments.miniworld_training import vae as train_vae
 from persres.experiments.miniworld_training.evaluate import evaluate
-from persres.miniworld.recipe import RECIPE
-from persres.miniworld.scenes import load_identities, load_scenes
+from persres.experiments.miniworld_training.recipe import RECIPE
+from persres.experiments.miniworld_training.scenes import load_identities, load_scenes
 from persres.package_paths import PACKAGE
 
 OUT = PACKAGE / "miniworld" / "weights"

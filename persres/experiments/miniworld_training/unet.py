@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
+from persres.experiments.miniworld_training.recipe import Recipe
+from persres.experiments.miniworld_training.scenes import identity_scenes, load_scenes
 from persres.miniworld.captions import nameless_caption, random_caption
-from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Scene
-from persres.miniworld.scenes import identity_scenes, load_scenes
 from persres.seeding import seed_from
 
 DROP_CAPTION = 0.1  # share of captions left empty, for classifier-free guidance

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
-from persres.miniworld.recipe import Recipe
+from persres.experiments.miniworld_training.recipe import Recipe
 
 CONFIG = {
     "in_channels": 3,

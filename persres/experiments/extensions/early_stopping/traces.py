@@ -23,6 +23,8 @@ from PIL import Image
 
 from persres.config.schema import Base, Encoders, Profile, SamplingConfig
 from persres.datasets.layout import spread_prompts
+from persres.experiments.miniworld_training.recipe import RECIPE
+from persres.experiments.miniworld_training.scenes import random_identity
 from persres.images import to_images, to_tensor
 from persres.methods.ours import Ours
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
@@ -31,8 +33,6 @@ from persres.metrics.object_crops import object_alignment, object_crops
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier, matches_prompt
 from persres.miniworld.captions import concept_prompts
 from persres.miniworld.concepts import CONCEPTS, Concept, views
-from persres.miniworld.recipe import RECIPE
-from persres.miniworld.scenes import random_identity
 from persres.miniworld.vocabulary import BACKGROUNDS
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import model_identity

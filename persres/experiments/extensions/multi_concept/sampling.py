@@ -16,6 +16,7 @@ import numpy as np
 from persres.datasets.layout import read_concepts
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.multi_concept.cases import Case
+from persres.experiments.extensions.multi_concept.constrained_merge import FineTuned, merged_kv_weights, trained_tokens
 from persres.images import to_images
 from persres.methods.common.state_file import load_state
 from persres.models.diffusion import Diffusion
@@ -28,7 +29,6 @@ from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
 from persres.sampling.multi_concept import MAX_CONCEPTS, SPLITS, stack_banks
 from persres.sampling.multi_concept_sampling import MultiConceptImage, add_numbered_tokens, sample_multi_concept
 from persres.sampling.samplers import starting_noise
-from persres.training.constrained_merge import FineTuned, merged_kv_weights, trained_tokens
 from persres.units.context import Context
 from persres.units.files import digest_file, write_atomic
 from persres.units.outputs import learned_path, read_macro_classes
@@ -36,7 +36,7 @@ from persres.units.outputs import learned_path, read_macro_classes
 log = logging.getLogger(__name__)
 CODE = (
     "persres.sampling.multi_concept_sampling",
-    "persres.training.constrained_merge",
+    "persres.experiments.extensions.multi_concept.constrained_merge",
     "persres.experiments.extensions.multi_concept.cases",
 )
 REGULAR = 300  # prompts on which the merge keeps the base model

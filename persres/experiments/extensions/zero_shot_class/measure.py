@@ -21,6 +21,8 @@ from persres.datasets.wordnet.senses import load_senses
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.extensions.verdicts import at_most, claim, verdict
 from persres.experiments.extensions.zero_shot_class.real_photos import RECORD, real_table
+from persres.experiments.miniworld_training.recipe import RECIPE
+from persres.experiments.miniworld_training.scenes import identity_scenes
 from persres.logging import progress
 from persres.methods.common.registry import load_profile
 from persres.metrics.clip_scores import ClipEncoder, load_clip
@@ -35,9 +37,7 @@ from persres.metrics.zero_shot_class import (
     token_counter,
 )
 from persres.miniworld.concepts import CONCEPTS, views
-from persres.miniworld.recipe import RECIPE
 from persres.miniworld.render import render
-from persres.miniworld.scenes import identity_scenes
 from persres.miniworld.vocabulary import words
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import pick_device
@@ -292,6 +292,6 @@ BLOCKS = {f.__name__: f for f in (accuracy, confidence, concepts, photos)}
 MODULES = (
     "persres.experiments.extensions.zero_shot_class.measure",
     "persres.metrics.zero_shot_class",
-    "persres.miniworld.scenes",
+    "persres.experiments.miniworld_training.scenes",
 )
 STUDY = Study("nouns", measure, MODULES, BLOCKS)

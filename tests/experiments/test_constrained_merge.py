@@ -7,12 +7,17 @@ import torch
 
 from persres.config.schema import Base
 from persres.errors import PersresError
+from persres.experiments.extensions.multi_concept.constrained_merge import (
+    FineTuned,
+    constrained_merge,
+    merged_kv_weights,
+    trained_tokens,
+)
 from persres.methods.custom_diffusion import trained_names
 from persres.models.diffusion import load_diffusion
 from persres.models.text_encoding import concept_positions
 from persres.models.weight_patching import TOKEN, trainable_copies
 from persres.sampling.multi_concept_sampling import add_numbered_tokens
-from persres.training.constrained_merge import FineTuned, constrained_merge, merged_kv_weights, trained_tokens
 
 DRAW = torch.Generator().manual_seed(3)
 WIDTH, OUT = 12, 7

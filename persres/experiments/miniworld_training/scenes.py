@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from persres.experiments.miniworld_training.recipe import Recipe
 from persres.miniworld.concepts import CONCEPTS
-from persres.miniworld.recipe import Recipe
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
