@@ -140,9 +140,9 @@ def derive(profile: Profile, name: str, photos: Path, look_for_class: bool) -> P
 
 def _leave(context: Context, name: str, out: Path) -> None:
     from persres.datasets.layout import read_concepts
-    from persres.report.cards import card_facts, front_matter
+    from persres.report.cards import front_matter
     from persres.report.sheets import write_sheets
-    from persres.residuals.header import read_header
+    from persres.residuals.header import header_facts, read_header
     from persres.units.outputs import read_macro_classes
 
     residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"
@@ -151,7 +151,7 @@ def _leave(context: Context, name: str, out: Path) -> None:
     shutil.copyfile(context.data / "sheets" / f"{name}.png", sheet)
     write_atomic(residual, (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes())
     ((concept, _),) = read_concepts(context.data / "concepts")
-    head = front_matter(card_facts(read_header(residual), concept))
+    head = front_matter(header_facts(read_header(residual), concept.licence))
     write_atomic(note, f"{head}\n{how_to_load(context.profile, name, read_macro_classes(context)[name])}".encode())
     for label, path in (("residual", residual), ("pictures", sheet), ("how to load it", note)):
         log.info("%-15s %s", label, path)

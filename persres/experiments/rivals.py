@@ -49,7 +49,7 @@ def _keep(context: Context, fresh: Path) -> None:
     write_sheets(
         context,
         fresh,
-        methods=("base", *(m for m in context.profile.tables.rows["table1"] if m != "base")),
+        configs=("base", *(m for m in context.profile.tables.rows["table1"] if m != "base")),
         concepts=SHEETS,
     )
     (fresh / "settings.json").write_text(json.dumps(provenance(context.profile, CHAIN_CODE), indent=1) + "\n")

@@ -1,1 +1,1 @@
-"""Tables, sheets and plots of what was measured."""
+"""Tables, sheets, cards and plots of the scores."""

@@ -1,4 +1,4 @@
-"""One PNG sheet per concept: references; every method from the same noise for one prompt of each group; LAG's masks."""
+"""One PNG sheet per concept: references, and every config's images of the same prompts and noise, with LAG's masks."""
 
 from __future__ import annotations
 
@@ -12,80 +12,78 @@ from persres.units.context import Context
 from persres.units.outputs import read_index
 from persres.units.specs import ImageSpec, SampleSpec
 
-GAP = 8
-CELL_AT_LEAST = 160  # pixels: tiny pictures are enlarged with hard edges, so that they can be judged
+GAP, LINE = 8, 20  # pixels between cells; of a line of text
+MIN_CELL = 160  # pixels; smaller images are enlarged with hard edges
+Columns = list[tuple[str, dict[str, Image.Image]]]  # title, images by name
 
 
 def write_sheets(
     context: Context,
     out: Path,
     every_prompt: bool = False,
-    methods: tuple[str, ...] = (),
+    configs: tuple[str, ...] = (),
     concepts: tuple[str, ...] = (),
 ) -> None:
-    """Write ``<concept>.png`` for every concept: one prompt of each group, or every prompt. ``methods``, in their order, and
-    ``concepts`` choose some."""
+    """Write ``<concept>.png``: one prompt of each group, or every prompt. ``configs`` (in their order) and ``concepts`` select
+    some; empty means all."""
     by_concept: dict[str, list[SampleSpec]] = {}
-    archives = [
-        archive.spec for archive in read_index(context).archives if not methods or archive.spec.config in methods
-    ]
-    for spec in sorted(archives, key=lambda spec: methods.index(spec.config)) if methods else archives:
+    specs = [archive.spec for archive in read_index(context).archives]
+    for spec in (
+        sorted((s for s in specs if s.config in configs), key=lambda s: configs.index(s.config)) if configs else specs
+    ):
         by_concept.setdefault(spec.concept, []).append(spec)
     for concept, folder in read_concepts(context.data / "concepts"):
         if not concepts or concept.name in concepts:
             _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
 
 
-def _chosen(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
-    """The first picture of the first prompt of each group, or of every prompt."""
-    rows = {prompt.number: prompt.number if every_prompt else prompt.group for prompt in spec.prompts}
+def _rows(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
+    """The first image of the first prompt of each group, or of every prompt."""
+    keys = {prompt.number: prompt.number if every_prompt else prompt.group for prompt in spec.prompts}
     first: dict[int | str, ImageSpec] = {}
-    for item in spec.image_specs:
-        first.setdefault(rows[item.number], item)
+    for image in spec.image_specs:
+        first.setdefault(keys[image.number], image)
     return list(first.values())
 
 
-def _cell_size(context: Context) -> int:
-    resolution = context.profile.base.resolution * context.profile.tables.sheet_scale
-    return resolution * max(1, -(-CELL_AT_LEAST // resolution)) if resolution < CELL_AT_LEAST else resolution
-
-
 def _sheet(context: Context, folder: Path, specs: list[SampleSpec], every_prompt: bool) -> Image.Image:
-    cell = _cell_size(context)
-    columns, rows = _columns(context, specs), _chosen(specs[0], every_prompt)
-    references = [square(load_photo(p), context.profile.base.resolution) for p in reference_photos(folder)][
-        : max(5, len(columns))
-    ]
-    width = max(len(references), len(columns)) * (cell + GAP) + GAP
-    height = (len(rows) + 1) * (cell + 2 * GAP + 22) + 40
-    sheet = Image.new("RGB", (width, height), "white")
+    resolution, scale = context.profile.base.resolution, context.profile.tables.sheet_scale
+    cell = resolution * scale * max(1, -(-MIN_CELL // (resolution * scale)))
+    columns, rows = _columns(context, specs), _rows(specs[0], every_prompt)
+    photos = [square(load_photo(path), resolution) for path in reference_photos(folder)][: max(5, len(columns))]
+    width = max(len(photos), len(columns)) * (cell + GAP) + GAP
+    sheet = Image.new("RGB", (width, 30 + cell + GAP + LINE + len(rows) * (cell + GAP + LINE + 2) + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    pen.text((GAP, GAP), f"{specs[0].concept}: references ({specs[0].macro_class})", fill="black", font=font)
-    for i, photo in enumerate(references):
-        sheet.paste(photo.resize((cell, cell), Image.NEAREST), (GAP + i * (cell + GAP), 30))
+
+    def line(column: int, top: int, text: str) -> None:
+        pen.text((GAP + column * (cell + GAP), top), text, fill="black", font=font)
+
+    def paste(column: int, top: int, image: Image.Image | None) -> None:
+        if image is not None:
+            sheet.paste(image.resize((cell, cell), Image.NEAREST), (GAP + column * (cell + GAP), top))
+
+    line(0, GAP, f"{specs[0].concept}: references ({specs[0].macro_class})")
+    for i, photo in enumerate(photos):
+        paste(i, 30, photo)
     top = 30 + cell + GAP
     for i, (title, _) in enumerate(columns):
-        pen.text((GAP + i * (cell + GAP), top), title, fill="black", font=font)
-    top += 20
-    for item in rows:
-        pen.text((GAP, top), f"“{item.plain}”", fill="black", font=font)
-        for i, (_, pictures) in enumerate(columns):
-            picture = pictures.get(item.name)
-            if picture is not None:
-                sheet.paste(picture.resize((cell, cell), Image.NEAREST), (GAP + i * (cell + GAP), top + 20))
-        top += cell + GAP + 22
-    return sheet.crop((0, 0, width, min(height, top + GAP)))
+        line(i, top, title)
+    top += LINE
+    for row in rows:
+        line(0, top, f"“{row.plain}”")
+        for i, (_, images) in enumerate(columns):
+            paste(i, top + LINE, images.get(row.name))
+        top += cell + GAP + LINE + 2
+    return sheet
 
 
-def _columns(context: Context, specs: list[SampleSpec]) -> list[tuple[str, dict[str, Image.Image]]]:
-    """(title, pictures by item name) of every method, and of the masks after a LAG method."""
-    columns = []
+def _columns(context: Context, specs: list[SampleSpec]) -> Columns:
+    """A column for the images of every config, and one for the masks of a config with LAG."""
+    columns: Columns = []
     for spec in specs:
-        archive = unzip_images(context.data / "samples" / spec.config / f"{spec.concept}.zip")
-        columns.append(
-            (spec.config, {n.removesuffix(".png"): p for n, p in archive.items() if not n.startswith("masks/")})
-        )
-        masks = {n.removeprefix("masks/").removesuffix(".png"): p for n, p in archive.items() if n.startswith("masks/")}
-        if masks:
-            columns.append((f"{spec.config} masks", masks))
+        path = context.data / "samples" / spec.config / f"{spec.concept}.zip"
+        archive = {name.removesuffix(".png"): image for name, image in unzip_images(path).items()}
+        masks = {name.removeprefix("masks/"): image for name, image in archive.items() if name.startswith("masks/")}
+        columns.append((spec.config, archive))
+        columns += [(f"{spec.config} masks", masks)] if masks else []
     return columns

@@ -18,7 +18,7 @@ from persres.seeding import generator
 from tests.exports.test_exports import spec_of
 from tests.support.small_models import tiny_unet
 
-SCORES = {"base": {"pictures": 2, "dino": 0.1}, "ours": {"pictures": 2, "dino": 0.6}}
+SCORES = {"base": {"images": 2, "dino": 0.1}, "ours": {"images": 2, "dino": 0.6}}
 
 
 @pytest.fixture

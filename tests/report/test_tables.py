@@ -19,9 +19,8 @@ from persres.experiments.evidence.provenance import CHAIN_CODE, stands_for, weig
 from persres.methods.common.registry import load_profile, make_profile
 from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
-from persres.report.cards import card_facts
 from persres.report.tables import shared_images
-from persres.residuals.header import read_header
+from persres.residuals.header import header_facts, read_header
 from persres.units.context import Context
 from persres.units.costs import read_costs, write_train_costs
 from persres.units.specs import TrainSpec
@@ -159,10 +158,10 @@ def test_photos_without_a_licence_are_said_to_have_none_known():
     }
     spec |= {"settings": {"method": "ours"}, "photos": [{"path": "a", "digest": "12"}], "code": "c"}
     info = {"format": "persres-residual-1", "spec": spec, "spec_hash": "s", "parameters": 5, "versions": {}}
-    facts = card_facts(info, concept)
+    facts = header_facts(info, concept.licence)
     assert "unknown" in facts["photos_licence"] and facts["base_model_weights"] is None
     moved = spec | {"photos": [{"path": "b", "digest": "12"}]}
-    assert card_facts(info | {"spec": moved}, concept)["dataset_hash"] == facts["dataset_hash"], (
+    assert header_facts(info | {"spec": moved}, concept.licence)["dataset_hash"] == facts["dataset_hash"], (
         "a place is no part of it"
     )
 

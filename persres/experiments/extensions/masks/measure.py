@@ -49,7 +49,7 @@ def measure(run: Run, out: Path) -> dict:
     figures.frontier(summary["methods"], out / "frontier.png")
     figures.places(summary["places"], out / "places.png")
     shown = ("base", "ours", "ours_lag", "auto", "auto_disk")
-    write_sheets(context, out, methods=shown, concepts=SHEETS)
+    write_sheets(context, out, configs=shown, concepts=SHEETS)
     (out / "methods.md").write_text(f"# Masks\n\n{methods(summary)}\n{by_place(summary)}\n{places(summary)}")
     return summary
 
