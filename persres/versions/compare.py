@@ -9,7 +9,6 @@ from typing import Any
 from persres.errors import PersresError
 from persres.versions.repository import Repository
 
-SCORES = ("clip_text", "clip_image", "dino", "background_change")
 TABLES, MAIN = "data/tables", "data/tables/table1.csv"
 
 
@@ -38,8 +37,8 @@ def _flat(value: Any, where: str = "") -> dict[str, Any]:
 
 def _scores(repository: Repository, before: str, after: str) -> dict[str, dict[str, list[float | None]]]:
     old, new = (_table(repository, rev) for rev in (before, after))
-    methods = list(dict.fromkeys([*old, *new]))
-    return {m: {s: [old.get(m, {}).get(s), new.get(m, {}).get(s)] for s in SCORES} for m in methods}
+    scores = {name: {**old.get(name, {}), **new.get(name, {})} for name in dict.fromkeys([*old, *new])}
+    return {m: {s: [old.get(m, {}).get(s), new.get(m, {}).get(s)] for s in known} for m, known in scores.items()}
 
 
 def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None]]:
@@ -49,9 +48,9 @@ def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None
     if file is None:
         raise PersresError(f"{rev} has no {MAIN}")
     table = pd.read_csv(io.BytesIO(repository.read(rev, file).read_bytes())).set_index("method")
-    known = [score for score in SCORES if score in table]
+    scores = [column for column in table if f"{column}_low" in table]  # each score has an interval
     return {
-        method: {score: None if pd.isna(row[score]) else float(row[score]) for score in known}
+        method: {score: None if pd.isna(row[score]) else float(row[score]) for score in scores}
         for method, row in table.iterrows()
     }
 

@@ -40,7 +40,7 @@ ENVIRONMENT = {
 
 
 def table(dino: float) -> str:
-    return f"method,clip_text,dino\nours,0.7,{dino}\n"
+    return f"method,clip_text,clip_text_low,dino,dino_low\nours,0.7,,{dino},\n"
 
 
 @pytest.fixture(scope="module", params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
