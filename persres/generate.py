@@ -111,8 +111,8 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
 
 
 def _filled(pipe: PersonalizedPipeline, prompt: str) -> str:
-    if pipe.together:
-        return fill_each(prompt, {name: one.phrase for name, one in pipe.together.items()})
+    if pipe.multi_concept:
+        return fill_each(prompt, {name: one.phrase for name, one in pipe.multi_concept.items()})
     return fill(prompt, pipe.residuals[pipe.active].phrase)
 
 

@@ -40,7 +40,7 @@ from persres.package_paths import located
 from persres.pipeline import PersonalizedPipeline
 from persres.residuals.file import load_residual
 from persres.residuals.header import header_facts, read_header
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.units.checkpoints import read_tensors
 from persres.units.files import digest_file, digest_folder
 from persres.units.outputs import read_index, read_macro_classes
@@ -198,7 +198,9 @@ def test_a_rival_gives_the_same_image(tiny_pipeline, expected, path, tmp_path):
     image = ImageSpec(name="00_000", prompt=f"a photo of a {phrase}", phrase=phrase, plain="a photo of a mug", image=0)
     sampling = SamplingConfig(variant=path.stem, steps=3)
     with loaded.patch():
-        images, _ = sample_images(diffusion, [image], sampling, loaded.bank, 32, loaded.predictor)
+        images, _ = sample_batch(diffusion, [Request([image], sampling, loaded.bank, predictor=loaded.predictor)], 32)[
+            0
+        ]
     check_close(images.numpy(), expected, f"rival_{path.stem}")
 
 

@@ -19,6 +19,8 @@ from persres.config.problems import no_variant, problem_lines, with_paths
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MaskName = Literal["median", "otsu", "soft", "quantile"]  # functions of persres/sampling/masks.py
+MaskControl = Literal["disk", "random", "inverted"]
 Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
 
 # the macro_class stage's result, the dataset's class, the nearest WordNet noun (paper), the zero-shot class
@@ -233,12 +235,12 @@ class SamplingConfig(Section):
     variant: str | None = None
     strength: float = Field(1.0, ge=0)  # scales ΔW; 0 leaves only V* in the prompt
     lag: bool | Literal["auto"] = False  # true: the paper's masks unless set below; auto: our masks
-    mask: Literal["median", "otsu", "soft", "quantile"] = "median"  # threshold of an attention map (paper: median)
+    mask: MaskName = "median"  # threshold of an attention map (paper: median)
     mask_area: float = Field(0.5, gt=0, lt=1)  # quantile: marked share of the image
     # blocks whose attention masks all blocks; (): each block its own (paper); confidence_weighted: all, weighted by confidence
     mask_blocks: Annotated[tuple[str, ...], Field(strict=False)] | Literal["confidence_weighted"] = ()
     mask_smooth: float = Field(0.0, ge=0, lt=1)  # weight of the previous steps' map in a running mean
-    mask_control: Literal["disk", "random", "inverted"] | None = None  # control: same area, independent of the object
+    mask_control: MaskControl | None = None  # control: same area, independent of the object
     # scenes: no LAG where the prompt changes the object's appearance
     mask_when: Literal["always", "scenes", "high_confidence"] = "always"
     wrong_concept: bool = False  # control: the next concept's residual

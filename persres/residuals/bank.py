@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from persres.errors import PersresError
 from persres.models.weight_patching import patched_weights
@@ -157,13 +158,33 @@ def _added_to_planes(
     return torch.baddbmm(output.flatten(2), up, low).view_as(output)
 
 
+def stack_banks(banks: list[ResidualBank]) -> ResidualBank:
+    """One bank of all concepts of ``banks``. Zeros fill up lower ranks, which changes no ΔW.
+
+    Raises PersresError where the banks have different target layers.
+    """
+    layers = [[(t.path, t.width, t.width_in, t.conv) for t in bank.targets] for bank in banks]
+    if any(other != layers[0] for other in layers):
+        raise PersresError(
+            "these residuals have different layers; use residuals of one base model and one target module"
+        )
+    ranks = [max(bank.targets[i].rank for bank in banks) for i in range(len(layers[0]))]
+    targets = [replace(target, rank=rank) for target, rank in zip(banks[0].targets, ranks, strict=True)]
+    stacked = ResidualBank(targets, sum(bank.concepts for bank in banks))
+    with torch.no_grad():
+        for i, rank in enumerate(ranks):
+            factors = [[factor.cpu() for factor in bank.factors(i)] for bank in banks]
+            stacked.up[i].copy_(torch.cat([pad(up, (0, rank - up.shape[2])) for up, _ in factors]))
+            stacked.down[i].copy_(torch.cat([pad(down, (0, 0, 0, rank - down.shape[1])) for _, down in factors]))
+    return stacked.to(banks[0].up[0].device).requires_grad_(False)
+
+
 @dataclass
 class Routing:
-    """For each sample of a batch: which concept, how much, and where.
+    """Which of K residuals each of n samples takes, how much, and where.
 
-    ``rows`` long [n]: index into the bank. ``weight`` float [n]: 1 applies the residual, 0 leaves
-    the base model; None is 1 for all. ``masks``: filled during LAG sampling, one [n, pixels] mask per layer path;
-    where a path is missing the residual applies everywhere.
+    ``rows`` long [K, n]: rows of the bank. ``weight`` float [n]: 1 applies the residuals, 0 leaves the base model; None is 1 for
+    all. ``masks``: filled during LAG, [K, n, pixels] by layer path; where a path is missing the residuals act everywhere.
     """
 
     rows: torch.Tensor
@@ -171,34 +192,38 @@ class Routing:
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def everywhere(cls, n: int, device: torch.device | str = "cpu") -> Routing:
-        """All samples take concept 0, all over the picture."""
-        return cls(torch.zeros(n, dtype=torch.long, device=device), torch.ones(n, device=device))
+    def everywhere(cls, n: int, device: torch.device | str = "cpu", concepts: int = 1) -> Routing:
+        """All samples take the bank's first ``concepts`` residuals, without masks."""
+        rows = torch.arange(concepts, device=device)[:, None].expand(concepts, n)
+        return cls(rows, torch.ones(n, device=device))
 
-
-def gate_of(weight: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """w·M of each sample, [n, pixels] or [n, 1], of ``weight`` float [n] and ``mask`` [n, pixels]; none of them is 1."""
-    if mask is None:
-        return None if weight is None else weight[:, None]
-    return mask if weight is None else mask * weight[:, None]
+    def gate(self, path: str, k: int) -> torch.Tensor | None:
+        """w · M of a layer and the k-th residual, [n, pixels] or [n, 1]; None is 1."""
+        mask = self.masks[path][k] if path in self.masks else None
+        if mask is None or self.weight is None:
+            return mask if self.weight is None else self.weight[:, None]
+        return mask * self.weight[:, None]
 
 
 @contextmanager
 def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Iterator[None]:
-    """Within the context every target layer gives f + w·M ⊗ ΔW x (paper equation 3, rearranged:
-    (1−M)⊗Wx + M⊗(W+ΔW)x = Wx + M⊗ΔWx). No weight is copied or changed; hooks go on exit."""
+    """Within the context every target layer returns f + w · Σ_k M_k ⊗ ΔW_k x.
+
+    This is the paper's equation 3 for one residual: (1 − M) ⊗ Wx + M ⊗ (W + ΔW)x = Wx + M ⊗ ΔWx. No weight is copied or changed.
+    """
     handles = []
 
-    def hook_for(index: int, target: TargetLayer):
+    def hook_for(index: int, path: str):
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            gate = gate_of(routing.weight, routing.masks.get(target.path))
-            return bank.added(index, args[0], output, routing.rows, gate)
+            for k, rows in enumerate(routing.rows):
+                output = bank.added(index, args[0], output, rows, routing.gate(path, k))
+            return output
 
         return hook
 
     try:
         for index, target in enumerate(bank.targets):
-            handles.append(unet.get_submodule(target.path).register_forward_hook(hook_for(index, target)))
+            handles.append(unet.get_submodule(target.path).register_forward_hook(hook_for(index, target.path)))
         yield
     finally:
         for handle in handles:

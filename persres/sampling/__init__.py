@@ -1,3 +1,3 @@
-"""How pictures are drawn: samplers, masks, localized attention-guided sampling."""
+"""Sampling: DDIM, masks, localized attention-guided sampling (LAG)."""
 
 import persres.models  # noqa: F401  (before diffusers is imported)

@@ -1,15 +1,18 @@
-"""Localized attention-guided sampling: where the concept is, read off the cross-attention (paper 3.3).
+"""Localized attention-guided sampling (paper 3.3), for one concept or several in one image.
 
-In block i the attention maps of the V* and macro-class tokens are summed and binarised at their
-median; the residual of that block acts inside the mask only. No further U-Net pass is made.
+In block i the attention maps of the V* and macro-class tokens are summed and binarised at their median; the residual of that block acts
+inside the mask only. LAG needs no further U-Net pass.
 
-A choice of ours, for models that the paper does not speak of: in SDXL one output projection stands behind 2 or 10
-transformer layers, each with a cross-attention. Their maps are averaged, all with the same weight, before the median: the residual acts
-on what all of them made together, and no layer of the block is known to localise better than the others.
+K concepts share one softmax, so their maps compare. :mod:`persres.sampling.multi_concept` says which concept takes a pixel that
+several masks contain. Block i of a sample returns f + Σ_k M_ik ⊗ ΔW_ik x.
+
+In SDXL one output projection follows 2 or 10 transformer layers, each with a cross-attention. The paper does not cover this case. Here
+the maps are averaged with equal weights before the median: the residual acts on the output of all of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,151 +23,176 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
-from persres.models.attention import TextKVCache, attended, is_plain, projected, split_heads, token_shares
+from persres.models.attention import CachedTextAttnProcessor, is_plain, token_shares
+from persres.models.text_encoding import concept_positions
 from persres.residuals.bank import Routing
 from persres.sampling.mask_config import CONFIDENCE_WEIGHTED, PAPER, MaskConfig, blended, confidence
 from persres.sampling.masks import Generators
+from persres.sampling.multi_concept import Split, check_count, exclusive
 
 UNCOND_RULES = ("mask", "base", "full")
 
 
+def concept_tokens(tokenizer, prompts: list[str], phrases: list[tuple[str, ...]]) -> torch.Tensor:
+    """The positions of each prompt's K phrases, float [K, n, length]. Raises PersresError where a phrase is not in its prompt."""
+    rows = [[concept_positions(tokenizer, p, phrase) for phrase in k] for p, k in zip(prompts, phrases, strict=True)]
+    return torch.stack([torch.stack(row) for row in rows]).transpose(0, 1).contiguous()
+
+
 @dataclass
 class MaskRule:
-    """How one batch is masked.
+    """The masks of a batch of n images with K concepts.
 
-    ``rows`` of the batch are listened to, s of its n samples: those whose masks are taken. ``tokens`` float [s, text length]: 1 at
-    the V* and macro-class tokens of each one's prompt. ``mask_from`` long [n]: whose mask a sample takes, of the s (the unconditional
-    branch takes its partner's). ``everywhere`` bool [n]: samples that take the whole residual.
+    ``tokens`` float [K, n, length]: 1 at the V* and macro-class tokens of each concept. ``uncond_rule``: see :func:`guidance_rule`.
+    ``unmasked`` bool [n]: images that take the whole residual. ``draws``: n generators, for masks that need random numbers.
+    Attention maps of the concepts are K·n rows, concept by concept.
+
+    Raises PersresError for an unknown ``uncond_rule``, more than :data:`persres.sampling.multi_concept.MAX_CONCEPTS` concepts, and
+    a control or a policy under several concepts.
     """
 
     tokens: torch.Tensor
-    mask_from: torch.Tensor
-    everywhere: torch.Tensor
-    record: bool = False
+    uncond_rule: str = "mask"
     mask_config: MaskConfig = PAPER
-    draws: Generators | None = None  # s generators, for masks that draw at random
-    rows: slice = field(default_factory=lambda: slice(None))
-    newest: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its newest map [s, h, w]
-    trust: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [s]
-    seen: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [n, pixels]
-    before: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [s, h, w]
-    steps: int = 0
+    unmasked: torch.Tensor | None = None
+    split: Split = exclusive
+    draws: Generators | None = None
+    record: bool = False
+    newest: dict[str, torch.Tensor] = field(default_factory=dict)  # source block -> its newest map [K·n, h, w]
+    confidences: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [K·n]
+    smoothed: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [K·n, h, w]
+    mask_sums: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [K, samples, pixels]
+    recorded: Counter[str] = field(default_factory=Counter)  # layer path -> number of masks in the sum
+
+    def __post_init__(self) -> None:
+        check_uncond_rule(self.uncond_rule)
+        check_count(len(self.tokens))
+        if len(self.tokens) > 1 and (self.mask_config.policy != "always" or self.mask_config.control is not None):
+            raise PersresError("several concepts need their own masks: set mask_when: always and no mask_control")
+        if self.unmasked is None:
+            self.unmasked = torch.zeros(self.tokens.shape[1], dtype=torch.bool, device=self.tokens.device)
+        self.fit(self.tokens.shape[1])
+
+    def fit(self, count: int) -> Routing:
+        """Fit the masks to a pass of ``count`` samples and return its routing.
+
+        A pass holds [unconditional; conditional] samples, or the conditional ones alone. Raises PersresError for another number.
+        """
+        (k, n), device = self.tokens.shape[:2], self.tokens.device
+        if count not in (n, 2 * n):
+            raise PersresError(
+                f"lag: a pass of {count} samples for {n} prompts; use classifier-free guidance with both branches in one pass, or none"
+            )
+        routing = Routing.everywhere(count, device, k)
+        self.rows = slice(count - n, count)  # the samples whose attention is read
+        self.mask_from = torch.arange(n, device=device).repeat(count // n)
+        self.everywhere = self.unmasked.repeat(count // n)
+        if count == 2 * n:
+            routing.weight[:n] = 0.0 if self.uncond_rule == "base" else 1.0
+            self.everywhere[:n] |= self.uncond_rule == "full"
+        return routing
 
     def concept_attention(
         self, query: torch.Tensor, key: torch.Tensor, scale: float, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The concept's attention, [s, pixels], in a layer's heads; see :func:`persres.models.attention.token_shares`."""
+        """The concepts' attention in one layer, [K·n, pixels]; see :func:`persres.models.attention.token_shares`."""
         bias = None if bias is None else bias[self.rows]
-        return token_shares(query[self.rows], key[self.rows], self.tokens[:, None], scale, bias)[:, 0]
+        shares = token_shares(query[self.rows], key[self.rows], self.tokens.transpose(0, 1), scale, bias)
+        return shares.transpose(0, 1).flatten(0, 1)
 
     def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The mask [n, pixels] of a layer from the concept's attention [s, pixels] of this height and width."""
+        """The masks [K, samples, pixels] of a layer from its concept attention [K·n, pixels] of this height and width."""
         block = path.removesuffix(".proj_out")
-        own = self._smoothed(block, attention.float().unflatten(1, shape))
+        maps = self._smooth(block, attention.float().unflatten(1, shape))
         if self.mask_config.is_source(block):
-            self.newest[block] = own
-            if self.mask_config.blocks == CONFIDENCE_WEIGHTED:
-                self.trust[block] = confidence(own)
-        mask = self.mask_at(shape, own)
+            self.newest[block] = maps
+            if self.mask_config.source_blocks == CONFIDENCE_WEIGHTED:
+                self.confidences[block] = confidence(maps)
+        masks = self.mask_at(shape, maps)
         if self.record:
-            self.seen[path] = self.seen.get(path, 0) + mask
-        return mask
+            self.mask_sums[path] = self.mask_sums.get(path, 0) + masks
+            self.recorded[path] += 1
+        return masks
 
-    def mask_at(self, shape: tuple[int, int], own: torch.Tensor | None = None) -> torch.Tensor:
-        """The mask [n, pixels] at a height and width: by the shared map, or by a block's ``own`` [s, h, w] where each has its own
-        or nothing is shared yet. Blocks before the first source take the maps of the sampling step before; in the very first step,
-        their own. Without either, everything."""
-        n = len(self.mask_from)
-        if not (self.mask_config.shared and self.newest):
-            if own is None:
-                return torch.ones(n, shape[0] * shape[1], device=self.mask_from.device)
-            found = own.flatten(1)
+    def mask_at(self, shape: tuple[int, int], maps: torch.Tensor | None = None) -> torch.Tensor:
+        """The masks [K, samples, pixels] at a height and width: from the shared map, or from a block's ``maps`` [K·n, h, w].
+
+        The block's maps decide where every block has its own mask, and before the first shared map. Blocks before the first source take
+        the shared map of the previous step. Without any map the masks are ones.
+        """
+        k, config = len(self.tokens), self.mask_config
+        if config.shared and self.newest:
+            maps = blended(list(self.newest.values()), list(self.confidences.values()) or None, shape)
+        elif maps is not None:
+            maps = maps.flatten(1)
         else:
-            found = blended(list(self.newest.values()), list(self.trust.values()) or None, shape)
-        mask, unsure = self.cut(found, shape), self.mask_config.unsure(list(self.trust.values()))
-        if unsure is not None:
-            mask = torch.where(unsure[:, None], torch.ones_like(mask), mask)
-        mask = mask[self.mask_from]
-        return torch.where(self.everywhere[:, None], torch.ones_like(mask), mask)
+            return torch.ones(k, len(self.mask_from), shape[0] * shape[1], device=self.mask_from.device)
+        masks = config.mask(maps, shape, self.draws).unflatten(0, (k, -1))
+        masks = self.split(maps.unflatten(0, (k, -1)), masks, shape)
+        uncertain = config.uncertain(list(self.confidences.values()))
+        if uncertain is not None:
+            masks = torch.where(uncertain.view(k, -1, 1), torch.ones_like(masks), masks)
+        masks = masks[:, self.mask_from]
+        return torch.where(self.everywhere[:, None], torch.ones_like(masks), masks)
 
-    def cut(self, found: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """The mask [s, pixels] of maps [s, pixels], before branches and samples that go unmasked are seen to."""
-        return self.mask_config.cut(found, shape, self.draws)
-
-    def _smoothed(self, block: str, own: torch.Tensor) -> torch.Tensor:
-        """The block's map with its share of the steps before."""
+    def _smooth(self, block: str, maps: torch.Tensor) -> torch.Tensor:
+        """The block's maps with their share of the previous steps."""
         if not self.mask_config.smooth:
-            return own
-        before = self.before.get(block)
-        self.before[block] = own if before is None else torch.lerp(own, before, self.mask_config.smooth)
-        return self.before[block]
+            return maps
+        previous = self.smoothed.get(block)
+        self.smoothed[block] = maps if previous is None else torch.lerp(maps, previous, self.mask_config.smooth)
+        return self.smoothed[block]
+
+
+def check_uncond_rule(uncond_rule: str) -> None:
+    """Raises PersresError for an unknown rule of the unconditional branch."""
+    if uncond_rule not in UNCOND_RULES:
+        raise PersresError(f"unknown uncond_rule {uncond_rule!r}; use one of {', '.join(UNCOND_RULES)}")
 
 
 def guidance_rule(
     tokens: torch.Tensor,
-    uncond_rule: str,
+    uncond_rule: str = "mask",
     mask_config: MaskConfig = PAPER,
-    draws: Generators | None = None,
-    record: bool = False,
     unmasked: torch.Tensor | None = None,
+    split: Split = exclusive,
 ) -> tuple[Routing, MaskRule]:
-    """How a guided batch [unconditional; conditional] takes the residual, in one place.
+    """Routing and masks of a guided batch [unconditional; conditional].
 
-    ``tokens`` [n, length] are the conditional half's. The conditional branch is masked by its own attention. The unconditional
-    one, of which the paper doesn't speak, takes under ``mask`` its partner's mask, under ``base`` no residual, under ``full`` the whole.
-    ``unmasked`` bool [n]: pictures that take the residual everywhere.
-    Raises PersresError for another rule.
+    The attention of the conditional branch makes the masks. The paper does not say what the unconditional branch takes: under
+    ``mask`` its partner's masks, under ``base`` no residual, under ``full`` the whole residual. Arguments are those of
+    :class:`MaskRule`.
     """
-    if uncond_rule not in UNCOND_RULES:
-        raise PersresError(f"unknown uncond_rule {uncond_rule!r}; one of {', '.join(UNCOND_RULES)}")
-    n, device = len(tokens), tokens.device
-    routing = Routing.everywhere(2 * n, device)
-    routing.weight[:n] = 0.0 if uncond_rule == "base" else 1.0
-    everywhere = torch.zeros(2 * n, dtype=torch.bool, device=device)
-    if unmasked is not None:
-        everywhere[:] = torch.cat([unmasked, unmasked])
-    everywhere[:n] |= uncond_rule == "full"
-    partner = torch.arange(n, device=device).repeat(2)
-    return routing, MaskRule(tokens, partner, everywhere, record, mask_config, draws, slice(n, 2 * n))
+    rule = MaskRule(tokens, uncond_rule, mask_config, unmasked, split)
+    return rule.fit(2 * tokens.shape[1]), rule
 
 
-class LagAttnProcessor:
-    """Cross-attention that also reports where the concept is. Its text's keys and values are kept: the text is the same at every step."""
+class LagAttnProcessor(CachedTextAttnProcessor):
+    """Cross-attention that also reports the concepts' attention, [K·n, pixels]."""
 
     def __init__(self, rule: MaskRule, report: Callable[[torch.Tensor], None]) -> None:
-        self.rule, self.report, self.kept = rule, report, TextKVCache()
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As diffusers calls a processor."""
-        key, value = self.kept.of(attn, encoder_hidden_states)
-        query = split_heads(attn, attn.to_q(hidden_states))
-        self.report(self.rule.concept_attention(query, key, attn.scale, attention_mask))
-        return projected(attn, attended(attn, query, key, value, attention_mask))
+        super().__init__(lambda *parts: report(rule.concept_attention(*parts)))
 
 
 @contextmanager
 def lag_hooks(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
-    """Within the context each forward pass fills ``routing.masks`` just before the block's output
-    projection needs it. The attention processors of before return on exit."""
-    before: list[tuple[Attention, object]] = []
+    """Within the context each forward pass fills ``routing.masks`` just before a block's output projection needs it.
+
+    The previous attention processors return on exit. Raises PersresError for an unknown source block and for attention of another
+    kind than Stable Diffusion's.
+    """
+    previous: list[tuple[Attention, object]] = []
     handles: list = []
     _check_sources(unet, rule)
     try:
         for path, module in unet.named_modules():
             if isinstance(module, Transformer2DModel):
                 layers = [block.attn2 for block in module.transformer_blocks]
-                before += [(layer, layer.processor) for layer in layers]
+                previous += [(layer, layer.processor) for layer in layers]
                 handles += _watch(f"{path}.proj_out", module, layers, routing, rule)
         yield
     finally:
-        for layer, processor in before:
+        for layer, processor in previous:
             layer.set_processor(processor)
         for handle in handles:
             handle.remove()
@@ -175,16 +203,16 @@ def check_plain(path: str, attn: Attention) -> None:
     """Raises PersresError for an attention that is not Stable Diffusion's."""
     if not is_plain(attn):
         raise PersresError(
-            f"{path}: this attention normalises its inputs or reads more than one; LAG knows Stable Diffusion's plain one only"
+            f"{path}: this attention normalises its inputs or has several sources of keys; LAG supports Stable Diffusion's plain one only"
         )
 
 
 def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
-    known = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
-    named = () if rule.mask_config.blocks == CONFIDENCE_WEIGHTED else rule.mask_config.blocks
-    unknown = [block for block in named if block not in known]
+    blocks = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
+    sources = rule.mask_config.source_blocks
+    unknown = [] if sources == CONFIDENCE_WEIGHTED else [block for block in sources if block not in blocks]
     if unknown:
-        raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(known)}")
+        raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(blocks)}")
 
 
 def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule) -> list:
@@ -195,8 +223,8 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
         shape[:] = (args[0] if args else named["hidden_states"]).shape[-2:]
 
     def before_proj_out(_module: nn.Module, _args: tuple) -> None:
-        found = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
-        routing.masks[path] = rule.finish(path, found, (shape[0], shape[1]))
+        attention = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
+        routing.masks[path] = rule.finish(path, attention, (shape[0], shape[1]))
         maps.clear()
 
     for layer in layers:
@@ -206,12 +234,13 @@ def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routi
     return [entry, module.proj_out.register_forward_pre_hook(before_proj_out)]
 
 
-def mean_mask(rule: MaskRule, samples: slice, size: int) -> torch.Tensor:
-    """Masks averaged over blocks and steps for some samples, float [n, size, size] in [0, 1]."""
-    total = []
-    for seen in rule.seen.values():
-        picked = seen[samples].float()
-        side = round(picked.shape[1] ** 0.5)
-        picked = picked.view(len(picked), 1, side, picked.shape[1] // side)
-        total.append(nn.functional.interpolate(picked, size=(size, size), mode="nearest")[:, 0])
-    return torch.stack(total).mean(0) / max(1, rule.steps)
+def mean_masks(rule: MaskRule, size: tuple[int, int]) -> torch.Tensor:
+    """Recorded masks of the n images, averaged over blocks and steps, float [n, K, height, width] in [0, 1]."""
+    (height, width), n = size, rule.tokens.shape[1]
+    resized = []
+    for sums in rule.mask_sums.values():
+        masks = sums[:, -n:].transpose(0, 1).float()
+        factor = round((height * width / masks.shape[-1]) ** 0.5)  # latent pixels per pixel of this block
+        masks = masks.unflatten(-1, (-(-height // factor), -(-width // factor)))
+        resized.append(nn.functional.interpolate(masks, size=size, mode="nearest"))
+    return torch.stack(resized).mean(0) / max(1, *rule.recorded.values())

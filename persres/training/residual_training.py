@@ -129,7 +129,7 @@ class ResidualLoss:
         z, noise, t = (torch.cat(part).to(device) for part in zip(*draws, strict=True))
         text = self.texts.states(concepts, repeats)
         rows = range(len(concepts)) if rows is None else rows
-        routing = Routing(torch.tensor(list(rows), device=device).repeat_interleave(repeats), None)
+        routing = Routing(torch.tensor([list(rows)], device=device).repeat_interleave(repeats, 1), None)
         with residual_hooks(self.unet, self.bank, routing):
             out = self.unet(self.scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
         target = diffusion_target(self.scheduler, z, noise, t)

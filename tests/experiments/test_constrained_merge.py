@@ -17,7 +17,7 @@ from persres.methods.custom_diffusion import trained_names
 from persres.models.diffusion import load_diffusion
 from persres.models.text_encoding import concept_positions
 from persres.models.weight_patching import TOKEN, trainable_copies
-from persres.sampling.multi_concept_sampling import add_numbered_tokens
+from persres.sampling.multi_concept import add_numbered_tokens
 
 DRAW = torch.Generator().manual_seed(3)
 WIDTH, OUT = 12, 7

@@ -41,13 +41,13 @@ def test_the_disk_has_lags_area_and_lies_in_the_middle(side):
 @pytest.mark.parametrize("control", CONTROLS)
 def test_each_control_has_its_masks_area_and_a_place_of_its_own(name, control):
     attention = torch.rand(3, 64, generator=torch.Generator().manual_seed(1))
-    mask = MaskConfig(name, 0.3).cut(attention, SQUARE)
-    other = MaskConfig(name, 0.3, control=control).cut(attention, SQUARE, draws())
+    mask = MaskConfig(name, 0.3).mask(attention, SQUARE)
+    other = MaskConfig(name, 0.3, control=control).mask(attention, SQUARE, draws())
     if control == "inverted":
         assert torch.equal(mask + other, torch.ones_like(mask))
         return
     assert other.sum(1).tolist() == mask.sum(1).round().tolist() and not torch.equal(other, mask)
-    moved = MaskConfig(name, 0.3, control=control).cut(attention.flip(1), SQUARE, draws())
+    moved = MaskConfig(name, 0.3, control=control).mask(attention.flip(1), SQUARE, draws())
     assert torch.equal(other, moved), "the same wherever the attention lies"
 
 
@@ -56,7 +56,7 @@ def test_a_random_place_is_each_samples_own_and_its_seeds():
     placed = CONTROLS["random"](mask, SQUARE, draws())
     assert not torch.equal(placed[0], placed[1])
     assert not torch.equal(placed, CONTROLS["random"](mask, SQUARE, draws(1))), "other seeds, another half"
-    with pytest.raises(PersresError, match="nothing to draw"):
+    with pytest.raises(PersresError, match="random generators"):
         CONTROLS["random"](mask, SQUARE, None)
 
 
@@ -110,7 +110,7 @@ def test_confidence_knows_an_object_from_noise():
 
 
 def test_names_are_refused_and_lag_says_which_masks():
-    with pytest.raises(PersresError, match="unknown mask 'nonsense'; one of median"):
+    with pytest.raises(PersresError, match="unknown mask 'nonsense'; use one of median"):
         MaskConfig("nonsense")
     with pytest.raises(PersresError, match="unknown mask_control"):
         MaskConfig(control="nonsense")
@@ -143,7 +143,7 @@ def test_shared_masks_come_from_the_named_block():
     blocks = blocks_of(unet)
     bank, (x, t, text) = random_bank(unet), inputs(4)
     _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
-    rule = guidance_rule(TOKENS, "mask", MaskConfig(blocks=(blocks[0],)))
+    rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks=(blocks[0],)))
     _, shared = lag_run(unet, bank, x, t, text, rule)
     source = f"{blocks[0]}.proj_out"
     assert torch.equal(shared[source], own[source])
@@ -158,7 +158,7 @@ def test_blocks_before_the_source_use_the_step_before():
     blocks = blocks_of(unet)
     bank, (x, t, text) = random_bank(unet), inputs(4)
     last = [block for block in blocks if block.startswith("up_blocks")][-1]
-    rule = guidance_rule(TOKENS, "mask", MaskConfig(blocks=(last,)))
+    rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks=(last,)))
     _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
     _, first = lag_run(unet, bank, x, t, text, rule)
     early, source = f"{blocks[0]}.proj_out", f"{last}.proj_out"
@@ -170,10 +170,10 @@ def test_blocks_before_the_source_use_the_step_before():
 def test_the_confident_blend_is_the_weighted_mean_by_hand():
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
-    routing, rule = guidance_rule(TOKENS, "mask", MaskConfig("otsu", blocks="confidence_weighted"))
+    routing, rule = guidance_rule(TOKENS, "mask", MaskConfig("otsu", source_blocks="confidence_weighted"))
     for _ in range(2):
         _, masks = lag_run(unet, bank, x, t, text, (routing, rule))
-    assert set(rule.newest) == set(blocks_of(unet)) == set(rule.trust)
+    assert set(rule.newest) == set(blocks_of(unet)) == set(rule.confidences)
     shape, sample, concept_attention = (8, 8), 3, 1  # of the four samples the last two are listened to
     total, weights = torch.zeros(64), 0.0
     for maps in rule.newest.values():
@@ -182,14 +182,14 @@ def test_the_confident_blend_is_the_weighted_mean_by_hand():
         total, weights = total + weight * (size / maps[concept_attention].mean()).flatten(), weights + weight
     last = [path for path, mask in masks.items() if mask.shape[1] == 64][-1]
     assert torch.equal(masks[last][sample], otsu((total / weights)[None])[0])
-    assert torch.equal(rule.mask_at(shape), masks[last]), "any other layer can ask for the mask at its size"
+    assert torch.equal(rule.mask_at(shape)[0], masks[last]), "any other layer can ask for the mask at its size"
 
 
 def test_smoothing_keeps_its_share_of_the_step_before():
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
-    _, plain = guidance_rule(TOKENS, "mask", MaskConfig(blocks="confidence_weighted"))
-    routing, rule = guidance_rule(TOKENS, "mask", MaskConfig(blocks="confidence_weighted", smooth=0.75))
+    _, plain = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks="confidence_weighted"))
+    routing, rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks="confidence_weighted", smooth=0.75))
     lag_run(unet, bank, x, t, text, (routing, rule))
     kept = {block: maps.clone() for block, maps in rule.newest.items()}
     lag_run(unet, bank, x * 2, t, text, (routing, rule))
@@ -211,7 +211,7 @@ def test_an_unknown_block_is_named_with_the_known_ones():
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
     with pytest.raises(PersresError, match=r"no block up_blocks\.9.*it has .*mid_block"):
-        lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask", MaskConfig(blocks=("up_blocks.9",))))
+        lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask", MaskConfig(source_blocks=("up_blocks.9",))))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_an_unknown_block_is_named_with_the_known_ones():
         {"mask_control": "disk"},
         {"mask_blocks": ["mid_block.attentions.0"]},
         {"strength": 0.5},
-        {"other_concept": True},
+        {"wrong_concept": True},
         {"variant": "ours", "lag": "auto", "mask": "otsu"},
         {"variant": "ours", "lag": True, "mask_area": 0.3},
         {"variant": "ours", "lag": True, "mask_when": "high_confidence"},

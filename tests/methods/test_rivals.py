@@ -20,7 +20,7 @@ from persres.models.diffusion import load_diffusion
 from persres.models.text_encoding import encode_prompts
 from persres.models.weight_patching import TOKEN, patched_weights
 from persres.residuals.file import load_residual
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.seeding import generator
 from persres.stages.train import class_image_units
 from persres.training.batches import Batch, EncodedData, EncodedImages, TrainingPlan, masked_error, plain_batch
@@ -330,8 +330,10 @@ def test_the_chain_draws_with_what_was_learned(chain, method):
     diffusion, items = load_diffusion(spec.base, "cpu"), spec.image_specs()
     loaded = load_method(diffusion, spec)
     with loaded.patch():
-        learned, _ = sample_images(diffusion, items, spec.sampling, loaded.bank, 32, loaded.predictor)
-    without, _ = sample_images(diffusion, items, spec.sampling, None, 32)
+        learned, _ = sample_batch(
+            diffusion, [Request(items, spec.sampling, loaded.bank, predictor=loaded.predictor)], 32
+        )[0]
+    without, _ = sample_batch(diffusion, [Request(items, spec.sampling)], 32)[0]
     archive = unzip_images(chain.data / "samples" / method / "heart_mug.zip")
     for item, ours, plain in zip(items, to_images(learned), to_images(without), strict=True):
         assert np.array_equal(np.asarray(archive[f"{item.name}.png"]), np.asarray(ours))

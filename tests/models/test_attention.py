@@ -48,9 +48,9 @@ def test_a_kept_text_changes_nothing(linear):
     handles = [layer.to_q.register_forward_pre_hook(lambda *_: asked.append(1)) for layer in crossings(unet)]
     with cached_text_kv(unet):
         first = run(unet, x, t, text)
-        made = [layer.processor.kept.made for layer in crossings(unet)]
+        made = [layer.processor.cache.made for layer in crossings(unet)]
         second = run(unet, x, t, text)
-        assert all(layer.processor.kept.made is one for layer, one in zip(crossings(unet), made, strict=True)), (
+        assert all(layer.processor.cache.made is one for layer, one in zip(crossings(unet), made, strict=True)), (
             "made once"
         )
         other = run(unet, x, t, text * 2)

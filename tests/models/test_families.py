@@ -21,7 +21,7 @@ from persres.models.diffusion import Diffusion, load_diffusion
 from persres.residuals.bank import ResidualBank, merged_weights
 from persres.residuals.file import load_bank, load_residual, save_residual
 from persres.residuals.targets import find_targets
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 from persres.training.residual_training import EncodedConcept, new_bank, train
@@ -226,14 +226,16 @@ def test_half_precision_trains_in_float32_and_draws(models, name, dtype):
     whole = load_diffusion(base(models, name), "cpu")
     bank = strong_bank(whole)
     sampling = SamplingConfig(variant="ours", steps=1, images_per_prompt=1)
-    exact, _ = sample_images(whole, ITEMS, sampling, bank, RESOLUTION)
+    exact, _ = sample_batch(whole, [Request(ITEMS, sampling, bank)], RESOLUTION)[0]
     half = load_diffusion(base(models, name, dtype=dtype), "cpu")
     assert half.unet.dtype == half.text_encoder.dtype == getattr(torch, dtype)
     assert half.vae.dtype == (torch.float32 if dtype == "float16" else torch.bfloat16), "force_upcast is for float16"
-    near, _ = sample_images(half, ITEMS, sampling, bank, RESOLUTION)
+    near, _ = sample_batch(half, [Request(ITEMS, sampling, bank)], RESOLUTION)[0]
     assert near.dtype == torch.float32
     assert (near - exact).abs().mean() < 0.1 * exact.std(), "nearer to it than any other picture"
-    localised, masks = sample_images(half, ITEMS, sampling.model_copy(update={"lag": True}), bank, RESOLUTION)
+    localised, masks = sample_batch(
+        half, [Request(ITEMS, sampling.model_copy(update={"lag": True}), bank)], RESOLUTION
+    )[0]
     assert localised.isfinite().all() and not torch.equal(localised, near)
     assert float(masks.mean()) == pytest.approx(0.5, abs=0.01), "the median still finds half of the pixels"
     _learns_in_float32(half)
@@ -256,7 +258,7 @@ def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypa
     """On a machine with one device the way is the same and the moves do nothing: they are counted."""
     sampling = SamplingConfig(variant="ours", lag=True, steps=1, images_per_prompt=1)
     whole = load_diffusion(base(models, family), "cpu")
-    exact, _ = sample_images(whole, ITEMS, sampling, strong_bank(whole), RESOLUTION)
+    exact, _ = sample_batch(whole, [Request(ITEMS, sampling, strong_bank(whole))], RESOLUTION)[0]
     moves: list[tuple[str, str]] = []
     offloaded = load_diffusion(base(models, family), "cpu", True)
     names = {id(offloaded.vae): "vae", id(offloaded.text_encoder): "text", id(offloaded.unet): "unet"}
@@ -271,7 +273,7 @@ def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypa
     monkeypatch.setattr(torch.nn.Module, "to", counted)
     for kind in {type(offloaded.vae), type(offloaded.text_encoder), *(type(e) for _, e in offloaded.towers)}:
         monkeypatch.setattr(kind, "to", counted)
-    pictures, _ = sample_images(offloaded, ITEMS, sampling, strong_bank(offloaded), RESOLUTION)
+    pictures, _ = sample_batch(offloaded, [Request(ITEMS, sampling, strong_bank(offloaded))], RESOLUTION)[0]
     assert torch.equal(pictures, exact)
     towers = len(offloaded.towers)
     assert moves == [("text", "cpu")] * 2 * towers * 2 + [("vae", "cpu")] * 2, "prompts, the empty prompt, the decoding"

@@ -15,7 +15,7 @@ from persres.pipeline import PersonalizedPipeline
 from persres.residuals.bank import ResidualBank
 from persres.residuals.file import save_residual
 from persres.residuals.targets import find_targets
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.specs import ImageSpec
@@ -89,7 +89,7 @@ def ours(model, tmp_path, texts, latents, **sampling) -> torch.Tensor:
     before = module.starting_noise
     module.starting_noise = lambda draws, shape: latents
     try:
-        return sample_images(diffusion, items, settings, bank, RESOLUTION)[0]
+        return sample_batch(diffusion, [Request(items, settings, bank)], RESOLUTION)[0][0]
     finally:
         module.starting_noise = before
 
@@ -173,7 +173,7 @@ def test_several_are_switched_by_name_and_scaled(model, pipe, tmp_path):
     )
     pipe.unload_residual("mug0")
     assert pipe.active is None
-    with pytest.raises(PersresError, match="no residual 'mug0' is loaded; there are second"):
+    with pytest.raises(PersresError, match="no residual 'mug0' is loaded; loaded are second"):
         pipe.set_residual("mug0")
 
 
@@ -188,7 +188,7 @@ def test_half_precision_draws(model, tmp_path):
 def test_what_can_not_be_is_said(model, pipe, tmp_path):
     with pytest.raises(PersresError, match="not among the first"):
         pipe("a photo of a cat", lag=True, **CALL)
-    with pytest.raises(PersresError, match="give prompt, not prompt_embeds"):
+    with pytest.raises(PersresError, match="pass prompt, not prompt_embeds"):
         pipe(None, lag=True, **CALL)
     write(model, tmp_path / "else.safetensors", model="somewhere@0123456789abcdef")
     with pytest.raises(PersresError, match=r"else\.safetensors was trained on somewhere@0123.*allow_other_base=True"):

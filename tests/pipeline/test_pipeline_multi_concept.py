@@ -13,9 +13,9 @@ from persres.config.schema import Base, SamplingConfig
 from persres.errors import PersresError
 from persres.models.diffusion import load_diffusion
 from persres.pipeline import PersonalizedPipeline
-from persres.sampling.mask_config import AUTO
-from persres.sampling.multi_concept import stack_banks
-from persres.sampling.multi_concept_sampling import MultiConceptImage, add_numbered_tokens, sample_multi_concept
+from persres.residuals.bank import stack_banks
+from persres.sampling.multi_concept import add_numbered_tokens
+from persres.sampling.sample import MultiConceptImage, Request, sample_batch
 from tests.pipeline.test_pipeline import CALL, hold_as_stages_do, noise, write
 
 PROMPT = "a photo of a {mug0} next to a {mug1}"
@@ -45,15 +45,17 @@ def pipe(model, tmp_path):
 
 
 @pytest.mark.parametrize("lag", [False, "auto"])
-def test_pictures_equal_the_librarys(model, pipe, lag):
+def test_pictures_equal_the_librarys(model, pipe, lag, monkeypatch):
     latents = noise(pipe)
     found = pipe([PROMPT, PROMPT], lag=lag, latents=latents, output_type="pt", return_masks=bool(lag), **CALL)
     base = Base(model=str(model), resolution=CALL["height"])
     diffusion = load_diffusion(base, "cpu")
     add_numbered_tokens(diffusion, ("<v1*>", "<v2*>"), base.rare_token)
-    bank = stack_banks([one.bank for one in pipe.together.values()])
-    shown, sampling = [MultiConceptImage(FULL, PHRASES, (0, 1))] * 2, SamplingConfig(steps=2)
-    ours, masks = sample_multi_concept(diffusion, shown, latents, sampling, bank, AUTO if lag else None)
+    bank = stack_banks([one.bank for one in pipe.multi_concept.values()])
+    images = [MultiConceptImage(FULL, PHRASES, (0, 1), FULL, i) for i in range(2)]
+    sampling = SamplingConfig(variant="ours", steps=2, lag=lag)
+    monkeypatch.setattr("persres.sampling.sample.starting_noise", lambda draws, shape: latents)
+    [(ours, masks)] = sample_batch(diffusion, [Request(images, sampling, bank)], CALL["height"])
     torch.testing.assert_close(found.images, (ours / 2 + 0.5).clamp(0, 1), atol=2e-4, rtol=1e-3)
     if lag:
         torch.testing.assert_close(found.masks, masks, atol=1e-5, rtol=1e-4)
@@ -66,13 +68,13 @@ def test_braces_and_phrases_say_the_same_and_strength_0_is_the_base_model(pipe):
     def drawn(text: str, **how) -> torch.Tensor:
         return pipe(text, latents=latents, output_type="pt", **(CALL | how)).images
 
-    assert [one.phrase for one in pipe.together.values()] == list(PHRASES)
+    assert [one.phrase for one in pipe.multi_concept.values()] == list(PHRASES)
     ours = drawn(PROMPT, lag="auto")
     assert torch.equal(ours, drawn(FULL, lag="auto"))
     assert (ours - drawn(FULL, lag=False)).abs().max() > 1e-3, "masks keep part of the picture"
     weak = drawn(FULL, lag="auto", strength=0.0)
     torch.testing.assert_close(weak, pipe.set_residual(None)(FULL, latents=latents, output_type="pt", **CALL).images)
-    assert pipe.together == {}
+    assert pipe.multi_concept == {}
 
 
 def test_without_guidance_and_with_several_pictures_a_prompt(pipe):
@@ -97,7 +99,7 @@ def test_what_can_not_be_drawn_is_one_clear_error(model, pipe, tmp_path):
         pipe.set_residuals([f"mug{i}" for i in range(5)])
     with pytest.raises(PersresError, match="prompt_embeds"):
         pipe.set_residuals(["mug0", "mug1"])(prompt_embeds=torch.zeros(1, 3, 3), **CALL)
-    assert pipe.unload_residual("mug1").together == {}
+    assert pipe.unload_residual("mug1").multi_concept == {}
 
 
 def test_generate_with_another_residual(model, tmp_path, capsys):

@@ -108,7 +108,7 @@ def test_merging_twice_in_turn_changes_nothing_after(unet):
 def test_a_batch_may_mix_concepts_and_the_base_model(unet):
     x, t, text = inputs(3)
     bank = random_bank(unet, concepts=2)
-    routing = Routing(torch.tensor([1, 0, 0]), torch.tensor([1.0, 1.0, 0.0]))
+    routing = Routing(torch.tensor([[1, 0, 0]]), torch.tensor([1.0, 1.0, 0.0]))
     with residual_hooks(unet, bank, routing):
         mixed = run(unet, x, t, text)
     for sample, concept in ((0, 1), (1, 0)):

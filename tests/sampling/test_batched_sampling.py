@@ -14,8 +14,7 @@ from persres.config.schema import SamplingConfig
 from persres.errors import PersresError, UnitFailures
 from persres.images import unzip_images
 from persres.methods.common.batched_sampling import batch_key, sampling_work
-from persres.sampling.batched_sampling import Request, sample_batch
-from persres.sampling.sample import PromptCache, sample_images
+from persres.sampling.sample import PromptCache, Request, sample_batch
 from persres.stages.sample import sample_units
 from persres.units.batches import Batches
 from persres.units.context import Context
@@ -50,7 +49,7 @@ def test_each_picture_is_what_it_is_alone(diffusion, lag, rule):  # noqa: F811
     ]
     together = sample_batch(diffusion, requests, SIZE)
     for request, (pictures, masks) in zip(requests, together, strict=True):
-        alone, own = sample_images(diffusion, request.items, request.sampling, request.bank, SIZE)
+        alone, own = sample_batch(diffusion, [Request(request.images, request.sampling, request.bank)], SIZE)[0]
         torch.testing.assert_close(pictures, alone, atol=2e-4, rtol=1e-3)
         assert (masks is None) == (own is None)
         if own is not None:
@@ -63,18 +62,18 @@ def test_without_a_residual_no_hook_and_no_mask(diffusion):  # noqa: F811
     (first, none), (second, _) = sample_batch(
         diffusion, [Request(items(1), sampling), Request(items(2), sampling)], SIZE
     )
-    torch.testing.assert_close(torch.cat([first, second[1:]]), sample_images(diffusion, items(2), sampling, None, SIZE)[0], atol=2e-4, rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(torch.cat([first, second[1:]]), sample_batch(diffusion, [Request(items(2), sampling)], SIZE)[0][0], atol=2e-4, rtol=1e-3)  # fmt: skip
     assert none is None and not diffusion.unet._forward_hooks
 
 
 def test_what_a_batch_has_one_of_must_agree(diffusion):  # noqa: F811
     bank = bank_of(diffusion, 1)
-    with pytest.raises(PersresError, match="numbers of steps"):
+    with pytest.raises(PersresError, match="number of steps"):
         sample_batch(
             diffusion, [Request(items(1), SamplingConfig(steps=2)), Request(items(1), SamplingConfig(steps=3))], SIZE
         )
     ways = [SamplingConfig(variant="a", steps=2, lag=True), SamplingConfig(variant="a", steps=2, lag="auto")]
-    with pytest.raises(PersresError, match="under different masks"):
+    with pytest.raises(PersresError, match="the same masks"):
         sample_batch(diffusion, [Request(items(1), way, bank) for way in ways], SIZE)
 
 

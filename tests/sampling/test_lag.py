@@ -10,12 +10,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from persres.errors import PersresError
 from persres.residuals.bank import Routing, merged_weights, residual_hooks
-from persres.sampling.lag import guidance_rule, lag_hooks, mean_mask
+from persres.sampling.lag import guidance_rule, lag_hooks, mean_masks
 from persres.sampling.masks import median
 from tests.residuals.test_residuals import inputs, random_bank, run
 from tests.support.small_models import tiny_unet
 
-TOKENS = torch.tensor([[0, 0, 1.0, 1.0, 0, 0], [0, 1.0, 1.0, 0, 0, 0]])
+TOKENS = torch.tensor([[[0, 0, 1.0, 1.0, 0, 0], [0, 1.0, 1.0, 0, 0, 0]]])  # one concept, two prompts
 
 
 def lag_run(unet, bank, x, t, text, guidance, change_masks=None):
@@ -28,7 +28,7 @@ def lag_run(unet, bank, x, t, text, guidance, change_masks=None):
             def keep(module, args, path=path):
                 if change_masks is not None:
                     routing.masks[path] = change_masks(routing.masks[path])
-                masks[path] = routing.masks[path].clone()
+                masks[path] = routing.masks[path][0].clone()
 
             handles.append(unet.get_submodule(path).register_forward_pre_hook(keep))
         out = run(unet, x, t, text)
@@ -45,10 +45,10 @@ def plain_mask(layer, hidden, text, tokens):
     summed = torch.zeros(len(hidden), pixels)
     for sample in range(len(hidden)):
         for head in range(heads):
-            cut = slice(head * width, (head + 1) * width)
+            columns = slice(head * width, (head + 1) * width)
             for pixel in range(pixels):
                 scores = [
-                    float(query[sample, pixel, cut] @ key[sample, token, cut]) / math.sqrt(width)
+                    float(query[sample, pixel, columns] @ key[sample, token, columns]) / math.sqrt(width)
                     for token in range(length)
                 ]
                 top = max(scores)
@@ -72,7 +72,7 @@ def test_masks_equal_a_plain_reading_of_the_paper(unet):
 
             def keep(mod, args, kwargs, path=path, layer=layer):
                 seen[f"{path}.proj_out"] = plain_mask(
-                    layer, args[0], kwargs["encoder_hidden_states"], torch.cat([TOKENS, TOKENS])
+                    layer, args[0], kwargs["encoder_hidden_states"], TOKENS[0].repeat(2, 1)
                 )
 
             handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
@@ -100,7 +100,7 @@ def test_lag_output_equals_equation_3_for_the_first_block(unet):
     handle.remove()
     mask = median(torch.rand(4, 64)).view(4, 1, 8, 8)
     routing = Routing.everywhere(4)
-    routing.masks[target.path] = mask.flatten(1)
+    routing.masks[target.path] = mask.flatten(1)[None]
     with residual_hooks(unet, bank, routing), torch.no_grad():
         ours = layer(caught["x"])
     with torch.no_grad():
@@ -164,17 +164,17 @@ def test_several_transformer_layers_share_one_mask():
 
 def test_recorded_masks_average_over_blocks_and_steps(unet):
     x, t, text = inputs(4)
-    guidance = guidance_rule(TOKENS, "mask", record=True)
-    guidance[1].steps = 2
+    guidance = guidance_rule(TOKENS, "mask")
+    guidance[1].record = True
     bank = random_bank(unet)
     for _ in range(2):
         _, masks = lag_run(unet, bank, x, t, text, guidance)
-    seen = mean_mask(guidance[1], slice(2, 4), 8)
+    mean = mean_masks(guidance[1], (8, 8))[:, 0]
     fine = [m[2:].view(2, 8, 8) for m in masks.values() if m.shape[1] == 64]
     coarse = [
         m[2:].view(2, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2) for m in masks.values() if m.shape[1] == 16
     ]
-    torch.testing.assert_close(seen, torch.stack(fine + coarse).mean(0))
+    torch.testing.assert_close(mean, torch.stack(fine + coarse).mean(0))
 
 
 def test_median_of_an_even_count_marks_exactly_half():

@@ -21,7 +21,7 @@ from persres.residuals.lora import Delta, Lora, read_lora
 from persres.residuals.targets import find_targets
 from persres.sampling.lag import MaskRule, guidance_rule, lag_hooks
 from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
-from persres.sampling.masked_lora import Places, masked_lora_hooks
+from persres.sampling.masked_lora import LayerMasks, masked_lora_hooks
 from persres.seeding import generator
 from tests.support.family_models import save_family
 from tests.support.residual_files import header_info
@@ -109,7 +109,7 @@ def by_diffusers(plain, path, text=TEXT, **more) -> torch.Tensor:
 class Nowhere(MaskConfig):
     """A masking whose masks are zeros, whatever the attention."""
 
-    def cut(self, attention, shape, draws=None):
+    def mask(self, attention, shape, draws=None):
         return torch.zeros_like(attention)
 
 
@@ -117,7 +117,7 @@ class Nowhere(MaskConfig):
 def test_a_mask_of_ones_is_diffusers_own_lora_and_of_zeros_the_base_model(plain, pipe, tmp_path, keys):
     look, everywhere = (
         "a watercolour painting of a sks mug",
-        MaskConfig(mask="otsu", blocks="confidence_weighted", when="scenes"),
+        MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes"),
     )
     path = write(pipe, tmp_path / "l.safetensors", keys, tower=TOWER, alpha=1.5)
     base, theirs = drawn(plain, look), by_diffusers(plain, path, look)
@@ -126,7 +126,7 @@ def test_a_mask_of_ones_is_diffusers_own_lora_and_of_zeros_the_base_model(plain,
     torch.testing.assert_close(drawn(pipe, look), theirs, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(drawn(pipe, look, lag=everywhere), theirs, atol=1e-4, rtol=1e-3)
     pipe.load_residual(write(pipe, tmp_path / "u.safetensors", keys), "u", subject="sks mug")
-    nowhere = drawn(pipe, lag=Nowhere(blocks="confidence_weighted", mask="otsu"))
+    nowhere = drawn(pipe, lag=Nowhere(source_blocks="confidence_weighted", threshold="otsu"))
     torch.testing.assert_close(nowhere, drawn(plain), atol=1e-5, rtol=1e-4)
 
 
@@ -144,7 +144,7 @@ def test_sdxl_with_both_its_text_towers(tmp_path):
     ours = PersonalizedPipeline(theirs).load_residual(path, subject="sks mug")
     assert (whole - base).abs().max() > 1e-3
     torch.testing.assert_close(ours(look, **call).images, whole, atol=1e-4, rtol=1e-3)
-    everywhere = MaskConfig(mask="otsu", blocks="confidence_weighted", when="scenes")
+    everywhere = MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes")
     torch.testing.assert_close(ours(look, lag=everywhere, **call).images, whole, atol=1e-4, rtol=1e-3)
 
 
@@ -173,8 +173,8 @@ def test_everywhere_is_the_whole_lora_layer_by_layer(unet):
     deltas = {path: Delta(up.flatten(1), down) for path, (down, up) in ((p, factors(m, p)) for p, m in layers_of(unet, EVERYTHING).items())}  # fmt: skip
     x, t, text = noise(count=2), torch.tensor(500), torch.randn((2, 24, 24), generator=generator("text"))
     tokens = torch.zeros(2, 24).index_fill_(1, torch.tensor([3, 4]), 1.0)
-    all_over = MaskRule(tokens, torch.arange(2), torch.ones(2, dtype=torch.bool), mask_config=AUTO)
-    with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(2), all_over):
+    everywhere = MaskRule(tokens[None], mask_config=AUTO, unmasked=torch.ones(2, dtype=torch.bool))
+    with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(2), everywhere):
         masked = unet(x, t, encoder_hidden_states=text).sample
     with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(2), None):
         whole = unet(x, t, encoder_hidden_states=text).sample
@@ -194,14 +194,14 @@ def test_keys_and_values_are_blended_by_query(unet):
     deltas = {f"{path}.{name}": Delta(up, down) for name in ("to_k", "to_v") for down, up in [factors(getattr(attn, name), name)]}  # fmt: skip
     attn.to_out[0].register_forward_pre_hook(lambda _m, args: seen.update(out=args[0]))
     attn.to_q.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
-    rule = MaskRule(torch.zeros(1, 24).index_fill_(1, torch.tensor([2]), 1.0), torch.arange(1), torch.zeros(1, dtype=torch.bool), mask_config=AUTO)  # fmt: skip
+    rule = MaskRule(torch.zeros(1, 1, 24).index_fill_(2, torch.tensor([2]), 1.0), mask_config=AUTO)  # fmt: skip
     text = torch.randn((1, 24, 24), generator=generator("text"))
     with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(1), rule):
         unet(noise(), torch.tensor(500), encoder_hidden_states=text)
         query, key, value = attn.to_q(seen["x"]), attn.to_k(text), attn.to_v(text)
     weights = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
-    found = weights.unflatten(0, (-1, attn.heads)).mean(1)[..., 2]  # the map of the pass's first attention: its own
-    mask = AUTO.cut(found, (8, 8))[..., None]
+    attention = weights.unflatten(0, (-1, attn.heads)).mean(1)[..., 2]  # the map of the pass's first attention: its own
+    mask = AUTO.mask(attention, (8, 8))[..., None]
     more_key, more_value = (base + text @ deltas[f"{path}.{n}"].matrix().T for n, base in (("to_k", key), ("to_v", value)))  # fmt: skip
     q, k, v, more_k, more_v = (split_heads(attn, part) for part in (query, key, value, more_key, more_value))
     base, theirs = attended(attn, q, k, v), attended(attn, q, more_k, more_v)
@@ -220,7 +220,7 @@ def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
     tokens = torch.zeros(2, 24).index_fill_(1, torch.tensor([3, 4]), 1.0)
 
     def passes(enter) -> torch.Tensor:
-        routing, rule = guidance_rule(tokens, "mask", mask_config)
+        routing, rule = guidance_rule(tokens[None], "mask", mask_config)
         with torch.no_grad(), enter(routing, rule):
             return torch.stack([unet(x, torch.tensor(t), encoder_hidden_states=text).sample for t in (700, 400)])
 
@@ -283,8 +283,8 @@ def test_other_shapes_many_pictures_and_half_precision(pipe, tiny_pipeline, tmp_
 
 
 def test_a_place_that_is_not_known_yet_does_not_act():
-    rule = MaskRule(torch.ones(2, 4), torch.arange(2), torch.tensor([False, True]), mask_config=PAPER)
-    assert Places(Routing.everywhere(2), rule).gate(None, (2, 3)).tolist() == [[0.0] * 6, [1.0] * 6]
+    rule = MaskRule(torch.ones(1, 2, 4), unmasked=torch.tensor([False, True]))
+    assert LayerMasks(Routing.everywhere(2), rule).gate(None, (2, 3)).tolist() == [[0.0] * 6, [1.0] * 6]
 
 
 def test_the_files_header_scales_as_peft_does(pipe, tmp_path):
@@ -335,7 +335,7 @@ def test_prompts_and_calls_that_can_not_be_are_said(pipe, tmp_path):
     with pytest.raises(PersresError, match="subject is empty"):
         pipe.load_residual(path, subject=" ")
     pipe.load_residual(path, subject="mug")
-    with pytest.raises(PersresError, match="subject 'mug' is not in the prompt 'a photo of a cat'; name it there"):
+    with pytest.raises(PersresError, match="subject 'mug' is not in the prompt 'a photo of a cat'; add it"):
         drawn(pipe, "a photo of a cat", lag="auto")
     (tmp_path / "p.safetensors").write_bytes(b"PK\x03\x04" + bytes(40))
     with pytest.raises(PersresError, match="ZIP archive"):

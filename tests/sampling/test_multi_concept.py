@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from persres.errors import PersresError
 from persres.prompts import fill_each, numbered
-from persres.residuals.bank import ResidualBank, Routing, residual_hooks
+from persres.residuals.bank import ResidualBank, Routing, residual_hooks, stack_banks
 from persres.residuals.targets import find_targets
 from persres.sampling.lag import guidance_rule, lag_hooks
 from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
-from persres.sampling.multi_concept import (
-    SPLITS,
-    MultiConceptRouting,
-    exclusive,
-    multi_concept_hooks,
-    multi_concept_rule,
-    stack_banks,
-)
+from persres.sampling.multi_concept import SPLITS, exclusive
 from persres.seeding import generator
 from tests.residuals.test_residuals import inputs, random_bank, run
 from tests.support.small_models import tiny_unet
@@ -36,18 +31,20 @@ def banks(unet, count: int) -> list[ResidualBank]:
     ]
 
 
-def together(unet, bank, tokens, rule="mask", mask_config=AUTO, split=exclusive, change=None, rows=None):
+def lag_pass(unet, bank, tokens, rule="mask", mask_config=AUTO, split=exclusive, change=None, rows=None):
     """One guided pass of two samples; returns its output and the masks [K, 4, pixels] by layer."""
     x, t, text = inputs(4)
-    routing, mask_rule = multi_concept_rule(tokens, rule, mask_config, split, rows)
+    routing, mask_rule = guidance_rule(tokens, rule, mask_config, split=split)
+    if rows is not None:
+        routing.rows = rows.repeat(1, 2)
     seen = {}
-    with lag_hooks(unet, routing, mask_rule), multi_concept_hooks(unet, bank, routing):
+    with lag_hooks(unet, routing, mask_rule), residual_hooks(unet, bank, routing):
         for path in [target.path for target in bank.targets]:
 
             def keep(module, args, path=path):
                 if change is not None:
                     routing.masks[path] = change(routing.masks[path])
-                seen[path] = routing.masks[path].unflatten(0, (len(tokens), -1)).clone()
+                seen[path] = routing.masks[path].clone()
 
             unet.get_submodule(path).register_forward_pre_hook(keep)
         return run(unet, x, t, text), seen
@@ -60,25 +57,11 @@ def fresh():
 
 
 @pytest.mark.parametrize(
-    "mask_config", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
-)
-@pytest.mark.parametrize("rule", ["mask", "base", "full"])
-def test_one_concept_is_plain_lag(fresh, mask_config, rule):
-    unet, (bank,) = fresh(), banks(fresh(), 1)
-    ours, _ = together(unet, bank, TOKENS[:1], rule, mask_config)
-    plain = fresh()
-    x, t, text = inputs(4)
-    routing, mask_rule = guidance_rule(TOKENS[0], rule, mask_config)
-    with lag_hooks(plain, routing, mask_rule), residual_hooks(plain, bank, routing):
-        theirs = run(plain, x, t, text)
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "mask_config", [AUTO, PAPER, MaskConfig(mask="otsu"), MaskConfig(mask="soft", blocks="confidence_weighted")]
+    "mask_config",
+    [AUTO, PAPER, MaskConfig(threshold="otsu"), MaskConfig(threshold="soft", source_blocks="confidence_weighted")],
 )
 def test_no_pixel_is_two_concepts_and_branches_share_their_masks(fresh, mask_config):
-    _, seen = together(fresh(), stack_banks(banks(fresh(), 3)), TOKENS, mask_config=mask_config)
+    _, seen = lag_pass(fresh(), stack_banks(banks(fresh(), 3)), TOKENS, mask_config=mask_config)
     assert len(seen) > 2
     for path, masks in seen.items():
         assert masks.sum(0).max() <= 1, path
@@ -89,8 +72,8 @@ def test_no_pixel_is_two_concepts_and_branches_share_their_masks(fresh, mask_con
 
 def test_another_order_of_the_concepts_permutes_their_masks_and_draws_the_same(fresh):
     order, whole = [2, 0, 1], banks(fresh(), 3)
-    first, masks = together(fresh(), stack_banks(whole), TOKENS)
-    second, theirs = together(fresh(), stack_banks([whole[k] for k in order]), TOKENS[order])
+    first, masks = lag_pass(fresh(), stack_banks(whole), TOKENS)
+    second, theirs = lag_pass(fresh(), stack_banks([whole[k] for k in order]), TOKENS[order])
     for path in masks:
         assert torch.equal(masks[path][order], theirs[path])
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
@@ -100,8 +83,8 @@ def test_no_mask_is_the_base_model_and_full_masks_are_the_sum_of_the_residuals(f
     x, t, text = inputs(4)
     parts = banks(fresh(), 2)
     base = run(fresh(), x, t, text)
-    none, _ = together(fresh(), stack_banks(parts), TOKENS[:2], change=torch.zeros_like)
-    full, _ = together(fresh(), stack_banks(parts), TOKENS[:2], change=torch.ones_like)
+    none, _ = lag_pass(fresh(), stack_banks(parts), TOKENS[:2], change=torch.zeros_like)
+    full, _ = lag_pass(fresh(), stack_banks(parts), TOKENS[:2], change=torch.ones_like)
     added = fresh()
     for i, target in enumerate(parts[0].targets):
         weight = added.get_submodule(target.path).weight
@@ -111,36 +94,36 @@ def test_no_mask_is_the_base_model_and_full_masks_are_the_sum_of_the_residuals(f
     assert (full - base).abs().max() > 1e-2
 
 
-def test_a_residual_acts_inside_its_own_mask_only(fresh):
+def test_a_residual_acts_inside_its_mask_only(fresh):
     """The first block, whose input no residual has touched: other factors for concept 1 change nothing outside its mask."""
     unet, parts = fresh(), banks(fresh(), 3)
     path, caught = parts[0].targets[0].path, []
     unet.get_submodule(path).register_forward_hook(lambda m, a, out: caught.append(out.clone()))
-    _, seen = together(unet, stack_banks(parts[:2]), TOKENS[:2])
+    _, seen = lag_pass(unet, stack_banks(parts[:2]), TOKENS[:2])
     other = fresh()
     other.get_submodule(path).register_forward_hook(lambda m, a, out: caught.append(out.clone()))
-    together(other, stack_banks([parts[0], parts[2]]), TOKENS[:2])
+    lag_pass(other, stack_banks([parts[0], parts[2]]), TOKENS[:2])
     # forward hooks run in the order of their registration: these saw the layer before the residuals did
     assert torch.equal(caught[0], caught[1])
     masks = seen[path]
-    routing = MultiConceptRouting(torch.arange(2)[:, None].expand(2, 4), torch.ones(4), {path: masks.flatten(0, 1)})
+    routing = replace(Routing.everywhere(4, concepts=2), masks={path: masks})
     found = []
     for pair in (parts[:2], [parts[0], parts[2]]):
         layer = fresh()
-        with multi_concept_hooks(layer, stack_banks(list(pair)), routing):
+        with residual_hooks(layer, stack_banks(list(pair)), routing):
             module = layer.get_submodule(path)
             found.append(module(torch.ones(4, module.weight.shape[1], 8, 8)))
     changed = (found[0] - found[1]).abs().amax(1).flatten(1) > 1e-6
     assert changed.any() and not changed[masks[1] == 0].any()
 
 
-def test_each_sample_takes_its_own_concepts_residuals(fresh):
+def test_each_sample_takes_the_residuals_of_its_concepts(fresh):
     """A batch of two pairs out of four concepts equals each pair alone."""
     parts = banks(fresh(), 4)
     rows = torch.tensor([[0, 3], [2, 1]])
-    both, _ = together(fresh(), stack_banks(parts), TOKENS[:2], rows=rows)
+    both, _ = lag_pass(fresh(), stack_banks(parts), TOKENS[:2], rows=rows)
     for i in range(2):
-        alone, _ = together(fresh(), stack_banks([parts[rows[0, i]], parts[rows[1, i]]]), TOKENS[:2])
+        alone, _ = lag_pass(fresh(), stack_banks([parts[rows[0, i]], parts[rows[1, i]]]), TOKENS[:2])
         torch.testing.assert_close(both[[i, 2 + i]], alone[[i, 2 + i]], atol=1e-5, rtol=1e-4)
 
 
@@ -174,7 +157,7 @@ def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     for k, bank in enumerate((low, high)):
         found = whole.product(0, x, torch.full((2,), k))
         torch.testing.assert_close(found, bank.product(0, x, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4)
-    with pytest.raises(PersresError, match="other layers"):
+    with pytest.raises(PersresError, match="different layers"):
         stack_banks([low, ResidualBank(find_targets(unet, target="proj_in"))])
 
 
@@ -183,12 +166,12 @@ def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     [
         ({"tokens": torch.zeros(5, 1, 6)}, "5 concepts"),
         ({"uncond_rule": "none"}, "uncond_rule"),
-        ({"mask_config": MaskConfig(when="scenes")}, "mask_when"),
+        ({"mask_config": MaskConfig(policy="scenes")}, "mask_when"),
     ],
 )
 def test_what_is_no_rule_is_refused(change, says):
     with pytest.raises(PersresError, match=says):
-        multi_concept_rule(**({"tokens": TOKENS} | change))
+        guidance_rule(**({"tokens": TOKENS} | change))
 
 
 def test_prompts_name_every_concept():
@@ -204,9 +187,9 @@ def test_prompts_name_every_concept():
 def test_the_routing_without_masks_is_the_sum_too(fresh):
     x, t, text = inputs(4)
     bank = random_bank(fresh())
-    routing = MultiConceptRouting(torch.zeros(2, 4, dtype=torch.long), torch.full((4,), 0.5))
+    routing = Routing(torch.zeros(2, 4, dtype=torch.long), torch.full((4,), 0.5))
     unet = fresh()
-    with multi_concept_hooks(unet, bank, routing):
+    with residual_hooks(unet, bank, routing):
         halves = run(unet, x, t, text)
     plain = fresh()
     with residual_hooks(plain, bank, Routing.everywhere(4)):

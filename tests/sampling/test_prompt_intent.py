@@ -15,9 +15,8 @@ from persres.experiments.extensions.masks.coverage import GROUPS, MASK_CONFIGS, 
 from persres.experiments.extensions.sampled import off_centre, paired, ratio
 from persres.methods.common.registry import load_profile
 from persres.sampling.lag import guidance_rule
-from persres.sampling.mask_config import AUTO, MaskConfig, masks_prompt
+from persres.sampling.mask_config import AUTO, MaskConfig, mask_config_of, masks_prompt
 from persres.sampling.prompt_intent import prompt_intent
-from persres.sampling.sample import mask_config_from
 
 SCENE = ("a photo of a {} on the beach", "a {} next to a red ball", "{} in the snow", "a photo of a {}", "a close up of my {} and a wooden table",
          "a {} wearing a hat", "{} on top of a painted wall")  # fmt: skip
@@ -32,22 +31,22 @@ def test_a_prompts_words_say_whether_the_thing_itself_changes(text):
 
 
 def test_prompts_are_masked_by_what_they_ask_for():
-    by_words = MaskConfig("otsu", blocks="confidence_weighted", when="scenes")
+    by_words = MaskConfig("otsu", source_blocks="confidence_weighted", policy="scenes")
     assert masks_prompt(by_words, "a dog on the moon", "dog") and not masks_prompt(by_words, "a red dog", "dog")
     assert masks_prompt(AUTO, "a red dog", "dog")
-    assert mask_config_from(SamplingConfig(variant="ours", lag="auto")) == AUTO
+    assert mask_config_of(SamplingConfig(variant="ours", lag="auto")) == AUTO
     said = SamplingConfig(variant="ours", lag=True, mask="quantile", mask_area=0.2, mask_blocks=["a"], mask_smooth=0.5)
-    assert mask_config_from(said) == MaskConfig("quantile", 0.2, ("a",), 0.5)
+    assert mask_config_of(said) == MaskConfig("quantile", 0.2, ("a",), 0.5)
 
 
 def test_where_no_block_is_sure_nothing_is_masked():
     noise, found = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 8, 8)
     found[:, 2:5, 2:5] = 1
     rule = guidance_rule(
-        torch.ones(2, 3), "mask", MaskConfig("otsu", blocks="confidence_weighted", when="high_confidence")
+        torch.ones(1, 2, 3), "mask", MaskConfig("otsu", source_blocks="confidence_weighted", policy="high_confidence")
     )[1]
     rule.finish("b.proj_out", torch.cat([noise, found] * 2).flatten(1), (8, 8))
-    mask = rule.mask_at((8, 8))
+    mask = rule.mask_at((8, 8))[0]
     assert mask[[0, 2]].all() and torch.equal(mask[1].view(8, 8), found[0])
 
 
@@ -64,8 +63,8 @@ def test_masks_of_blocks_are_brought_to_one_size():
     own = masks_from_maps(maps, MaskConfig("otsu"), 8)
     assert len(own) == 2 and all(m.shape == (2, 64) for m in own)
     assert len(masks_from_maps(maps, AUTO, 8)) == 1
-    only = masks_from_maps(maps, MaskConfig(blocks=("b",)), 8)[0]
-    assert torch.equal(only, MaskConfig().cut(maps["b"], (8, 8)))
+    only = masks_from_maps(maps, MaskConfig(source_blocks=("b",)), 8)[0]
+    assert torch.equal(only, MaskConfig().mask(maps["b"], (8, 8)))
 
 
 GOOD = {
@@ -131,7 +130,7 @@ def test_claims_of_choosing_hold_and_fall():
 
 
 def test_the_profile_draws_what_the_claims_and_figures_need(repo):
-    drawn = set(load_profile(repo / "params.yaml", "masks").sample.methods)
+    drawn = set(load_profile(repo / "params.yaml", "masks").sample.configs)
     assert set(made_up()["method"]) | set(prompt_claims.CONFIGS) | set(MASK_CONFIGS) - {"auto_disk"} <= drawn
     profile = load_profile(repo / "params.yaml", "masks")
     assert profile.sample.images_per_prompt == 4 and profile.sample.prompts is None and not profile.fetch.concepts

@@ -13,7 +13,7 @@ from persres.models.text_encoding import add_concept_token, concept_positions, e
 from persres.prompts import fill
 from persres.residuals.bank import ResidualBank
 from persres.residuals.targets import find_targets
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 from persres.units.specs import ImageSpec
@@ -82,9 +82,10 @@ def test_equals_the_diffusers_pipeline(diffusion, tiny_pipeline):
 @pytest.mark.parametrize("lag", [False, True])
 def test_batch_and_shard_do_not_change_a_picture(diffusion, lag):
     bank, sampling = bank_for(diffusion), DRAWING.model_copy(update={"lag": lag})
-    together, masks = sample_images(diffusion, items(5), sampling, bank, 32)
+    together, masks = sample_batch(diffusion, [Request(items(5), sampling, bank)], 32)[0]
     parts = [
-        sample_images(diffusion, chunk, sampling, bank, 32) for chunk in (items(5)[:2], items(5)[2:3], items(5)[3:])
+        sample_batch(diffusion, [Request(chunk, sampling, bank)], 32)[0]
+        for chunk in (items(5)[:2], items(5)[2:3], items(5)[3:])
     ]
     torch.testing.assert_close(torch.cat([p for p, _ in parts]), together, atol=1e-4, rtol=1e-4)
     assert (masks is not None) == lag
@@ -96,10 +97,10 @@ def test_batch_and_shard_do_not_change_a_picture(diffusion, lag):
 def test_methods_share_noise_and_differ(diffusion):
     bank = bank_for(diffusion)
     plain = [i.model_copy(update={"prompt": i.plain, "phrase": "mug"}) for i in items(2)]
-    base, _ = sample_images(diffusion, plain, DRAWING, None, 32)
-    again, _ = sample_images(diffusion, plain, DRAWING, None, 32)
-    ours, _ = sample_images(diffusion, items(2), DRAWING, bank, 32)
-    lag, _ = sample_images(diffusion, items(2), DRAWING.model_copy(update={"lag": True}), bank, 32)
+    base, _ = sample_batch(diffusion, [Request(plain, DRAWING)], 32)[0]
+    again, _ = sample_batch(diffusion, [Request(plain, DRAWING)], 32)[0]
+    ours, _ = sample_batch(diffusion, [Request(items(2), DRAWING, bank)], 32)[0]
+    lag, _ = sample_batch(diffusion, [Request(items(2), DRAWING.model_copy(update={"lag": True}), bank)], 32)[0]
     assert torch.equal(base, again)
     assert (ours - base).abs().max() > 1e-3
     assert (lag - ours).abs().max() > 1e-3

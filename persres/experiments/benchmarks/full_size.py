@@ -25,7 +25,7 @@ from persres.models.diffusion import Diffusion, assembled
 from persres.models.loading import pick_device
 from persres.residuals.bank import ResidualBank
 from persres.residuals.targets import find_targets
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.seeding import generator
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.files import write_atomic
@@ -58,9 +58,9 @@ def time_sampling(diffusion: Diffusion, base: Base, bank: ResidualBank, sampling
     """Seconds of one picture, encoding and decoding included, in a batch of this size."""
     items = image_specs(base, batch)
     if diffusion.unet.device.type == "cuda":  # the first run there also chooses and loads kernels
-        sample_images(diffusion, items, sampling.model_copy(update={"steps": 1}), bank, base.resolution)
+        sample_batch(diffusion, [Request(items, sampling.model_copy(update={"steps": 1}), bank)], base.resolution)[0]
     with measured(diffusion.unet.device) as facts:
-        sample_images(diffusion, items, sampling, bank, base.resolution)[0].cpu()
+        sample_batch(diffusion, [Request(items, sampling, bank)], base.resolution)[0][0].cpu()
     return facts | {"image_s": facts["seconds"] / batch}
 
 

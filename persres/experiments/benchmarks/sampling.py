@@ -13,8 +13,7 @@ from persres.experiments.benchmarks.plain import plain_sampling
 from persres.experiments.benchmarks.timing import alternated, flops, formatted
 from persres.residuals.bank import ResidualBank
 from persres.residuals.targets import find_targets
-from persres.sampling.batched_sampling import Request, sample_batch
-from persres.sampling.sample import PromptCache, sample_images
+from persres.sampling.sample import PromptCache, Request, sample_batch
 from persres.seeding import generator
 
 
@@ -33,7 +32,7 @@ def our_sampling(
     items, base = image_specs(measured.base, batch), measured.base
     sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
     texts = PromptCache(measured.ours)
-    return lambda: sample_images(measured.ours, items, sampling, bank, base.resolution, texts=texts)[0]
+    return lambda: sample_batch(measured.ours, [Request(items, sampling, bank)], base.resolution, texts)[0][0]
 
 
 AGAINST = {"ours": ("base pipeline",), "lag": ("base pipeline", "ours"), "lag auto": ("base pipeline", "ours")}
@@ -69,4 +68,4 @@ def batched_times(measured: Measured, steps: int, rounds: int, concepts: int) ->
 
 def _one_by_one(measured: Measured, requests: list[Request]) -> None:
     for one in requests:
-        sample_images(measured.ours, one.items, one.sampling, one.bank, measured.base.resolution)
+        sample_batch(measured.ours, [Request(one.images, one.sampling, one.bank)], measured.base.resolution)[0]

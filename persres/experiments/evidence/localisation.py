@@ -49,8 +49,7 @@ class _Listener(MaskRule):
 
 
 def _listener(tokens: torch.Tensor) -> _Listener:
-    n, device = len(tokens), tokens.device
-    return _Listener(tokens, torch.arange(n, device=device), torch.zeros(n, dtype=torch.bool, device=device))
+    return _Listener(tokens[None])
 
 
 def _positions(diffusion: Diffusion, case: Case, token: str, which: str) -> torch.Tensor:

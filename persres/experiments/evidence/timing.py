@@ -9,7 +9,7 @@ import torch
 
 from persres.methods.common.sample_units import load_method
 from persres.models.diffusion import load_diffusion
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.units.context import Context
 from persres.units.outputs import read_index
 from persres.units.specs import SampleSpec
@@ -41,7 +41,7 @@ def _seconds(context: Context, spec: SampleSpec):
 
     def timed() -> float:
         started = time.perf_counter()
-        sample_images(diffusion, items, sampling, loaded.bank, spec.base.resolution)[0].cpu()
+        sample_batch(diffusion, [Request(items, sampling, loaded.bank)], spec.base.resolution)[0][0].cpu()
         return time.perf_counter() - started
 
     return timed

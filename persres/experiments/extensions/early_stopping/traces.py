@@ -40,7 +40,7 @@ from persres.package_paths import located
 from persres.prompts import fill
 from persres.residuals.bank import ResidualBank
 from persres.residuals.targets import find_targets
-from persres.sampling.sample import sample_images
+from persres.sampling.sample import Request, sample_batch
 from persres.seeding import seed_from
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.checkpoints import read_tensors, write_tensors
@@ -212,7 +212,9 @@ def score_unit(unit: Unit[ScoreSpec], work: Path, device: str) -> None:
     wanted, pictures = image_specs(spec), []
     for start in range(0, len(wanted), batch):
         some = [item for item, _ in wanted[start : start + batch]]
-        pictures += to_images(sample_images(diffusion, some, spec.sampling, bank, spec.learned.base.resolution)[0])
+        pictures += to_images(
+            sample_batch(diffusion, [Request(some, spec.sampling, bank)], spec.learned.base.resolution)[0][0]
+        )
     rows = _scored(spec, device, pictures, wanted)
     write_atomic(folder / "scores.csv", rows.to_csv(index=False).encode())
     finish(unit, work, [folder / "scores.csv"])

@@ -52,7 +52,7 @@ class LoraSamplingConfig:
 
 
 def _ours(control: str) -> MaskConfig:
-    return MaskConfig("otsu", blocks=CONFIDENCE_WEIGHTED, control=control)
+    return MaskConfig("otsu", source_blocks=CONFIDENCE_WEIGHTED, control=control)
 
 
 CONFIGS: dict[str, LoraSamplingConfig] = {

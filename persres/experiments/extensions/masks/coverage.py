@@ -21,9 +21,9 @@ BEST = ("up_blocks.1.attentions.0",)  # needs true masks to be known (data/evide
 MASK_CONFIGS: dict[str, MaskConfig] = {
     "ours_lag": PAPER,
     "own_otsu": MaskConfig("otsu"),
-    "best_median": MaskConfig(blocks=BEST),
-    "best_otsu": MaskConfig("otsu", blocks=BEST),
-    "share_50": MaskConfig(blocks=CONFIDENCE_WEIGHTED),
+    "best_median": MaskConfig(source_blocks=BEST),
+    "best_otsu": MaskConfig("otsu", source_blocks=BEST),
+    "share_50": MaskConfig(source_blocks=CONFIDENCE_WEIGHTED),
     "share_30": MaskConfig("quantile", 0.3, CONFIDENCE_WEIGHTED),
     "share_20": MaskConfig("quantile", 0.2, CONFIDENCE_WEIGHTED),
     "auto": AUTO,
@@ -39,11 +39,11 @@ def masks_from_maps(maps: dict[str, torch.Tensor], mask_config: MaskConfig, side
     """Masks [n, side · side] of blocks' maps [n, pixels]: one where a map is shared, else each block's own, enlarged in squares."""
     square = {block: m.unflatten(1, (round(m.shape[1] ** 0.5),) * 2) for block, m in maps.items()}
     if not mask_config.shared:
-        cut = [mask_config.cut(m.flatten(1), tuple(m.shape[1:])) for m in square.values()]
+        cut = [mask_config.mask(m.flatten(1), tuple(m.shape[1:])) for m in square.values()]
         return [upsampled(mask, side) for mask in cut]
     chosen = [m for block, m in square.items() if mask_config.is_source(block)]
-    trust = [confidence(m) for m in chosen] if mask_config.blocks == CONFIDENCE_WEIGHTED else None
-    return [mask_config.cut(blended(chosen, trust, (side, side)), (side, side))]
+    trust = [confidence(m) for m in chosen] if mask_config.source_blocks == CONFIDENCE_WEIGHTED else None
+    return [mask_config.mask(blended(chosen, trust, (side, side)), (side, side))]
 
 
 def scene_groups(case: Case, beside: list[bool]) -> list[str]:

@@ -12,8 +12,8 @@ from persres.datasets.customconcept101 import FOLDER, read_pairs
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.render import Scene, render
 from persres.prompts import fill_each, numbered
-from persres.sampling.multi_concept_sampling import MultiConceptImage
-from persres.seeding import generator, seed_from
+from persres.sampling.sample import MultiConceptImage
+from persres.seeding import seed_from
 from persres.units.context import Context
 from persres.units.outputs import read_macro_classes
 
@@ -59,15 +59,12 @@ class Case:
         """The prompt without V*; it seeds the noise."""
         return fill_each(self.template, dict(zip(self.names, self.classes, strict=True)))
 
-    def noise(self, seed: int):
-        """The picture's generator, the same for every method."""
-        return generator("noise", seed, self.plain, self.image)
-
     def shown(self, token: str, order: list[str]) -> MultiConceptImage:
         """As it is drawn; ``order`` are the bank's concepts."""
         phrases = tuple(f"{numbered(token, i)} {kind}" for i, kind in enumerate(self.classes, 1))
         prompt = fill_each(self.template, dict(zip(self.names, phrases, strict=True)))
-        return MultiConceptImage(prompt, phrases, tuple(order.index(name) for name in self.names))
+        rows = tuple(order.index(name) for name in self.names)
+        return MultiConceptImage(prompt, phrases, rows, self.plain, self.image)
 
 
 def cases_of(context: Context, count: int | None = None) -> list[Case]:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +23,17 @@ from persres.models.diffusion import Diffusion
 from persres.models.loading import model_identity
 from persres.models.weight_patching import patched_weights
 from persres.prompts import fill, numbered
-from persres.residuals.bank import ResidualBank
+from persres.residuals.bank import ResidualBank, stack_banks
 from persres.residuals.file import load_bank
-from persres.sampling.mask_config import AUTO, PAPER, MaskConfig
-from persres.sampling.multi_concept import MAX_CONCEPTS, SPLITS, stack_banks
-from persres.sampling.multi_concept_sampling import MultiConceptImage, add_numbered_tokens, sample_multi_concept
-from persres.sampling.samplers import starting_noise
+from persres.sampling.multi_concept import MAX_CONCEPTS, add_numbered_tokens
+from persres.sampling.sample import MultiConceptImage, Request, sample_batch
 from persres.units.context import Context
 from persres.units.files import digest_file, write_atomic
 from persres.units.outputs import learned_path, read_macro_classes
 
 log = logging.getLogger(__name__)
 CODE = (
-    "persres.sampling.multi_concept_sampling",
+    "persres.sampling.sample",
     "persres.experiments.extensions.multi_concept.constrained_merge",
     "persres.experiments.extensions.multi_concept.cases",
 )
@@ -45,11 +43,11 @@ PIXELS = 512 * 64**2  # of a batch on a GPU
 
 @dataclass(frozen=True)
 class MultiConceptConfig:
-    """``weights``: ``base`` (none, the plain prompt), ``residuals`` or ``merged`` (Custom Diffusion). ``masking`` None: everywhere.
+    """``weights``: ``base`` (none, the plain prompt), ``residuals`` or ``merged`` (Custom Diffusion). ``lag`` as in a config.
     ``silent``: the last concept's residual is zeroed."""
 
     weights: str = "residuals"
-    mask_config: MaskConfig | None = None
+    lag: bool | str = False
     split: str = "exclusive"
     silent: bool = False
 
@@ -58,13 +56,13 @@ CONFIGS: dict[str, MultiConceptConfig] = {
     "base": MultiConceptConfig("base"),
     "added": MultiConceptConfig(),
     "merged": MultiConceptConfig("merged"),
-    "halves": MultiConceptConfig(mask_config=AUTO, split="halves"),
-    "halves_back": MultiConceptConfig(mask_config=AUTO, split="halves_back"),
-    "one_mask": MultiConceptConfig(mask_config=AUTO, split="shared"),
-    "own_blocks": MultiConceptConfig(mask_config=PAPER),
-    "ours": MultiConceptConfig(mask_config=AUTO),
-    "swapped": MultiConceptConfig(mask_config=AUTO, split="swapped"),
-    "one_zeroed": MultiConceptConfig(mask_config=AUTO, silent=True),
+    "halves": MultiConceptConfig(lag="auto", split="halves"),
+    "halves_back": MultiConceptConfig(lag="auto", split="halves_back"),
+    "one_mask": MultiConceptConfig(lag="auto", split="shared"),
+    "own_blocks": MultiConceptConfig(lag=True),
+    "ours": MultiConceptConfig(lag="auto"),
+    "swapped": MultiConceptConfig(lag="auto", split="swapped"),
+    "one_zeroed": MultiConceptConfig(lag="auto", silent=True),
 }
 TRIPLE_CONFIGS = ("base", "added", "ours")  # for triples
 
@@ -139,34 +137,23 @@ class MultiConceptSampler:
 
     def _batch(self, method: str, cases: list[Case]) -> tuple[np.ndarray, np.ndarray | None]:
         how, base = CONFIGS[method], self.context.profile.base
-        channels, factor = self.diffusion.latent_shape
-        side = base.resolution // factor
-        sampling, mask_config = self.context.profile.sample, how.mask_config
+        sampling = self.context.profile.sample.model_copy(update={"lag": how.lag})
+        bank = self.bank if how.weights == "residuals" else None
         images, masks = [], []
         with self._weights(how, cases):
             for start in range(0, len(cases), self._size()):
-                part = cases[start : start + self._size()]
-                noise = starting_noise([case.noise(sampling.seed) for case in part], (channels, side, side))
-                bank = self.bank if how.weights == "residuals" else None
-                x, m = sample_multi_concept(
-                    self.diffusion,
-                    [self._shown(how, c) for c in part],
-                    noise,
-                    sampling,
-                    bank,
-                    mask_config,
-                    SPLITS[how.split],
-                )
+                part = [self._shown(how, case) for case in cases[start : start + self._size()]]
+                [(x, m)] = sample_batch(self.diffusion, [Request(part, sampling, bank, how.split)], base.resolution)
                 images += [np.asarray(image) for image in to_images(x)]
                 masks += [] if m is None else list(m.cpu().numpy())
         return np.stack(images), np.stack(masks) if masks else None
 
     def _shown(self, how: MultiConceptConfig, case: Case) -> MultiConceptImage:
         if how.weights == "base":
-            return MultiConceptImage(case.plain, case.classes, tuple(0 for _ in case.names))
+            return MultiConceptImage(case.plain, case.classes, (0,) * len(case.names), case.plain, case.image)
         shown = case.shown(self.context.profile.base.token, self.names)
         if how.silent:
-            return MultiConceptImage(shown.prompt, shown.phrases, (*shown.rows[:-1], len(self.names)))
+            return replace(shown, rows=(*shown.rows[:-1], len(self.names)))
         return shown
 
     def _weights(self, how: MultiConceptConfig, cases: list[Case]) -> AbstractContextManager:
