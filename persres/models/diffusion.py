@@ -1,11 +1,9 @@
-"""The frozen models, by hub name or local folder, with errors that say what to do.
+"""The frozen models, by hub name or local folder.
 
-Stable Diffusion 1.x and 2.x have one text tower; SDXL has two, and its denoiser also reads the pooled prompt and the
-picture's sizes. :meth:`Diffusion.encode` gives what the model's own denoiser reads, so that nothing after it asks
-which family it is.
+Stable Diffusion 1.x and 2.x have one text tower. SDXL has two, and its denoiser also reads the pooled prompt and the image's sizes.
+:meth:`Diffusion.encode` returns the conditioning of either, so no other code depends on the family.
 
-diffusers takes seconds to import, so it is imported where a model is loaded: a stage that only reads the settings of a run waits for none
-of it.
+diffusers takes seconds to import, so it is imported where a model is loaded; a stage that only reads settings does not wait for it.
 """
 
 from __future__ import annotations
@@ -39,9 +37,9 @@ _NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 class Diffusion:
     """The parts of a Stable Diffusion pipeline, frozen, with V* among its tokens.
 
-    ``second`` is SDXL's other text tower, ``empty_is_zero`` its way with the empty prompt, ``resolution`` what it is told of
-    the picture's size. With ``offload`` the text towers and the autoencoder wait on the CPU and come to the denoiser's
-    device only while they work.
+    ``second`` is SDXL's other text tower, ``empty_is_zero`` its rule for the empty prompt, ``resolution`` the image size in its
+    conditioning. With ``cpu_offload`` the text towers and the autoencoder stay on the CPU and move to the denoiser's device only while
+    they are used.
     """
 
     tokenizer: CLIPTokenizer
@@ -65,16 +63,16 @@ class Diffusion:
         return [(self.tokenizer, self.text_encoder), *([] if self.second is None else [self.second])]
 
     def parameter_count(self) -> int:
-        """Numbers in the denoiser and the text towers, which is what the paper counts (983M for Stable Diffusion v1.4)."""
+        """The number of parameters of the denoiser and the text towers, as the paper counts (983M for Stable Diffusion v1.4)."""
         parts = [self.unet, *(encoder for _, encoder in self.towers)]
         return sum(p.numel() for part in parts for p in part.parameters())
 
     def states(self, prompts: list[str]) -> Conditioning:
-        """As :meth:`encode`, with gradients."""
+        """The conditioning of n prompts, with gradients."""
         if self.second is None:
             return Conditioning(prompt_states(self.tokenizer, self.text_encoder, prompts))
         states, pooled = two_tower_states(self.towers, prompts)
-        # original size, offset of the crop, target size: a whole picture at the working resolution, in training as in sampling
+        # original size, crop offset, target size: an uncropped image at the working resolution, in training as in sampling
         sizes = torch.tensor(
             [[self.resolution, self.resolution, 0, 0, self.resolution, self.resolution]] * len(prompts)
         )
@@ -82,12 +80,12 @@ class Diffusion:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """What the denoiser reads of n prompts."""
-        with self._at_work(*(encoder for _, encoder in self.towers)):
+        """The conditioning of n prompts."""
+        with self._on_device(*(encoder for _, encoder in self.towers)):
             return self.states(prompts)
 
     def unconditional(self) -> Conditioning:
-        """The other branch of guidance, for one sample: the empty prompt, or zeros where the pipeline says so (SDXL)."""
+        """The unconditional branch of guidance, for one sample: the empty prompt, or zeros where the pipeline's config says so (SDXL)."""
         empty = self.encode([""])
         if not self.empty_is_zero:
             return empty
@@ -96,17 +94,17 @@ class Diffusion:
         )
 
     def posterior(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :func:`posterior`, on the denoiser's device."""
-        with self._at_work(self.vae):
+        """Mean and std of the latents of images; see :func:`posterior`."""
+        with self._on_device(self.vae):
             return posterior(self.vae, images)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """As :func:`decode`."""
-        with self._at_work(self.vae):
+        """The images of latents; see :func:`decode`."""
+        with self._on_device(self.vae):
             return decode(self.vae, latents)
 
     @contextmanager
-    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+    def _on_device(self, *parts: nn.Module) -> Iterator[None]:
         if not self.cpu_offload:
             yield
             return
@@ -120,7 +118,7 @@ class Diffusion:
 
 
 def pipeline_name(model: str) -> str:
-    """The class of a model's pipeline, from its ``model_index.json`` alone. Raises PersresError where there is none."""
+    """The class name of a model's pipeline, from its ``model_index.json``. Raises PersresError without one."""
     from diffusers import DiffusionPipeline
 
     try:
@@ -131,9 +129,9 @@ def pipeline_name(model: str) -> str:
 
 @lru_cache(maxsize=1)
 def load_diffusion(base: Base, device: str, cpu_offload: bool = False) -> Diffusion:
-    """All parts in ``base.dtype`` on the device. Raises PersresError where the model can't be had or is of no known kind.
+    """The model in ``base.dtype`` on the device, with its scheduler's settings as DDIM, the paper's sampler.
 
-    The pipeline's own scheduler settings are read as DDIM, which the paper samples with.
+    Raises PersresError where the model can't be loaded or its pipeline is not supported.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -143,8 +141,8 @@ def load_diffusion(base: Base, device: str, cpu_offload: bool = False) -> Diffus
     return assembled(_pipeline(base), base, pick_device(device), cpu_offload)
 
 
-def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, cpu_offload: bool) -> Diffusion:
-    """The parts of a pipeline, frozen, each at its place, with V* among the tokens of every text tower."""
+def assembled(pipe: DiffusionPipeline, base: Base, device: torch.device, cpu_offload: bool) -> Diffusion:
+    """The parts of a pipeline, frozen, each on its device, with V* among the tokens of every text tower."""
     from diffusers import StableDiffusionXLPipeline
 
     second = (pipe.tokenizer_2, pipe.text_encoder_2) if isinstance(pipe, StableDiffusionXLPipeline) else None
@@ -162,13 +160,13 @@ def assembled(pipe: DiffusionPipeline, base: Base, place: torch.device, cpu_offl
     for tower in diffusion.towers:
         add_concept_token(*tower, base.token, base.rare_token)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
-        pipe.vae.float()  # its activations overflow in half precision; diffusers upcasts by the same word of its config
+        pipe.vae.float()  # its activations overflow in half precision; diffusers upcasts by the same config key
     for part in (pipe.vae, *(encoder for _, encoder in diffusion.towers)):
-        part.to("cpu" if cpu_offload else place).eval().requires_grad_(False)
-    pipe.unet.to(place).eval().requires_grad_(False)
-    if place.type == "cpu":
+        part.to("cpu" if cpu_offload else device).eval().requires_grad_(False)
+    pipe.unet.to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
         for part in (pipe.unet, pipe.vae):
-            # convolutions that read pictures channels last are a tenth faster here, and a tenth slower on a GPU (docs/speed.md)
+            # channels-last convolutions are a tenth faster on a CPU, and a tenth slower on a GPU (docs/speed.md)
             part.to(memory_format=torch.channels_last)
     return diffusion
 
@@ -201,20 +199,20 @@ def _ddim(pipe: DiffusionPipeline, model: str) -> DDIMScheduler:
     if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction"):
         raise PersresError(
             f"base.model {model!r} was trained for {type(pipe.scheduler).__name__} (prediction {kind!r}), which DDIM can't"
-            " sample; use a model that predicts noise or velocity on a schedule of betas"
+            " sample; use a model that predicts noise or velocity on a beta schedule"
         )
-    return DDIMScheduler.from_config(config, clip_sample=False)  # a schedule that does not say so must not clip latents
+    return DDIMScheduler.from_config(config, clip_sample=False)  # latents must not be clipped
 
 
 @torch.no_grad()
 def posterior(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std of the latents of images [n, 3, h, w], in the denoiser's scale, float32."""
-    found = [vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist for image in images]
+    """Mean and std of the latents of images [n, 3, h, w], at the denoiser's scale, float32."""
+    latents = [vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist for image in images]
     scale = vae.config.scaling_factor
-    return torch.cat([f.mean.float() for f in found]) * scale, torch.cat([f.std.float() for f in found]) * scale
+    return torch.cat([x.mean.float() for x in latents]) * scale, torch.cat([x.std.float() for x in latents]) * scale
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Latents in the denoiser's scale -> images [n, 3, h, w] in about [-1, 1], float32."""
+    """The images [n, 3, h, w] of latents at the denoiser's scale, in about [-1, 1], float32."""
     return vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()

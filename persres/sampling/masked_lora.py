@@ -221,9 +221,9 @@ def text_encoder_lora(
     on exit."""
     with ExitStack() as stack:
         for tower, layers in zip(towers, deltas, strict=False):
-            merged = {}
+            weights = {}
             for path, delta in layers.items():
                 weight = tower.get_submodule(path).weight.detach()
-                merged[f"{path}.weight"] = weight.float() + strength * delta.matrix().view_as(weight).to(weight.device)
-            stack.enter_context(patched_weights(tower, merged))
+                weights[f"{path}.weight"] = weight.float() + strength * delta.matrix().view_as(weight).to(weight.device)
+            stack.enter_context(patched_weights(tower, weights))
         yield

@@ -98,8 +98,8 @@ def sample_batch(
     noise = torch.cat([_noise(diffusion, r, resolution) for r in requests]).to(unet.device)
     scale = torch.tensor([r.sampling.cfg_scale for r in requests for _ in r.images], device=unet.device)
     texts = PromptCache(diffusion) if texts is None else texts
-    denoiser = unet if first.predictor is None else first.predictor(first.images)
-    denoise = guided(denoiser, texts(prompts), texts.unconditional, scale.view(-1, 1, 1, 1))
+    predictor = unet if first.predictor is None else first.predictor(first.images)
+    denoise = guided(predictor, texts(prompts), texts.unconditional, scale.view(-1, 1, 1, 1))
     with ExitStack() as stack:
         rule = _enter_residuals(stack, diffusion, requests)
         if first.predictor is None:

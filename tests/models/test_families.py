@@ -278,7 +278,7 @@ def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypa
     towers = len(offloaded.towers)
     assert moves == [("text", "cpu")] * 2 * towers * 2 + [("vae", "cpu")] * 2, "prompts, the empty prompt, the decoding"
     moves.clear()
-    with pytest.raises(RuntimeError), offloaded._at_work(offloaded.vae):
+    with pytest.raises(RuntimeError), offloaded._on_device(offloaded.vae):
         raise RuntimeError("stop")
     assert len(moves) == 2, "back on the CPU even after an error"
 

@@ -95,7 +95,7 @@ def test_what_can_not_be_drawn_is_one_clear_error(model, pipe, tmp_path):
     for seed in range(2, 5):
         write(model, tmp_path / "r.safetensors", seed)
         pipe.load_residual(tmp_path / "r.safetensors")
-    with pytest.raises(PersresError, match="5 concepts in one picture"):
+    with pytest.raises(PersresError, match="5 concepts in one image"):
         pipe.set_residuals([f"mug{i}" for i in range(5)])
     with pytest.raises(PersresError, match="prompt_embeds"):
         pipe.set_residuals(["mug0", "mug1"])(prompt_embeds=torch.zeros(1, 3, 3), **CALL)

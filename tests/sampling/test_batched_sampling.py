@@ -116,7 +116,7 @@ def test_units_with_few_pictures_share_a_batch(tiny_profile, tmp_path):
     for stage in ("fetch", "macro_class", "train", "sample"):
         run_stage(stage, context)
     facts = {unit.name: known(unit, context.work) for unit in sample_units(context)}
-    assert {name: seen.get("together") for name, seen in facts.items()} == {
+    assert {name: seen.get("units_per_batch") for name, seen in facts.items()} == {
         "base/heart_mug": 4, "base/star_robot": 4, "ours/heart_mug": 4, "ours/star_robot": 4,
         "lag/heart_mug": 2, "lag/star_robot": 2,
     }  # fmt: skip
@@ -126,7 +126,7 @@ def test_units_with_few_pictures_share_a_batch(tiny_profile, tmp_path):
     one_by_one = context.profile.runtime.model_copy(update={"sample_batch": 1})
     alone = replace(alone, profile=context.profile.model_copy(update={"runtime": one_by_one}))
     run_stage("sample", alone)
-    assert not any("together" in known(unit, alone.work) for unit in sample_units(alone))
+    assert not any("units_per_batch" in known(unit, alone.work) for unit in sample_units(alone))
     other = pictures_of(alone)
     assert set(together) == set(other) and len(together) == 8, "six pictures and two masks"
     for name, picture in together.items():
