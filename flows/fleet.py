@@ -1,8 +1,8 @@
-"""The whole chain with its units on agents: ``python -m flows.fleet --store s3://bucket/persres``, or the deployment ``nightly``.
+"""The whole chain with its units on workers: ``python -m flows.fleet --store s3://bucket/persres``, or the deployment ``nightly``.
 
-The store may also stand in PERSRES_STORE, for a schedule; without one everything runs here, as flows/pipeline.py does. The parent
-holds DVC: stages that have units send them, gather them, and publish into data/ as ever; at the end ``dvc commit`` records them and
-``dvc push`` sends them, once. As in ``persres run``, what fails is left out of what follows, the others go on, and then the flow fails.
+A schedule may set the store in PERSRES_STORE; without a store everything runs here, as in flows/pipeline.py. The scheduler has DVC:
+stages send their units, gather the results and publish into data/; at the end ``dvc commit`` and ``dvc push`` record them once. As in
+``persres run``, a failed variant or config is left out of the following stages, and the flow fails at the end.
 """
 
 from __future__ import annotations
@@ -44,16 +44,18 @@ def fleet(
     commit: bool = False,
     push: bool = False,
 ) -> str:
-    """``shards``: into how many a stage's units go, two or three an agent let the quick ones help; ``commit`` and ``push``: DVC's, once, at
-    the end. Raises PersresError when the rest is finished: every failed unit, reasons, links to logs. Then nothing is committed: for DVC
-    the stages would be whole."""
+    """Run the stages. ``shards`` per stage: two or three per worker balance the load. ``commit`` and ``push``: DVC's, once, at the end.
+
+    Raises PersresError when the rest is finished, with every failed unit, reasons and links to logs. Nothing is committed then: DVC
+    would take the stages for complete.
+    """
     if push:
         _check_remote()
     store = store or os.environ.get("PERSRES_STORE")
     context, views = load_context(Path(params), profile, Path(data), Path(work)), StageViews()
     if store is not None:
         send = Deployment(deployment, store)
-        context = replace(context, place=Fleet(store, send, shards, attempts, views, Path(data)))
+        context = replace(context, run_units=Fleet(store, send, shards, attempts, views, Path(data)))
     with logs_in_the_run():
         try:
             failure = run_chain(context, stages or STAGES)
@@ -73,7 +75,7 @@ def fleet(
 
 
 def _check_remote() -> None:
-    """Before a night's work, not after it. Raises PersresError where DVC has nowhere to push to."""
+    """Raises PersresError, before the work, if DVC has no remote to push to."""
     try:
         s3_remote(configuration(Path()))
     except PersresError as error:
@@ -81,7 +83,7 @@ def _check_remote() -> None:
 
 
 def main() -> int:
-    """Command line. 0 on success, 1 where a stage failed."""
+    """The command line; returns 0 on success, 1 if a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m flows.fleet", description=__doc__)
     for name, default in (("params", "params.yaml"), ("data", "data"), ("work", ".work"), ("deployment", SHARDS)):
         parser.add_argument(f"--{name}", default=default)

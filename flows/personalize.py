@@ -1,4 +1,4 @@
-"""One concept on demand, on a GPU agent: photos from a store, the residual back into it."""
+"""The flow that personalizes one concept on demand, on a GPU worker: photos from a store, the residual back into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import flow
 
-from persres.fleet.on_demand import personalize_from
+from persres.fleet.on_demand import Request, personalize_from_store
 from tasks.views import logs_in_the_run
 
 
@@ -22,10 +22,9 @@ def personalize(
     macro_class: str | None = None,
     prompts: list[str] | None = None,
     profile: str = "paper",
-    work: str = ".work/agent",
+    work: str = ".work/worker",
 ) -> list[str]:
     """``photos`` and ``to`` are folders or s3://bucket/prefix; returns the keys below ``to``."""
+    request = Request(photos, to, name, macro_class, tuple(prompts or ()), profile)
     with logs_in_the_run():
-        return personalize_from(
-            photos, to, Path(work), name, macro_class=macro_class, prompts=tuple(prompts or ()), profile=profile
-        )
+        return personalize_from_store(request, Path(work))

@@ -1,7 +1,7 @@
 """The whole chain as one flow: ``python -m flows.pipeline``.
 
-Shown in a Prefect server where PREFECT_API_URL points at one; without it Prefect starts a
-server of its own for the run. It writes the same folders as ``dvc repro``, which needs no Prefect.
+The Prefect server at PREFECT_API_URL shows it; without that variable Prefect starts a server for the run. It writes the same folders
+as ``dvc repro``, which needs no Prefect.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ def pipeline(
     work: str = ".work",
     stages: list[str] | None = None,
 ) -> str:
-    """Run the stages one after another; the first that fails fails the flow."""
+    """Run the stages in order; the first failure fails the flow."""
     for stage in stages or STAGES:
         run_stage_task(stage, params, profile, data, work)
     return data
 
 
 def main() -> int:
-    """Command line. 0 on success, 1 where a stage failed."""
+    """The command line; returns 0 on success, 1 if a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--profile")
     parser.add_argument("--data", default="data")
     parser.add_argument("--work", default=".work")
     parser.add_argument("--stages", nargs="*", choices=STAGES)
-    given = parser.parse_args()
-    state = pipeline(given.params, given.profile, given.data, given.work, given.stages, return_state=True)
+    state = pipeline(**vars(parser.parse_args()), return_state=True)
     return 0 if state.is_completed() else 1
 
 

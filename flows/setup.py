@@ -1,6 +1,7 @@
-"""What the fleet needs at a Prefect server, made or renewed: ``python -m flows.setup`` (make fleet-setup).
+"""Registers the fleet at a Prefect server: ``python -m flows.setup`` (make fleet-setup).
 
-Work pools, the deployments of prefect.yaml, and automations that mark dead runs Crashed. A second run changes nothing.
+It creates or updates the work pools, the deployments of prefect.yaml, and automations that mark dead runs Crashed. A second run
+changes nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from persres.logging import show_logs
 
 log = logging.getLogger("persres.fleet.setup")  # as a program this module has another name
 ROOT = Path(__file__).resolve().parents[1]
-POOLS = {"persres-gpu": "One worker per GPU.", "persres-parent": "Sends shards and gathers; no GPU."}
+POOLS = {"persres-gpu": "One worker per GPU.", "persres-scheduler": "Sends shards and gathers results; no GPU."}
 HEARTBEAT = "prefect.flow-run.heartbeat"
 STARTING = {f"prefect.flow-run.{state}" for state in ("Pending", "Submitting", "InfrastructurePending")}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed")}
-# Three heartbeats of prefect.yaml's 30 s: one may be lost. A server that was away for longer marks living runs Crashed as it comes back;
-# they go on, and Prefect takes their Completed after that.
+# Three heartbeats of prefect.yaml's 30 s, one of which may be lost. A server that was down for longer marks running flows Crashed when it
+# returns; they continue, and Prefect accepts their Completed.
 SILENT_FOR = timedelta(seconds=90)
-STARTS_WITHIN = timedelta(minutes=10)  # an image's pull and torch's import among it
+STARTS_WITHIN = timedelta(minutes=10)  # enough to pull an image and to import torch
 
 
 def set_up() -> None:
-    """All of it, in the order of need. Raises PersresError where there is no server or it takes a part amiss."""
+    """Register everything. Raises PersresError if no server answers or it refuses something."""
     with connect() as client:
         for name, description in POOLS.items():
             ensure_pool(client, name, description)
@@ -50,49 +51,49 @@ def set_up() -> None:
 
 
 def connect() -> SyncPrefectClient:
-    """The client of the server at PREFECT_API_URL: without one Prefect would start a server that ends with us."""
+    """A client of the server at PREFECT_API_URL. Raises PersresError if it is not set: Prefect would start a temporary server."""
     url = PREFECT_API_URL.value()
     if not url:
         raise PersresError(
-            "PREFECT_API_URL is not set; it is the fleet's Prefect server, e.g. http://127.0.0.1:4200/api"
+            "PREFECT_API_URL is not set; set it to the fleet's Prefect server, e.g. http://127.0.0.1:4200/api"
         )
     with get_client(sync_client=True) as client:
         error = client.api_healthcheck()
     if error is not None:
         raise PersresError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); prefect server start makes one"
+            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); start one with prefect server start"
         )
     return get_client(sync_client=True)
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, description: str) -> None:
-    """A process pool, unless the platform's own stands there, of whatever type. Ours may have come from `prefect worker start`."""
+    """Create a process pool, or update an existing one; a pool of another type is left unchanged."""
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
-        template = _in_the_workers_folder(ProcessWorker.get_default_base_job_template())
+        template = _in_the_worker_folder(ProcessWorker.get_default_base_job_template())
         wanted = WorkPoolCreate(name=name, type=ProcessWorker.type, description=description, base_job_template=template)
         client.create_work_pool(wanted)
     else:
-        _renew(client, pool)
+        _update(client, pool)
     log.info("work pool %s", name)
 
 
-def _renew(client: SyncPrefectClient, pool: WorkPool) -> None:
+def _update(client: SyncPrefectClient, pool: WorkPool) -> None:
     if pool.type == ProcessWorker.type:
         template = pool.base_job_template or ProcessWorker.get_default_base_job_template()
-        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=_in_the_workers_folder(template)))
+        client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=_in_the_worker_folder(template)))
 
 
-def _in_the_workers_folder(template: dict[str, Any]) -> dict[str, Any]:
-    """Runs start where their worker was started, so each runs its own clone; by itself Prefect starts them in an empty folder."""
+def _in_the_worker_folder(template: dict[str, Any]) -> dict[str, Any]:
+    """A template whose runs start in their worker's folder, its clone; Prefect's default is an empty folder."""
     folder = template["variables"]["properties"]["working_dir"]
     folder["default"] = folder.get("default") or "."
     return template
 
 
 def deploy() -> None:
-    """The deployments of prefect.yaml, by Prefect's own command. Raises PersresError with its last words."""
+    """Register the deployments of prefect.yaml. Raises PersresError with the end of Prefect's output."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,11 +102,11 @@ def deploy() -> None:
 
 
 def dead_runs() -> list[AutomationCore]:
-    """Nobody else tells of a machine that went away: its runs would be Running, or Pending, for ever."""
-    silent = (
-        f"No heartbeat for {SILENT_FOR.seconds} s: its agent or machine is gone. Run it again; finished units are kept."
+    """The automations that end the runs of a machine that disappeared, which would stay Running or Pending for ever."""
+    silent = f"No heartbeat for {SILENT_FOR.seconds} s: its worker or machine is gone. Run it again; finished units are not repeated."
+    never = (
+        f"Taken by a worker, but not started within {STARTS_WITHIN.seconds} s: it or its machine is gone. Run it again."
     )
-    never = f"Taken by an agent, not begun within {STARTS_WITHIN.seconds} s: the agent or its machine is gone. Run it again."
     return [
         _crashed("persres: silent runs are Crashed", {HEARTBEAT}, {HEARTBEAT, *ENDS}, SILENT_FOR, silent),
         _crashed("persres: runs not begun are Crashed", STARTING, {"prefect.flow-run.*"}, STARTS_WITHIN, never),
@@ -113,7 +114,7 @@ def dead_runs() -> list[AutomationCore]:
 
 
 def _crashed(name: str, after: set[str], expect: set[str], within: timedelta, message: str) -> AutomationCore:
-    """By tag, for on a shared server other teams' runs beat every 180 s, Prefect's own choice, and would all be Crashed."""
+    """An automation for runs with our tag: other teams' runs on a shared server may have longer heartbeats."""
     trigger = EventTrigger(
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.persres"},
@@ -130,7 +131,7 @@ def _crashed(name: str, after: set[str], expect: set[str], within: timedelta, me
 
 
 def ensure_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """By name, which Prefect does not keep unique: two would both fire."""
+    """Create or update an automation by name. Prefect allows several of one name, which would all fire: others are deleted."""
     first, *others = client.read_automations_by_name(automation.name) or [None]
     if first is None:
         client.create_automation(automation)
@@ -142,7 +143,7 @@ def ensure_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
 
 
 def main() -> int:
-    """Command line. 0 on success, 1 with one clear error."""
+    """The command line; returns 0 on success, 1 with an error message."""
     show_logs()
     try:
         set_up()

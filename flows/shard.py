@@ -1,4 +1,4 @@
-"""What an agent runs: one shard of units. ``CUDA_VISIBLE_DEVICES=0 python -m flows.agent --pool persres-gpu``."""
+"""The flow that a worker runs: one shard of units. ``CUDA_VISIBLE_DEVICES=0 python -m flows.worker --pool persres-gpu``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from persres.fleet.cache import CACHE_GB
-from persres.fleet.worker import GRACE, run_shard
+from persres.fleet.worker import GRACE, WorkerSettings, run_shard
 from tasks.views import logs_in_the_run
 
 
@@ -20,18 +20,16 @@ from tasks.views import logs_in_the_run
 def shard(
     store: str,
     shard: str,
-    work: str = ".work/agent",
+    work: str = ".work/worker",
     workers: int = 1,
     grace: float = GRACE,
-    kept_gb: float = CACHE_GB,
+    cache_gb: float = CACHE_GB,
 ) -> State:
-    """Every unit of the shard is done or fails; then the run is Failed, naming them, if any did. ``kept_gb``: inputs and finished units that
-    may stay in ``work``, those used longest ago go first."""
+    """Run a shard's units; the run is Failed if any did, naming them. See :class:`persres.fleet.worker.WorkerSettings`."""
     with logs_in_the_run():
-        report = run_shard(store, shard, Path(work), workers, grace, kept_gb)
-    told = [*report.failed.values(), *report.unfinished.values()]
-    if told:
-        return Failed(
-            message=f"{len(report.failed)} units failed, {len(report.unfinished)} unfinished: " + "; ".join(told[:5])
-        )
+        report = run_shard(store, shard, Path(work), WorkerSettings(workers, grace, cache_gb))
+    reasons = [*report.failed.values(), *report.unfinished.values()]
+    if reasons:
+        counts = f"{len(report.failed)} units failed, {len(report.unfinished)} unfinished"
+        return Failed(message=f"{counts}: {'; '.join(reasons[:5])}")
     return Completed(message="every unit is in the store")

@@ -1,1 +1,1 @@
-"""Prefect tasks: a few lines each around the library's stages."""
+"""Prefect tasks around the library's stages."""

@@ -1,58 +1,64 @@
-"""A Prefect server that may be away: what must be asked waits for it, what is only to be seen is left out."""
+"""Calls of a Prefect server that may be unavailable: required calls are retried, calls that only display something are skipped."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from persres.errors import PersresError
 
 log = logging.getLogger("persres.fleet")
-POLL = 3.0  # seconds between two tries, and between two looks at runs
-AWAY = 900.0  # seconds to wait for a server that does not answer
+POLL = 3.0  # seconds between two tries, and between two polls of runs
+PATIENCE = 900.0  # seconds of tries before giving up
 T = TypeVar("T")
 
 
-def answered(ask: Callable[[], T], away: Callable[[], None] = lambda: None) -> T:
-    """What ``ask`` returns, as soon as the server answers; ``away`` is called each time that it did not. Raises PersresError where it stays
-    away, or refuses."""
-    until = time.monotonic() + AWAY
-    while True:
-        try:
-            return ask()
-        except (httpx.HTTPError, RuntimeError) as error:
-            if not is_away(error):
-                if isinstance(error, RuntimeError):
-                    raise
-                raise PersresError(
-                    f"the Prefect server refused ({error}); look at PREFECT_API_URL and its credentials"
-                ) from error
-            if time.monotonic() > until:
-                raise PersresError(
-                    f"the Prefect server stays away ({error!r}); start it, then run this again"
-                ) from error
-            log.warning("fleet: the Prefect server does not answer; waiting for it")
-            away()
-            time.sleep(POLL)
+def call_server(call: Callable[[], T], on_retry: Callable[[], None] = lambda: None) -> T:
+    """The result of ``call``, retried while the server is unavailable. Raises PersresError if it stays so, or refuses."""
+
+    def before_sleep(state: object) -> None:
+        log.warning("fleet: the Prefect server does not answer; waiting for it")
+        on_retry()
+
+    try:
+        return Retrying(
+            retry=retry_if_exception(is_unavailable),
+            stop=stop_after_delay(PATIENCE),
+            wait=wait_fixed(POLL),
+            before_sleep=before_sleep,
+            reraise=True,
+        )(call)
+    except (httpx.HTTPError, RuntimeError) as error:
+        if is_unavailable(error):
+            raise PersresError(
+                f"the Prefect server does not answer ({error!r}); start it, then run this again"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise PersresError(
+            f"the Prefect server refused ({error}); check PREFECT_API_URL and its credentials"
+        ) from error
 
 
-def is_away(error: Exception) -> bool:
-    """Whether nobody answered, or the server said that it can't now. Prefect's client wraps the first into a RuntimeError at times."""
+def is_unavailable(error: BaseException) -> bool:
+    """Whether nobody answered, or with a temporary error. Prefect's client sometimes wraps the first into a RuntimeError."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    return isinstance(error, httpx.HTTPError) or "Failed to reach API" in str(error)
+    return isinstance(error, httpx.HTTPError) or (
+        isinstance(error, RuntimeError) and "Failed to reach API" in str(error)
+    )
 
 
-def shown(show: Callable[[], T]) -> T | None:
-    """What ``show`` returns; None, and a warning, where the server did not take it: a page less is no reason to fail."""
+def try_to_show(call: Callable[[], T]) -> T | None:
+    """The result of ``call``; None, and a warning, if the server fails: a missing artifact must not fail the run."""
     try:
-        return show()
+        return call()
     except (httpx.HTTPError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_away(error):
+        if isinstance(error, RuntimeError) and not is_unavailable(error):
             raise
         log.warning("fleet: not shown in Prefect's pages: %s", error or type(error).__name__)
         return None

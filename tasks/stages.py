@@ -1,4 +1,4 @@
-"""One task per stage. A task is given paths and a profile name, never tensors; DVC and the units own caching."""
+"""One task per stage. Its arguments are paths and a profile name; DVC and the units do the caching."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from persres.workflow import load_context, run_stage
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, log_prints=True)
 def run_stage_task(stage: str, params: str, profile: str | None, data: str, work: str) -> str:
-    """Run one stage and return the folder it published into. Its errors fail the task."""
+    """Run one stage; returns the folder that it published into. Its errors fail the task."""
     run_stage(stage, load_context(Path(params), profile, Path(data), Path(work)))
     return data

@@ -28,8 +28,7 @@ from persres.exports.importing import import_residual
 from persres.exports.metadata import ENTRY
 from persres.exports.verify import load_embedding
 from persres.fleet.content_store import get_input, get_unit, manifest_key
-from persres.fleet.jobs import Unfit, unit_from_json
-from persres.fleet.noop import NoopSpec
+from persres.fleet.serialization import UnfitWorkerError, unit_from_json
 from persres.fleet.store import FolderStore
 from persres.fleet.worker import ShardReport, mark_key, read_shard, report_key, run_shard
 from persres.generate import generate
@@ -41,6 +40,7 @@ from persres.pipeline import PersonalizedPipeline
 from persres.residuals.file import load_residual
 from persres.residuals.header import header_facts, read_header
 from persres.sampling.sample import Request, sample_batch
+from persres.stages.noop import NoopSpec
 from persres.units.checkpoints import read_tensors
 from persres.units.files import digest_file, digest_folder
 from persres.units.outputs import read_index, read_macro_classes
@@ -265,7 +265,7 @@ def test_finished_units_are_done_or_refused(tmp_path):
         raw = {key: manifest[key] for key in ("stage", "name", "spec")} | {"hash": manifest["spec_hash"]}
         try:
             assert is_done(unit_from_json(raw), work)
-        except Unfit as error:
+        except UnfitWorkerError as error:
             assert OTHER_CODE in str(error)
 
 

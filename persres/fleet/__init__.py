@@ -1,1 +1,1 @@
-"""Units on many machines: a store between them, shards of units, the agent that runs one and the parent that sends and gathers."""
+"""Units on many machines: a store, shards of units, the worker that runs a shard, and the scheduler that sends shards and gathers results."""

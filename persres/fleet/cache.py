@@ -1,8 +1,7 @@
-"""What an agent keeps: inputs by digest, and finished units that the store has too. As many bytes as it may; what was used longest ago
-goes first, never what is in use.
+"""A worker's cache: inputs by digest, and finished units that the store has too, of limited size, least recently used first out.
 
-An entry is a folder, and who uses it holds a lock on that folder (flock): the system lets go of it when the process ends, however it
-ends, so nothing is left behind that would have to be cleared up. Where a file system has no such locks, nothing is removed.
+An entry is a folder. Its users hold a lock on it (flock), which the system releases when their process ends. On a file system
+without such locks nothing is removed.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.fleet.content_store import STORED_STAGES
+from persres.fleet.content_store import IN_STORE
 from persres.units.disk import check_disk
 
 log = logging.getLogger(__name__)
-INPUTS = "inputs"  # of the work folder: what was fetched, by digest
-CACHE_GB = 50.0  # some hundred packs of pictures at the size of the paper, beside photos and residuals
+INPUTS = "inputs"  # in the work folder: fetched files, by digest
+CACHE_GB = 50.0  # some hundred image archives of the paper's size, with photos and residuals
 
 
 @contextmanager
 def in_use(entry: Path) -> Iterator[None]:
-    """The folder, made where it isn't there, is not removed meanwhile; and it is the one that was used last."""
+    """Create a folder if needed and protect it from removal; it becomes the most recently used."""
     lock = _locked(entry)
     try:
         yield
@@ -38,20 +37,20 @@ def in_use(entry: Path) -> Iterator[None]:
 
 
 def _locked(entry: Path) -> int:
-    """A shared lock on the folder that has this name now: another process may have taken the one before away while we waited."""
+    """A shared lock on the folder of this name; another process may have removed an earlier one while we waited."""
     while True:
         entry.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             lock = os.open(entry, os.O_RDONLY)
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_SH)
-            if _is_still(lock, entry):
-                os.utime(entry, ns=(time.time_ns(),) * 2)  # the system's own stamps are some milliseconds coarse
+            if _is_same(lock, entry):
+                os.utime(entry, ns=(time.time_ns(),) * 2)  # the system's stamps are coarse by some milliseconds
                 return lock
             os.close(lock)
 
 
-def _is_still(lock: int, entry: Path) -> bool:
+def _is_same(lock: int, entry: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(lock), entry.stat())
     except FileNotFoundError:
@@ -59,23 +58,22 @@ def _is_still(lock: int, entry: Path) -> bool:
 
 
 def make_room(stage: str, work: Path, most: int) -> None:
-    """Before a shard: at most ``most`` bytes kept, fewer where the disk is all but full. Raises PersresError naming machine and folder
-    where even that is too little."""
+    """Trim the cache to ``most`` bytes, to 0 if the disk is nearly full. Raises PersresError if that is not enough."""
     trim(work, most)
     try:
-        check_disk(stage, work, work, None, stage)
+        check_disk(stage, work)
     except PersresError:
         trim(work, 0)
         try:
-            check_disk(stage, work, work, None, stage)
+            check_disk(stage, work)
         except PersresError as error:
             raise PersresError(f"on {socket.gethostname()}: {error}") from error
 
 
 def trim(work: Path, most: int) -> int:
-    """Remove what was used longest ago and is not in use, until at most ``most`` bytes are kept. Returns the bytes that are."""
-    for half_gone in (path for depth in (f"{INPUTS}/*", "*") for path in work.glob(f"{depth}/.*.gone")):
-        shutil.rmtree(half_gone, ignore_errors=True)  # whoever removed it was killed at it
+    """Remove the least recently used entries that are not in use until ``most`` bytes are left. Returns the bytes that are left."""
+    for removed in (path for depth in (f"{INPUTS}/*", "*") for path in work.glob(f"{depth}/.*.gone")):
+        shutil.rmtree(removed, ignore_errors=True)  # a process was killed while it removed this
     entries = sorted(_entries(work), key=lambda entry: (entry[0], entry[2]))
     total = sum(size for _, size, _ in entries)
     for _, size, path in entries:
@@ -83,29 +81,30 @@ def trim(work: Path, most: int) -> int:
             break
         if _remove(path):
             total -= size
-            log.info("cache: %s removed (%.1f MB), not used for longest", path, size / 1e6)
+            log.info("cache: removed %s (%.1f MB), the least recently used", path, size / 1e6)
     return total
 
 
 def _entries(work: Path) -> Iterator[tuple[float, int, Path]]:
     """(last used, bytes, folder) of every input and of every unit that the store has."""
-    for path in [*work.glob(f"{INPUTS}/*/*"), *(mark.parent for mark in work.glob(f"*/*/{STORED_STAGES}"))]:
-        with suppress(FileNotFoundError):  # taken away by another process
+    marks = work.glob(f"*/*/{IN_STORE}")
+    for path in [*work.glob(f"{INPUTS}/*/*"), *(mark.parent for mark in marks)]:
+        with suppress(FileNotFoundError):  # another process removed it
             if path.is_dir() and not path.name.startswith("."):
                 yield path.stat().st_mtime, _bytes(path), path
 
 
 def _bytes(folder: Path) -> int:
     size = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                size += os.lstat(os.path.join(place, name)).st_size
+                size += os.lstat(os.path.join(parent, name)).st_size
     return size
 
 
 def _remove(entry: Path) -> bool:
-    """Whether it was not in use. First renamed, so that whoever comes meanwhile finds none and fetches it again."""
+    """Remove an entry that is not in use; returns whether it was removed. A rename first hides it from other processes."""
     gone = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}.gone")
     try:
         lock = os.open(entry, os.O_RDONLY)

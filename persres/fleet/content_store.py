@@ -1,8 +1,8 @@
-"""What units read and make, by digest: nothing in the store has a name that could come to mean something else.
+"""Inputs and results of units in a store, by digest: a key never changes its meaning.
 
-``blobs/<sha256>`` holds a file; ``folders/<sha256>`` the JSON of a folder's files and their digests, whose own digest is the folder's.
-``units/<stage>/<hash>.json`` is a unit's manifest, written last and only once. Two writers of one unit waste work and harm nothing: each manifest names
-the files of its writer, and the first stands.
+``blobs/<2 digits>/<sha256>`` is a file. ``folders/<sha256>`` is the JSON of a folder's files and their digests, whose SHA-256 is the
+folder's digest. ``units/<stage>/<hash>.json`` is a unit's manifest, written last and only once. Two writers of a unit are harmless:
+each manifest names the files of its writer, and the first manifest stays.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from persres.units.files import digest_file, digest_files, digest_folder, write_
 from persres.units.specs import FileRef
 from persres.units.unit import MANIFEST, Unit
 
-STORED_STAGES = "in_store"  # of a unit's folder on an agent: a file that says that the store has it all
+IN_STORE = "in_store"  # in a unit's folder on a worker: a file that marks that the store has all of the unit
 
 
 class Damaged(PersresError):
-    """An object is not what its digest says."""
+    """The bytes of an object do not match its digest."""
 
 
 def blob_key(digest: str) -> str:
-    """Of a file."""
+    """The key of a file."""
     return f"blobs/{digest[:2]}/{digest}"
 
 
 def folder_key(digest: str) -> str:
-    """Of a folder's list of files."""
+    """The key of a folder's list of files."""
     return f"folders/{digest}"
 
 
 def manifest_key(unit: Unit) -> str:
-    """Of a unit."""
+    """The key of a unit's manifest."""
     return f"units/{unit.stage}/{unit.hash}.json"
 
 
 def references(value: Any) -> Iterator[FileRef]:
-    """Every file and folder that a spec reads."""
+    """All files and folders that a spec refers to."""
     if isinstance(value, FileRef):
         yield value
     elif isinstance(value, BaseModel):
@@ -58,7 +58,7 @@ def references(value: Any) -> Iterator[FileRef]:
 
 
 def put_input(store: Store, reference: FileRef) -> None:
-    """A file or a folder, where the store hasn't got it yet. Raises PersresError where it is no longer what the spec was made from."""
+    """Upload a file or a folder unless the store has it. Raises PersresError if it has changed since the spec was made."""
     path = Path(reference.path)
     if store.has(folder_key(reference.digest) if path.is_dir() else blob_key(reference.digest)):
         return
@@ -66,7 +66,7 @@ def put_input(store: Store, reference: FileRef) -> None:
         files = digest_files([p for p in path.rglob("*") if p.is_file()], path)
         for name, digest in files.items():
             put_input(store, FileRef(path=str(path / name), digest=digest))
-        listing = json.dumps(files, sort_keys=True).encode()  # as digest_folder has it
+        listing = json.dumps(files, sort_keys=True).encode()  # as digest_folder computes it
         _check(hashlib.sha256(listing).hexdigest(), reference, path)
         store.write(folder_key(reference.digest), listing)
         return
@@ -74,59 +74,61 @@ def put_input(store: Store, reference: FileRef) -> None:
     store.upload(path, blob_key(reference.digest))
 
 
-def _check(found: str, reference: FileRef, path: Path) -> None:
-    if found != reference.digest:
+def _check(digest: str, reference: FileRef, path: Path) -> None:
+    if digest != reference.digest:
         raise PersresError(f"{path} has changed since its stage began; run the stage again")
 
 
-def input_place(reference: FileRef, cache: Path) -> Path:
-    """Where a file or a folder lies in a machine's cache."""
+def input_path(reference: FileRef, cache: Path) -> Path:
+    """The path of a file or a folder in a machine's cache."""
     return cache / reference.digest[:2] / reference.digest / Path(reference.path).name
 
 
 def get_input(store: Store, reference: FileRef, cache: Path) -> FileRef:
-    """The same, in a folder of this machine, fetched where it isn't there or is no longer what it was. All bytes are looked at each time:
-    the unit reads them anyway, and that costs it more. Raises Damaged or StoreError naming the object."""
-    place = input_place(reference, cache)
-    if place.is_dir() and digest_folder(place) != reference.digest:
-        gone = place.with_name(f".{place.name}.{uuid.uuid4().hex}.gone")  # whole until its name is free
-        place.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-    if not place.is_dir():
-        _fetch(store, reference.digest, place)
-    return reference.localized(place)
+    """A reference to this machine's copy, fetched if it is missing or damaged; its digest is checked each time.
+
+    Raises Damaged or StoreError naming the object.
+    """
+    path = input_path(reference, cache)
+    if path.is_dir() and digest_folder(path) != reference.digest:
+        damaged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.gone")  # the rename frees the name at once
+        path.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+    if not path.is_dir():
+        _fetch(store, reference.digest, path)
+    return reference.localized(path)
 
 
-def _fetch(store: Store, digest: str, place: Path) -> None:
-    if _bring(store, digest, place):
+def _fetch(store: Store, digest: str, path: Path) -> None:
+    if _download(store, digest, path):
         return
     listing = store.read(folder_key(digest))
     if listing is None or hashlib.sha256(listing).hexdigest() != digest:
         store.remove(folder_key(digest))
-        raise Damaged(
-            f"{blob_key(digest)} ({place.name}) is not in the store; run the stage again, which puts it there"
-        )
-    fresh = place.with_name(f".{place.name}.fresh")
+        raise Damaged(f"{blob_key(digest)} ({path.name}) is not in the store; run the stage again to upload it")
+    fresh = path.with_name(f".{path.name}.fresh")
     for name, inner in json.loads(listing).items():
         _fetch(store, inner, fresh / name)
-    if not place.exists():  # it has its name when it is whole
-        fresh.rename(place)
+    if not path.exists():  # the name appears when the folder is complete
+        fresh.rename(path)
 
 
 def put_unit(store: Store, unit: Unit, work: Path) -> None:
-    """A finished unit: its files, then its manifest, unless another writer's stands."""
+    """Upload a finished unit: its files, then its manifest, unless the store has another writer's."""
     folder = unit.folder(work)
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, digest in manifest["files"].items():
         if not store.has(blob_key(digest)):
             store.upload(folder / name, blob_key(digest))
     store.write(manifest_key(unit), json.dumps(manifest, sort_keys=True).encode(), only_new=True)
-    (folder / STORED_STAGES).touch()
+    (folder / IN_STORE).touch()
 
 
 def get_unit(store: Store, unit: Unit, work: Path) -> bool:
-    """Bring a finished unit here, files checked, manifest last; False where it is not finished. Raises Damaged where an object is not
-    what the manifest says: the manifest is taken away then, so that the unit is made again."""
+    """Download a finished unit, files checked and manifest last; returns False if it is not finished.
+
+    Raises Damaged if an object does not match the manifest. The manifest is removed then, so that the unit runs again.
+    """
     data = store.read(manifest_key(unit))
     if data is None:
         return False
@@ -134,21 +136,19 @@ def get_unit(store: Store, unit: Unit, work: Path) -> bool:
     try:
         manifest = json.loads(data)
         if manifest["spec_hash"] != unit.hash:
-            raise ValueError("it is another unit's")
+            raise ValueError("it belongs to another unit")
         for name, digest in manifest["files"].items():
-            if not _bring(store, digest, folder / name):
+            if not _download(store, digest, folder / name):
                 raise Damaged(f"{blob_key(digest)} ({name}) is not in the store")
     except (ValueError, KeyError, TypeError, AttributeError, Damaged) as error:
         store.remove(manifest_key(unit))
-        raise Damaged(
-            f"{manifest_key(unit)} ({unit.name}) can't be trusted: {error}; the unit is made again"
-        ) from error
+        raise Damaged(f"{manifest_key(unit)} ({unit.name}) is damaged: {error}; the unit runs again") from error
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return True
 
 
-def _bring(store: Store, digest: str, path: Path) -> bool:
-    """A file, checked; False where it is not in the store. A damaged object is taken away, so that it can be put again."""
+def _download(store: Store, digest: str, path: Path) -> bool:
+    """Download and check a file; returns False if the store does not have it. A damaged object is removed, to be uploaded again."""
     if path.is_file() and digest_file(path) == digest:
         return True
     if not store.download(blob_key(digest), path):
@@ -156,25 +156,23 @@ def _bring(store: Store, digest: str, path: Path) -> bool:
     if digest_file(path) != digest:
         path.unlink()
         store.remove(blob_key(digest))
-        raise Damaged(
-            f"{blob_key(digest)} ({path.name}) was damaged in the store and is taken away; run the stage again"
-        )
+        raise Damaged(f"{blob_key(digest)} ({path.name}) was damaged in the store and is removed; run the stage again")
     return True
 
 
 def fetch_inputs(store: Store, spec: Any, cache: Path) -> Any:
-    """The spec with its files fetched here: places change, what it is does not."""
-    return _mapped(spec, lambda reference: get_input(store, reference, cache))
+    """The spec with its files fetched to this machine: the paths change, the identity does not."""
+    return _map_references(spec, lambda reference: get_input(store, reference, cache))
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def _map_references(value: Any, change: Any) -> Any:
     if isinstance(value, FileRef):
         return change(value)
     if isinstance(value, BaseModel):
         inner = {name: getattr(value, name) for name in type(value).model_fields}
-        new = {name: _mapped(old, change) for name, old in inner.items()}
+        new = {name: _map_references(old, change) for name, old in inner.items()}
         return value.model_copy(update={name: new[name] for name in inner if new[name] is not inner[name]})
     if isinstance(value, tuple):
-        new = tuple(_mapped(inner, change) for inner in value)
+        new = tuple(_map_references(inner, change) for inner in value)
         return new if any(a is not b for a, b in zip(new, value, strict=True)) else value
     return value

@@ -1,7 +1,7 @@
-"""The parent of a fleet: sends what is not done, gathers what was, and says once what is not.
+"""The scheduler of a fleet: sends the units that are not done, gathers results, and reports once what failed.
 
-Who runs a shard and where is ``send``'s business (Prefect's in flows/fleet.py, this process's in a test). The parent trusts manifests
-and digests alone: a shard that says it is finished and isn't is sent again, one that died after its last unit is not.
+``send`` decides who runs a shard and where (Prefect in flows/fleet.py, this process in a test). The scheduler relies only on manifests
+and digests: it sends a shard again if it reports success without results, and not if its worker died after the last unit.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from persres.errors import PersresError, UnitFailures
+from persres.errors import UnitFailures
 from persres.estimate import read_measured_seconds
 from persres.fleet.content_store import Damaged, get_unit, put_input, references
-from persres.fleet.jobs import job_type, unit_to_json
-from persres.fleet.shards import Shard, estimates, group, make_shard
-from persres.fleet.store import Store, open_store
+from persres.fleet.serialization import unit_to_json
+from persres.fleet.shards import Shard, estimate_seconds, group_by_cost, make_shard
+from persres.fleet.store import open_store
 from persres.fleet.worker import ShardReport, mark_key, report_key
-from persres.units.batches import Batches, Work
+from persres.units.batches import Job
 from persres.units.unit import Unit, is_done
 
 log = logging.getLogger(__name__)
-DEATHS = 2  # of its worker, after which a unit is set aside
+MAX_CRASHES = 2  # of a unit's worker, after which the unit is set aside
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage stands. ``seconds`` since it began here, ``before`` units that were done then."""
+    """The progress of a stage. ``seconds`` since it began, ``before`` units that were done then."""
 
     stage: str
     done: int
@@ -41,78 +39,54 @@ class Progress:
 
     @property
     def per_hour(self) -> float:
-        """Units an hour at the pace so far; 0 where there is none yet."""
+        """Units per hour so far; 0 if not known yet."""
         return (self.done - self.before) / self.seconds * 3600 if self.seconds > 0 else 0.0
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left at that pace; None where there is none yet."""
+        """Seconds that are left at that rate; None if not known yet."""
         return (self.total - self.done) / self.per_hour * 3600 if self.per_hour else None
 
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """How a shard's run ended: ``died`` says why where it did not end by itself; ``log`` is where its log is; ``said`` is its own last
-    word where it failed, which counts where it left no report."""
+    """The end of a shard's run. ``crash``: why it did not end by itself; ``log``: where its log is; ``message``: its error."""
 
-    died: str | None = None
+    crash: str | None = None
     log: str = ""
-    said: str = ""
+    message: str = ""
 
 
-# Runs shards, calls ``tick`` now and then, returns when all have ended, by shard id.
+# Runs shards, calls ``tick`` repeatedly, returns when all have ended, by shard id.
 Send = Callable[[list[Shard], Callable[[], None]], dict[str, ShardOutcome]]
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Has the signature of :func:`persres.units.pool.run_units` and takes its place (``Context.place``)."""
+    """Runs units on workers; takes the place of :func:`persres.units.pool.run_units` in ``Context.run_units``."""
 
     store: str
     send: Send
     shards: int = 8
     attempts: int = 3
     report: Callable[[Progress], None] = lambda progress: None
-    data: Path = Path("data")  # where measured rates lie
+    data: Path = Path("data")  # has the measured rates
 
-    def __call__(self, units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
-        """Every unit done here in ``work``, or UnitFailures once, naming units, reasons and where their logs are."""
-        if not units:
-            return
-        together = function.most if isinstance(function, Batches) else 1
-        run = _Run(self, open_store(self.store), units, work, _options(units[0].stage, function), together, device)
-        failures = run.until_done()
-        if failures:
-            raise UnitFailures(units[0].stage, failures, len(units))
+    def __call__(self, units: list[Unit], work: Path, job: Job, workers: int, device: str) -> None:
+        """Run the units and gather their results in ``work``. Raises UnitFailures once, with reasons and log locations."""
+        if units:
+            failures = _StageRun(self, units, work, job, device).until_done()
+            if failures:
+                raise UnitFailures(units[0].stage, failures, len(units))
 
 
-def _options(stage: str, function: Work) -> dict[str, Any]:
-    """What the stage would have called its function with. Raises PersresError where that is not the one agents call."""
-    function = function.one if isinstance(function, Batches) else function
-    inner, options = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
-    if inner is not job_type(stage).function:
-        raise PersresError(
-            f"{stage}: agents do its units by {job_type(stage).work}; register what does them in fleet/kinds.py"
-        )
-    return options
+class _StageRun:
+    """The units of one stage on the fleet."""
 
-
-class _Run:
-    """One stage's way through the fleet."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        store: Store,
-        units: list[Unit],
-        work: Path,
-        options: dict[str, Any],
-        together: int | None,
-        device: str,
-    ) -> None:
-        self.fleet, self.store, self.units, self.work = fleet, store, units, work
-        self.options, self.together, self.device, self.stage = options, together, device, units[0].stage
-        self.deaths: dict[str, int] = {}
+    def __init__(self, fleet: Fleet, units: list[Unit], work: Path, job: Job, device: str) -> None:
+        self.fleet, self.store, self.units, self.work = fleet, open_store(fleet.store), units, work
+        self.options, self.device, self.stage = job.options, device, units[0].stage
+        self.crashes: dict[str, int] = {}
         self.reasons: dict[str, str] = {}  # by hash, of the last attempt
         self.todo = {unit.hash: unit for unit in units if not is_done(unit, work)}
         self.started = time.monotonic()
@@ -121,36 +95,36 @@ class _Run:
         self.tick()
 
     def until_done(self) -> dict[str, str]:
-        """Reasons by name of the units that failed; empty where all are done."""
+        """Reasons by name of the units that failed; empty if all are done."""
         failed: dict[str, str] = {}
         log.info("%s: %d units, %d already done", self.stage, len(self.units), self.before)
         for attempt in range(self.fleet.attempts):
-            open_units = [unit for key, unit in self.todo.items() if key not in failed]
-            if not open_units:
+            todo = [unit for key, unit in self.todo.items() if key not in failed]
+            if not todo:
                 break
             self.reasons.clear()
-            shards = self.prepare(open_units, attempt)
-            ended = self.fleet.send(shards, self.tick)
+            shards = self.prepare(todo, attempt)
+            outcomes = self.fleet.send(shards, self.tick)
             self.tick()
             for shard in shards:
-                failed |= self.judge(shard, ended.get(shard.id, ShardOutcome("nobody ran it")))
-        aside = f"not finished after {self.fleet.attempts} attempts"
+                failed |= self.classify_outcome(shard, outcomes.get(shard.id, ShardOutcome("nobody ran it")))
+        unfinished = f"not finished after {self.fleet.attempts} attempts"
         return {
-            u.name: failed.get(key) or f"{aside}: {self.reasons.get(key, 'no word')}" for key, u in self.todo.items()
+            unit.name: failed.get(key) or f"{unfinished}: {self.reasons.get(key, 'no message')}"
+            for key, unit in self.todo.items()
         }
 
     def prepare(self, units: list[Unit], attempt: int) -> list[Shard]:
-        """Inputs into the store, then the shards. A unit that was at hand when its worker died goes alone, so that a second death is its
-        own."""
+        """Upload inputs and shards. A unit whose worker crashed goes alone, so that another crash is its own."""
         for reference in {ref.digest: ref for unit in units for ref in references(unit.spec)}.values():
             put_input(self.store, reference)
-        suspects = [[unit] for unit in units if self.deaths.get(unit.hash)]
-        others = [unit for unit in units if not self.deaths.get(unit.hash)]
+        suspects = [[unit] for unit in units if self.crashes.get(unit.hash)]
+        others = [unit for unit in units if not self.crashes.get(unit.hash)]
         rates = read_measured_seconds(self.fleet.data / "bench" / "gpu.json")
-        groups = group(others, estimates(others, self.work, rates), self.fleet.shards) if others else []
+        groups = group_by_cost(others, estimate_seconds(others, self.work, rates), self.fleet.shards) if others else []
         shards = [
-            make_shard([unit_to_json(unit) for unit in some], attempt, self.device, self.options, self.together)
-            for some in [*groups, *suspects]
+            make_shard([unit_to_json(unit) for unit in group], attempt, self.device, self.options)
+            for group in [*groups, *suspects]
         ]
         for shard in shards:
             self.store.remove(report_key(shard.id))
@@ -158,7 +132,7 @@ class _Run:
         return shards
 
     def gather(self) -> None:
-        """Bring here what is finished, every digest checked."""
+        """Download the finished units, every digest checked."""
         if not self.todo:
             return
         finished = {key.rpartition("/")[2] for key in self.store.keys(f"units/{self.stage}/")}
@@ -171,37 +145,34 @@ class _Run:
                 log.warning("%s", error)
 
     def tick(self) -> None:
-        """Gather, and say how far it is."""
+        """Gather results and report the progress."""
         self.gather()
         done, seconds = len(self.units) - len(self.todo), time.monotonic() - self.started
         self.fleet.report(Progress(self.stage, done, len(self.units), seconds, self.before))
 
-    def judge(self, shard: Shard, ended: ShardOutcome) -> dict[str, str]:
-        """What a shard left undone: failed for good, or to be sent again. By hash."""
-        report, failed, log_line = self.read_report(shard), {}, f" (log: {ended.log})" if ended.log else ""
+    def classify_outcome(self, shard: Shard, outcome: ShardOutcome) -> dict[str, str]:
+        """The units of a shard that failed for good, with reasons by hash; the others that are not done are sent again."""
+        report, failed, log_link = self.read_report(shard), {}, f" (log: {outcome.log})" if outcome.log else ""
         for key in [raw["hash"] for raw in shard.units if raw["hash"] in self.todo]:
             if key in report.failed:
-                failed[key] = report.failed[key] + log_line
+                failed[key] = report.failed[key] + log_link
                 continue
-            reason = ended.died or report.unfinished.get(key) or _without(ended)
-            self.reasons[key] = self.reasons.get(key) or reason + log_line
-            if self.was_at(shard, key) >= DEATHS:
-                failed[key] = f"set aside: its worker died {DEATHS} times while at it: {reason}{log_line}"
+            silent = f"its worker ended without it{f': {outcome.message}' if outcome.message else ''}"
+            reason = outcome.crash or report.unfinished.get(key) or silent
+            self.reasons[key] = self.reasons.get(key) or reason + log_link
+            if self.count_crashes(shard, key) >= MAX_CRASHES:
+                failed[key] = f"set aside: its worker died {MAX_CRASHES} times while running it: {reason}{log_link}"
         return failed
 
-    def was_at(self, shard: Shard, key: str) -> int:
-        """How often workers have died while at a unit, the death of this shard's counted in."""
+    def count_crashes(self, shard: Shard, key: str) -> int:
+        """The number of workers that died while running a unit, including this shard's."""
         mark = mark_key(self.todo[key], shard.id)
         if self.store.has(mark):
             self.store.remove(mark)
-            self.deaths[key] = self.deaths.get(key, 0) + 1
-        return self.deaths.get(key, 0)
+            self.crashes[key] = self.crashes.get(key, 0) + 1
+        return self.crashes.get(key, 0)
 
     def read_report(self, shard: Shard) -> ShardReport:
-        """Empty where the agent died before it wrote one."""
+        """A shard's report; empty if its worker died before it wrote one."""
         data = self.store.read(report_key(shard.id))
         return ShardReport(**json.loads(data)) if data else ShardReport()
-
-
-def _without(ended: ShardOutcome) -> str:
-    return f"its agent ended without it: {ended.said}" if ended.said else "its agent ended without it"

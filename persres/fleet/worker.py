@@ -1,7 +1,7 @@
-"""What an agent does with a shard: every unit fetched, done, put back one by one, so that a death costs the unit at hand alone.
+"""What a worker does with a shard: it fetches, runs and uploads each unit by itself, so that a crash costs the units at hand alone.
 
-A mark in the store says which unit an agent is at. It is taken away when the unit ends, however it ends, so what is left after a death
-names the unit that the agent died of, or with.
+A mark in the store names the units that a worker is running. It is removed when the unit ends, however it ends: a mark that is left
+names a unit that the worker died with.
 """
 
 from __future__ import annotations
@@ -13,263 +13,222 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from persres.errors import PersresError, UnitFailures
 from persres.fleet.cache import CACHE_GB, INPUTS, in_use, make_room, trim
-from persres.fleet.content_store import Damaged, fetch_inputs, input_place, manifest_key, put_unit, references
-from persres.fleet.jobs import Unfit, check_worker, job_type, unit_from_json
+from persres.fleet.content_store import Damaged, fetch_inputs, input_path, manifest_key, put_unit, references
+from persres.fleet.serialization import UnfitWorkerError, check_worker, unit_from_json
 from persres.fleet.shards import Shard
 from persres.fleet.store import Store, StoreError, open_store
-from persres.units.batches import Batches, Work
+from persres.stages.jobs import job_type
+from persres.units.batches import Job
 from persres.units.files import write_atomic
-from persres.units.oom_retry import run_batch, with_memory_guard
+from persres.units.oom_retry import run_batch
 from persres.units.pool import run_units
 from persres.units.unit import Unit, finish_interrupted, is_done
 
 log = logging.getLogger(__name__)
-GRACE = 120.0  # seconds that a drained agent may still use for the units at hand
+GRACE = 120.0  # seconds that a worker may still use for the units at hand when told to stop
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Processes of a worker, seconds for the units at hand after SIGTERM, and GB of unused files that stay in its work folder."""
+
+    workers: int = 1
+    grace: float = GRACE
+    cache_gb: float = CACHE_GB
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """How a shard ended: ``failed`` by a unit's own fault, ``unfinished`` by its agent's or the store's; reasons by unit hash."""
+    """Reasons by unit hash: ``failed`` by the unit's own fault, ``unfinished`` by the worker's or the store's."""
 
     failed: dict[str, str] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> bytes:
-        """For the store."""
-        return json.dumps({"failed": self.failed, "unfinished": self.unfinished}).encode()
+        """The report as the store holds it."""
+        return json.dumps(asdict(self)).encode()
 
 
 def report_key(shard: str) -> str:
-    """Where a shard's report lies."""
+    """The key of a shard's report."""
     return f"reports/{shard}.json"
 
 
 def mark_key(unit: Unit, shard: str) -> str:
-    """Where the mark lies that says that an agent is at a unit."""
+    """The key of the mark that a worker is running a unit."""
     return f"started/{unit.stage}/{unit.hash}/{shard}"
 
 
 def read_shard(store_url: str, shard_id: str) -> Shard:
-    """From the store. Raises PersresError where it is not there."""
+    """A shard from the store. Raises PersresError if it is missing."""
     data = open_store(store_url).read(f"shards/{shard_id}.json")
     if data is None:
-        raise PersresError(f"{store_url} holds no shard {shard_id}; give the store that the parent flow was given")
+        raise PersresError(f"{store_url} holds no shard {shard_id}; pass the store that the scheduler uses")
     return Shard.model_validate_json(data)
 
 
-def run_shard(
-    store_url: str, shard_id: str, work: Path, workers: int = 1, grace: float = GRACE, kept_gb: float = CACHE_GB
-) -> ShardReport:
-    """Do a shard's units; those that another agent finished are left. Every unit ends or fails, then the report is written. On SIGTERM no
-    further unit is begun, and those at hand have ``grace`` seconds. At most ``kept_gb`` of what is not in use stay in ``work``; where its
-    disk is full none is begun."""
-    store, shard, notes = open_store(store_url), read_shard(store_url, shard_id), work / "shards" / shard_id
-    keep = int(kept_gb * 1e9)
+def run_shard(store_url: str, shard_id: str, work: Path, settings: WorkerSettings = WorkerSettings()) -> ShardReport:
+    """Run a shard's units, except those that another worker finished, and write the report.
+
+    Every unit ends or fails. After SIGTERM no unit starts, and those at hand have ``settings.grace`` seconds. If the disk is full,
+    none starts.
+    """
+    store, shard = open_store(store_url), read_shard(store_url, shard_id)
+    stored = StoredJob(store_url, shard.id, work, int(settings.cache_gb * 1e9))
     try:
-        make_room(shard.stage, work, keep)
+        make_room(shard.stage, work, stored.cache_bytes)
     except PersresError as error:
-        return _reported(store, shard, ShardReport({}, {raw["hash"]: str(error) for raw in shard.units}))
-    shutil.rmtree(notes, ignore_errors=True)
-    notes.mkdir(parents=True)
-    failed, unfinished, units = {}, {}, []
-    for raw in shard.units:
-        try:
-            units.append(unit_from_json(raw))
-        except Unfit as error:
-            unfinished[raw["hash"]] = str(error)
-    if not units:  # of other code, whose options may have other names
-        return _reported(store, shard, ShardReport(failed, unfinished))
-    finish_interrupted(shard.stage, work)
-    for unit in units:  # done here before, by a shard that died before it could say so: run_units leaves them out
-        if is_done(unit, work):
-            put_unit(store, unit, work)
-    function = _work(store_url, shard, work, notes, keep)
-    with _drained_by_sigterm(notes, grace):
-        try:
-            run_units(units, work, function, workers, shard.device)
-        except UnitFailures as error:
-            for unit in units:
-                if unit.name in error.failures:
-                    kind, reason = _note(notes, unit) or ("unfinished", error.failures[unit.name])
-                    (failed if kind == "failed" else unfinished)[unit.hash] = reason
-    return _reported(store, shard, ShardReport(failed, unfinished))
-
-
-def _reported(store: Store, shard: Shard, report: ShardReport) -> ShardReport:
+        report = ShardReport({}, {raw["hash"]: str(error) for raw in shard.units})
+    else:
+        report = _run_units(stored, shard, settings)
     store.write(report_key(shard.id), report.as_json())
     return report
 
 
-def _work(url: str, shard: Shard, work: Path, notes: Path, keep: int) -> Work:
-    """What does the shard's units, several at once where something can and the shard allows it."""
-    said = {"store": url, "shard": shard.id, "notes": notes, "keep": keep}
-    one = partial(run_stored_unit, options=shard.options, **said)
-    own = job_type(shard.stage).batches(shard.options, shard.together) if shard.together != 1 else None
-    if own is None:
-        return one
-    many = partial(run_stored_units, batches=own, **said)
-    return replace(own, one=one, many=many, measure=partial(_measure, measure=own.measure, store=url, work=work))
+def _run_units(stored: StoredJob, shard: Shard, settings: WorkerSettings) -> ShardReport:
+    shutil.rmtree(stored.notes, ignore_errors=True)
+    stored.notes.mkdir(parents=True)
+    report, units = ShardReport(), []
+    for raw in shard.units:
+        try:
+            units.append(unit_from_json(raw))
+        except UnfitWorkerError as error:
+            report.unfinished[raw["hash"]] = str(error)
+    if not units:  # another commit's units; the options of its jobs may have other names
+        return report
+    finish_interrupted(shard.stage, stored.work)
+    for unit in units:  # finished here by a shard that died before it could upload: run_units skips these
+        if is_done(unit, stored.work):
+            put_unit(stored.store, unit, stored.work)
+    job = stored.wrap(job_type(shard.stage).job(units, **shard.options))
+    with _drained_by_sigterm(stored.notes, settings.grace):
+        try:
+            run_units(units, stored.work, job, settings.workers, shard.device)
+        except UnitFailures as error:
+            for unit in [unit for unit in units if unit.name in error.failures]:
+                kind, reason = stored.read_note(unit) or ("unfinished", error.failures[unit.name])
+                getattr(report, kind)[unit.hash] = reason
+    return report
 
 
-def _measure(
-    units: Iterable[Unit], device: str, workers: int, *, measure: Callable[..., int], store: str, work: Path
-) -> int:
-    """Of the unit that is read first; its files are fetched when it is."""
-    with ExitStack() as using:
-        return measure((_localised(unit, open_store(store), work, using) for unit in units), device, workers)
+@dataclass(frozen=True)
+class StoredJob:
+    """Runs the units of a shard with inputs and results in a store. ``cache_bytes`` of unused files stay in the work folder."""
 
+    store_url: str
+    shard: str
+    work: Path
+    cache_bytes: int
+    job: Job | None = None
 
-def _localised(unit: Unit, store: Store, work: Path, using: ExitStack, keep: int | None = None) -> Unit:
-    """The unit with its inputs here, held with its own folder until ``using`` ends. ``keep``: bytes that may stay of what nobody uses."""
-    places = [input_place(reference, work / INPUTS) for reference in references(unit.spec)]
-    for entry in [unit.folder(work), *(place.parent for place in places)]:
-        using.enter_context(in_use(entry))
-    new = not all(place.exists() for place in places)
-    here = Unit(unit.stage, unit.name, fetch_inputs(store, unit.spec, work / INPUTS))
-    if new and keep is not None:
-        trim(work, keep)
-    return here
+    @property
+    def store(self) -> Store:
+        """The store, opened once per process."""
+        return open_store(self.store_url)
 
+    @property
+    def notes(self) -> Path:
+        """The folder of the reasons by unit hash, and of the file that says not to start another unit."""
+        return self.work / "shards" / self.shard
 
-def run_stored_unit(
-    unit: Unit,
-    work: Path,
-    device: str,
-    *,
-    store: str,
-    shard: str,
-    options: dict[str, Any],
-    notes: Path,
-    keep: int | None = None,
-) -> None:
-    """Fetch, do, put back. Raises what the unit raises, having noted whose fault it was."""
-    try:
-        _check_drain(unit, notes)
+    def wrap(self, job: Job) -> Job:
+        """A job that fetches a unit's inputs, runs ``job`` and uploads the result."""
+        stored = replace(self, job=job)
+        size = job.batch_size if isinstance(job.batch_size, int) else stored.measure
+        return replace(job, run=stored.run, run_many=stored.run_many, batch_size=size)
+
+    def run(self, unit: Unit, work: Path, device: str) -> None:
+        """Run one unit. Raises its error."""
+        for error in self.run_many([unit], work, device).values():
+            raise error
+
+    def run_many(self, units: list[Unit], work: Path, device: str) -> dict[str, Exception]:
+        """Run units in one batch, each uploaded by itself; returns errors by name, of which notes are written too."""
+        errors: dict[str, Exception] = {}
         with ExitStack() as using:
-            _fetch_do_put(unit, work, device, store, shard, options, using, keep)
-    except BaseException as error:
-        _take_note(error, unit, work, notes)
-        raise
+            local = []
+            for unit in units:
+                try:
+                    if (self.notes / "drain").exists():
+                        raise UnfitWorkerError(f"{unit.name}: not started, the worker was told to stop")
+                    if not self.store.has(manifest_key(unit)):  # else another worker's, which the scheduler checks
+                        check_worker(unit)
+                        local.append(self.localize(unit, using))
+                except Exception as error:
+                    errors[unit.name] = error
+            errors |= self._run_local(local, device)
+        for unit in [unit for unit in units if unit.name in errors]:
+            self._write_note(unit, errors[unit.name])
+        return errors
 
-
-def run_stored_units(
-    units: list[Unit],
-    work: Path,
-    device: str,
-    *,
-    store: str,
-    shard: str,
-    batches: Batches,
-    notes: Path,
-    keep: int | None = None,
-) -> dict[str, Exception]:
-    """As :func:`shared_unit`, of several done at once: each is marked, and put back by itself. Returns errors by name, noted too."""
-    open_, errors = open_store(store), {}
-    here: dict[str, Unit] = {}
-    with ExitStack() as using:
-        for unit in units:
+    def _run_local(self, units: list[Unit], device: str) -> dict[str, Exception]:
+        todo = [unit for unit in units if not is_done(unit, self.work)]
+        with self._marked(todo):
+            errors = run_batch(self.job, todo, self.work, device) if todo else {}
+        for unit in [unit for unit in units if unit.name not in errors]:
             try:
-                _check_drain(unit, notes)
-                if not open_.has(manifest_key(unit)):
-                    check_worker(unit)
-                    here[unit.name] = _localised(unit, open_, work, using, keep)
+                put_unit(self.store, unit, self.work)
             except Exception as error:
                 errors[unit.name] = error
-        errors |= _do_put_together(here, open_, shard, batches, work, device)
-    for unit in [unit for unit in units if unit.name in errors]:
-        _take_note(errors[unit.name], unit, work, notes)
-    return errors
+        return errors
 
+    def measure(self, units: Iterable[Unit], device: str, workers: int) -> int:
+        """The batch size that the job measures; inputs are fetched for the units that it reads."""
+        with ExitStack() as using:
+            return self.job.batch_size((self.localize(unit, using) for unit in units), device, workers)
 
-def _do_put_together(
-    here: dict[str, Unit], store: Store, shard: str, batches: Batches, work: Path, device: str
-) -> dict[str, Exception]:
-    """Those that were fetched, by name; errors by name."""
-    todo = [unit for unit in here.values() if not is_done(unit, work)]
-    with _marked(todo, store, shard):
-        errors = run_batch(batches, todo, work, device) if todo else {}
-    for unit in [unit for name, unit in here.items() if name not in errors]:
+    def localize(self, unit: Unit, using: ExitStack) -> Unit:
+        """The unit with its inputs here; they and its folder are not removed until ``using`` ends."""
+        inputs = self.work / INPUTS
+        paths = [input_path(reference, inputs) for reference in references(unit.spec)]
+        for entry in [unit.folder(self.work), *(path.parent for path in paths)]:
+            using.enter_context(in_use(entry))
+        complete = all(path.exists() for path in paths)
+        local = Unit(unit.stage, unit.name, fetch_inputs(self.store, unit.spec, inputs))
+        if not complete:
+            trim(self.work, self.cache_bytes)
+        return local
+
+    @contextmanager
+    def _marked(self, units: list[Unit]) -> Iterator[None]:
+        """Marks that stay only if the process dies."""
+        mark = json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode()
         try:
-            put_unit(store, unit, work)
-        except Exception as error:
-            errors[unit.name] = error
-    return errors
+            for unit in units:
+                self.store.write(mark_key(unit, self.shard), mark)
+            yield
+        finally:
+            for unit in units:
+                self.store.remove(mark_key(unit, self.shard))
 
+    def _write_note(self, unit: Unit, error: Exception) -> None:
+        """Whose fault an error is, with the scheduler's names of files rather than this cache's."""
+        kind = "unfinished" if isinstance(error, UnfitWorkerError | StoreError | Damaged | OSError) else "failed"
+        reason = str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
+        for reference in references(unit.spec):
+            reason = reason.replace(str(input_path(reference, self.work / INPUTS)), reference.path)
+        write_atomic(self.notes / f"{unit.hash}.json", json.dumps([kind, reason]).encode())
 
-def _check_drain(unit: Unit, notes: Path) -> None:
-    if (notes / "drain").exists():
-        raise Unfit(f"{unit.name}: not begun, the agent was told to stop")
-
-
-def _take_note(error: BaseException, unit: Unit, work: Path, notes: Path) -> None:
-    """Whose fault it was, for the report."""
-    kind = "unfinished" if isinstance(error, Unfit | StoreError | Damaged | OSError) else "failed"
-    write_atomic(notes / f"{unit.hash}.json", json.dumps([kind, _said(error, unit, work)]).encode())
-
-
-def _said(error: BaseException, unit: Unit, work: Path) -> str:
-    """In the words of the parent's machine: its own names of files, not those of a cache here."""
-    text = str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
-    for reference in references(unit.spec):
-        text = text.replace(str(input_place(reference, work / INPUTS)), reference.path)
-    return text
-
-
-def _fetch_do_put(
-    unit: Unit,
-    work: Path,
-    device: str,
-    url: str,
-    shard: str,
-    options: dict[str, Any],
-    using: ExitStack,
-    keep: int | None,
-) -> None:
-    store, kind = open_store(url), job_type(unit.stage)
-    if store.has(manifest_key(unit)):  # another agent's; whether it can be trusted is the parent's to see
-        return
-    check_worker(unit)
-    local = _localised(unit, store, work, using, keep)
-    if not is_done(local, work):
-        with _marked([unit], store, shard):
-            with_memory_guard(partial(kind.function, **options), local, work, device)
-    put_unit(store, local, work)
-
-
-@contextmanager
-def _marked(units: list[Unit], store: Store, shard: str) -> Iterator[None]:
-    """Marks that stay only where the process dies."""
-    said = json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode()
-    try:
-        for unit in units:
-            store.write(mark_key(unit, shard), said)
-        yield
-    finally:
-        for unit in units:
-            store.remove(mark_key(unit, shard))
-
-
-def _note(notes: Path, unit: Unit) -> tuple[str, str] | None:
-    """What the unit's process noted before it ended; None where it was killed, or never began."""
-    try:
-        kind, reason = json.loads((notes / f"{unit.hash}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return kind, reason
+    def read_note(self, unit: Unit) -> tuple[str, str] | None:
+        """Kind and reason of a unit's error; None if its process was killed or never began."""
+        try:
+            kind, reason = json.loads((self.notes / f"{unit.hash}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return kind, reason
 
 
 @contextmanager
 def _drained_by_sigterm(notes: Path, grace: float) -> Iterator[None]:
-    """SIGTERM leaves a file that units look for before they begin; after the grace time the process ends, checkpoints kept."""
+    """On SIGTERM no further unit starts; after the grace time the process exits, and checkpoints stay."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -277,7 +236,7 @@ def _drained_by_sigterm(notes: Path, grace: float) -> Iterator[None]:
     def drain(number: int, frame: Any) -> None:
         log.info("shard: told to stop; the units at hand have %.0f s", grace)
         (notes / "drain").touch()
-        if not timer.is_alive():  # told twice, the time still counts from the first
+        if not timer.is_alive():  # a second signal does not restart the timer
             timer.start()
 
     timer = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))

@@ -122,4 +122,4 @@ def plan(diffusion: Diffusion, settings: CustomDiffusion, data: EncodedData) -> 
     return TrainingPlan(trained_names(diffusion), {"": settings.lr}, batches)
 
 
-METHOD = Rival("custom_diffusion", CustomDiffusion, phrase, plan)
+METHOD = Rival("custom_diffusion", CustomDiffusion, phrase, plan, sd14_parameters=19_170_048)

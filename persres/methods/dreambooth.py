@@ -53,4 +53,4 @@ def plan(diffusion: Diffusion, settings: DreamBooth, data: EncodedData) -> Train
     return TrainingPlan(names, {"": settings.lr}, batches)
 
 
-METHOD = Rival("dreambooth", DreamBooth, phrase, plan)
+METHOD = Rival("dreambooth", DreamBooth, phrase, plan, sd14_parameters=859_520_964)

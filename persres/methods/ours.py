@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from persres.training.residual_training import EncodedConcept
 
 
+SD14_PROJECTIONS = ((320, 5), (640, 5), (1280, 6))  # channels and number of Stable Diffusion v1.4's proj_out layers
+
+
 class Ours(ResidualSettings):
     """The paper's values (3.2 and 4.1): 150 iterations, batch 4, learning rate 1e-3, rank 0.05·m."""
 
@@ -103,6 +106,13 @@ class PersonalizedResiduals:
     def base_for(self, base: Base) -> Base:
         """The base model in its own precision; residuals train in float32."""
         return base
+
+    def sd14_file_bytes(self, settings: Ours) -> int | None:
+        """The size of the learned file on Stable Diffusion v1.4; None if not known."""
+        if settings.target == "attn_kv":
+            return None
+        ranks = {m: settings.rank or max(1, round(settings.rank_ratio * m)) for m, _ in SD14_PROJECTIONS}
+        return 4 * sum(2 * m * ranks[m] * count for m, count in SD14_PROJECTIONS)
 
     def refuses(self, settings: Ours, family: str) -> str | None:
         """``train_token`` for SDXL: V*'s embedding can train in one text encoder only."""

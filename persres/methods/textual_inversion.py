@@ -34,4 +34,4 @@ def plan(diffusion: Diffusion, settings: TextualInversion, data: EncodedData) ->
     )
 
 
-METHOD = Rival("textual_inversion", TextualInversion, token_alone, plan)
+METHOD = Rival("textual_inversion", TextualInversion, token_alone, plan, sd14_parameters=768)

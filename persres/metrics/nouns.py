@@ -43,7 +43,7 @@ class NounList(NamedTuple):
     def unit(self) -> Unit[NounsSpec]:
         """The unit that encodes the list."""
         words = hashlib.sha256("\n".join(load_candidates(self.candidates)).encode()).hexdigest()
-        model, code = model_identity(self.clip.model), code_digest("macro_class")
+        model, code = model_identity(self.clip.model), code_digest(__name__)
         spec = NounsSpec(**self._asdict(), model=model, words=words, code=code)
         return Unit("nouns", Path(self.candidates).name, spec)
 

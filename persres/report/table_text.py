@@ -11,7 +11,7 @@ from persres.metrics.paper_figures import MODEL
 from persres.metrics.scores import SCORES
 from persres.units.context import Context
 
-COSTS = {"train_s": 1, "class_images_s": 1, "train_mib": 0, "picture_s": 3}  # digits shown
+COSTS = {"train_s": 1, "class_images_s": 1, "train_mib": 0, "image_s": 3}  # digits shown
 
 
 def table_notes(context: Context, rows: pd.DataFrame, columns: list[str]) -> str:
@@ -24,7 +24,7 @@ def table_notes(context: Context, rows: pd.DataFrame, columns: list[str]) -> str
         f"Base model {model}. Macro class from: {classes['source']}.",
         f"params: parameters trained for one concept; for the base model its U-Net and text encoder{paper}.",
         "train_s: least seconds of training one concept, class_images_s of sampling its class images, train_mib: highest "
-        "memory (the GPU's, else the process's), picture_s: least seconds of sampling one image. They vary from run to run.",
+        "memory (the GPU's, else the process's), image_s: least seconds of sampling one image. They vary from run to run.",
         *_class_notes(classes),
     ]
     lines += [f"{name}: {SCORES[name].note}" for name in columns if SCORES[name].note]

@@ -1,7 +1,7 @@
-"""Units that are done several at a time: which go together, and how many.
+"""Units that run several at a time: which ones share a batch, and how many fit.
 
-Both follow from the plan, all units of the stage, and never from what is left to do: sums over another batch differ in their last
-bits, and a resumed run should not. What was measured on the way is written down for the same reason.
+Both follow from all units of the stage, never from those that are left: sums over another batch differ in their last bits, and a
+resumed run must give the same results. A measured batch size is therefore written to disk.
 """
 
 from __future__ import annotations
@@ -10,108 +10,104 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from persres.units.files import write_atomic
 from persres.units.unit import Unit
 
 log = logging.getLogger(__name__)
-BATCH_SIZES = "together.json"  # of a stage's work folder: how many were found to fit
+BATCH_SIZES = "batch_sizes.json"  # in a stage's work folder: the measured sizes
 
-Work = Callable[[Unit, Path, str], None]  # unit, work folder, device
+UnitFunction = Callable[[Unit, Path, str], None]  # unit, work folder, device
+Measure = Callable[[Iterable[Unit], str, int], int]  # units, device, workers -> units that fit
+
+
+def alone(unit: Unit) -> str | None:
+    """The batch key of units that share no batch."""
+    return None
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Work that can do several units at once; called, it does one, as any other.
+class Job:
+    """The function that runs a unit, and what runs several in one batch if anything can.
 
-    ``many`` does several in one go and returns errors by unit name: of units that are at fault themselves, while the others are
-    done. What it raises is the whole batch's. ``alike`` gives units that may go together the same key, None to one that goes alone.
-    ``most`` in one batch; None: as many as ``measure`` finds room for, of (units, device, workers).
+    ``run_many`` returns errors by unit name, of units that are at fault themselves; what it raises concerns the whole batch. Units
+    with equal ``batch_key`` may share a batch; a unit with the key None runs alone. ``batch_size`` is the largest batch, or measures
+    it. ``options`` are the stage's, from which another machine makes the same job.
     """
 
-    one: Work
-    many: Callable[[list[Unit], Path, str], dict[str, Exception]]
-    alike: Callable[[Unit], str | None]
-    measure: Callable[[Iterable[Unit], str, int], int]
-    most: int | None = None
+    run: UnitFunction
+    run_many: Callable[[list[Unit], Path, str], dict[str, Exception]] | None = None
+    batch_key: Callable[[Unit], str | None] = alone
+    batch_size: int | Measure = 1
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, unit: Unit, work: Path, device: str) -> None:
-        """One unit by itself."""
-        self.one(unit, work, device)
+
+@dataclass(frozen=True)
+class Run:
+    """How the units of a stage run: a job in ``workers`` processes of ``threads`` threads each."""
+
+    job: Job
+    work: Path
+    device: str
+    workers: int
+    threads: int
 
 
 def split_evenly(units: list[Unit], most: int) -> list[list[Unit]]:
-    """In as few parts of at most so many as can be, all of like size, in order."""
+    """The fewest parts of at most ``most`` units, of nearly equal size, in order."""
     parts = -(-len(units) // most)
     bounds = [len(units) * part // parts for part in range(parts + 1)] if parts else [0]
     return [units[start:end] for start, end in pairwise(bounds)]
 
 
-def groups_of(units: list[Unit], alike: Callable[[Unit], str | None]) -> list[list[Unit]]:
-    """Units that may go together, in the order of each family's first; one without a key is a family of its own."""
-    found: dict[object, list[Unit]] = {}
+def group_units(units: list[Unit], batch_key: Callable[[Unit], str | None]) -> list[list[Unit]]:
+    """Units grouped by batch key, in the order of each group's first; a unit without a key is a group of its own."""
+    groups: dict[object, list[Unit]] = {}
     for number, unit in enumerate(units):
-        key = alike(unit)
-        found.setdefault(number if key is None else key, []).append(unit)
-    return list(found.values())
+        key = batch_key(unit)
+        groups.setdefault(number if key is None else key, []).append(unit)
+    return list(groups.values())
 
 
 def plan_batches(
-    units: list[Unit],
-    todo: list[Unit],
-    function: Work,
-    work: Path,
-    workers: int,
-    device: str,
-    measure: Callable[[Callable[[], int]], int],
+    units: list[Unit], todo: list[Unit], run: Run, measure: Callable[[list[Unit]], int]
 ) -> list[list[Unit]]:
-    """What is to be done, in batches that the whole plan decides: every worker gets a share of each family, so none holds more than
-    its part. ``measure`` calls what measures, where units run."""
-    if not isinstance(function, Batches):
-        return [[unit] for unit in todo]
+    """The units of ``todo`` in batches that all ``units`` determine; every worker gets a share of each group.
+
+    ``measure`` returns how many units of a group fit into memory at once.
+    """
     left, batches = {unit.hash for unit in todo}, []
-    for family in groups_of(units, function.alike):
-        most = -(-len(family) // workers)
-        if most > 1 and any(unit.hash in left for unit in family):
-            most = min(most, function.most or _room(family, function, work, workers, device, measure))
-        batches += [[unit for unit in some if unit.hash in left] for some in split_evenly(family, most)]
-    return [some for some in batches if some]
+    for group in group_units(units, run.job.batch_key):
+        most = -(-len(group) // run.workers)
+        if most > 1 and any(unit.hash in left for unit in group):
+            size = run.job.batch_size
+            most = min(most, size if isinstance(size, int) else _measured_size(group, run, measure))
+        batches += [[unit for unit in batch if unit.hash in left] for batch in split_evenly(group, most)]
+    return [batch for batch in batches if batch]
 
 
-def _room(family: list[Unit], function: Batches, work: Path, workers: int, device: str, measure) -> int:
-    """As it was found for this family before, else as it is now; one at a time where that can't be told."""
-    path = work / family[0].stage / BATCH_SIZES
-    said = json.dumps([workers, device, sorted(unit.hash for unit in family)])
-    key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    known = _known(path)
-    if key not in known:
+def _measured_size(group: list[Unit], run: Run, measure: Callable[[list[Unit]], int]) -> int:
+    """The batch size measured for this group before, else measured now; 1 if that fails."""
+    path = run.work / group[0].stage / BATCH_SIZES
+    identity = json.dumps([run.workers, run.device, sorted(unit.hash for unit in group)])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    sizes = _read_sizes(path)
+    if key not in sizes:
         try:
-            known[key] = max(1, measure(_Measured(function, family, device, workers)))
+            sizes[key] = max(1, measure(group))
         except Exception as error:
-            log.warning("%s: room for several at once can't be told (%s); one by one", family[0].name, error)
-            known[key] = 1
-        log.info("%s: room for %d of %d units at once", family[0].name, known[key], len(family))
-        write_atomic(path, json.dumps(known, indent=1, sort_keys=True).encode())
-    return known[key]
+            log.warning("%s: cannot measure the batch size (%s); units run one by one", group[0].name, error)
+            sizes[key] = 1
+        log.info("%s: %d of %d units fit into a batch", group[0].name, sizes[key], len(group))
+        write_atomic(path, json.dumps(sizes, indent=1, sort_keys=True).encode())
+    return sizes[key]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A call that another process can be given."""
-
-    function: Batches
-    family: list[Unit]
-    device: str
-    workers: int
-
-    def __call__(self) -> int:
-        return self.function.measure(self.family, self.device, self.workers)
-
-
-def _known(path: Path) -> dict[str, int]:
+def _read_sizes(path: Path) -> dict[str, int]:
     try:
         return {str(key): int(count) for key, count in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):

@@ -39,17 +39,6 @@ ORCHESTRATION = (
 )
 FOLDERS = ("persres.config", "persres.units", "persres.stages", "persres.versions")  # of those, all modules
 
-# The modules that do each stage's work. Those that a spec names (a method's file, a dataset's, a judge's) come to them.
-WORK: dict[str, tuple[str, ...]] = {
-    "fetch": (),
-    "macro_class": ("persres.metrics.nouns",),
-    "class_images": ("persres.training.class_images",),
-    "train": ("persres.methods.common.train_units",),
-    "sample": ("persres.methods.common.sample_units", "persres.methods.common.batched_sampling"),
-    "score": ("persres.metrics.score_units",),
-    "tables": ("persres.report.tables", "persres.report.sheets", "persres.report.cards"),
-}
-
 
 def module_file(name: str, package: Path = PACKAGE) -> Path | None:
     """The file of one of our modules, or None where there is none of that name."""
@@ -125,6 +114,6 @@ def digest_modules(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
 
 
 @lru_cache
-def code_digest(stage: str, *named: str) -> str:
-    """The digest of the code behind a stage's work, and behind further modules that a spec names."""
-    return digest_modules(modules_behind((*WORK[stage], *named)))
+def code_digest(*modules: str) -> str:
+    """The digest of the code of modules and of all that they import."""
+    return digest_modules(modules_behind(modules))

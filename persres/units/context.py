@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""The settings and folders that every stage is given."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persres.config.schema import Profile
-from persres.units.pool import Work, run_units
+from persres.units.batches import Job
+from persres.units.pool import run_units
 from persres.units.unit import Unit
 
-RunUnits = Callable[[list[Unit], Path, Work, int, str], None]  # as run_units
+RunUnits = Callable[[list[Unit], Path, Job, int, str], None]  # as run_units
 
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, the published folder and the scratch folder. ``place`` says where units run: here, or on a fleet
+    """Settings, the published folder and the work folder. ``run_units`` runs units: here, or on a fleet
     (:class:`persres.fleet.scheduler.Fleet`)."""
 
     profile: Profile
     data: Path = Path("data")
     work: Path = Path(".work")
-    place: RunUnits = run_units
+    run_units: RunUnits = run_units

@@ -1,5 +1,7 @@
-"""What training and drawing took, one row a unit -> ``data/costs/*.csv``: apart from the results, which are the same on
-every run of a machine, while seconds are not."""
+"""Seconds and memory of training and sampling, one row per unit -> ``data/costs/*.csv``.
+
+They are apart from the results, which are the same on every run of a machine.
+"""
 
 from __future__ import annotations
 
@@ -19,54 +21,58 @@ def _write(path: Path, rows: list[dict]) -> None:
 
 
 def write_train_costs(context: Context, units: list[Unit], class_images: list[Unit]) -> None:
-    """Seconds and peak memory of every concept and variant, and the seconds of drawing the class images it learned from.
+    """Write seconds and peak MiB of every concept and variant, and the seconds of sampling its class images.
 
-    ``units_per_batch``: concepts that trained in one batch; they share its seconds, and each row has its peak memory. ``seconds`` is empty for a unit that was killed on the way: the run that ended it saw only the rest.
+    Units of one batch share its seconds; their memory is the batch's. ``seconds`` is empty for a unit that was resumed: the run that
+    finished it measured only the rest.
     """
     sampling = {str(unit.folder(context.work)): facts(unit, context.work)["seconds"] for unit in class_images}
     rows = []
     for unit in units:
-        spec, seen = unit.spec, facts(unit, context.work)
-        whole = seen.get("steps") == seen.get("of_steps", spec.settings.steps)
+        spec, run = unit.spec, facts(unit, context.work)
+        whole = run.get("steps") == run.get("of_steps", spec.settings.steps)
         source = str(Path(spec.class_images.path).parent) if spec.class_images else None
         rows.append(
             {
                 "variant": spec.variant,
                 "concept": spec.concept,
-                "seconds": seen["seconds"] if whole else None,
+                "seconds": run["seconds"] if whole else None,
                 "class_images_seconds": sampling.get(source, 0.0),
-                "peak_mib": seen["peak_mib"],
-                "units_per_batch": seen.get("units_per_batch", 1),
-                "device": seen["device"],
+                "peak_mib": run["peak_mib"],
+                "units_per_batch": run.get("units_per_batch", 1),
+                "device": run["device"],
             }
         )
     _write(context.data / FOLDER / TRAIN, rows)
 
 
 def write_sample_costs(context: Context, units: list[Unit]) -> None:
-    """Seconds a picture and peak memory of every concept and method."""
+    """Write seconds per image and peak MiB of every concept and config."""
     rows = []
     for unit in units:
-        spec, seen = unit.spec, facts(unit, context.work)
+        spec, run = unit.spec, facts(unit, context.work)
         rows.append(
             {
-                "method": spec.config,
+                "config": spec.config,
                 "concept": spec.concept,
                 "variant": spec.sampling.variant,
-                "picture_seconds": seen["seconds"] / seen["drawn"] if seen.get("drawn") == seen["pictures"] else None,
-                "peak_mib": seen["peak_mib"],
-                "device": seen["device"],
+                "image_seconds": run["seconds"] / run["sampled"] if run.get("sampled") == run["images"] else None,
+                "peak_mib": run["peak_mib"],
+                "device": run["device"],
             }
         )
     _write(context.data / FOLDER / SAMPLE, rows)
 
 
 def read_costs(context: Context) -> pd.DataFrame:
-    """By method: least training seconds of a concept (a busy machine only adds) with its class images', highest training memory in MiB, least seconds a picture."""
-    # as text: a column of which every entry is empty, as where only the base model drew, would be read as numbers
+    """Costs by config: seconds to train a concept and to sample its class images, peak MiB, seconds per image.
+
+    Seconds are minima over the concepts, since a busy machine only adds to them; memory is the maximum.
+    """
+    # variants as text: pandas would read a column that is all empty, as for the base model alone, as numbers
     train, sample = (pd.read_csv(context.data / FOLDER / name, dtype={"variant": str}) for name in (TRAIN, SAMPLE))
     trained = train.groupby("variant").agg(
         train_s=("seconds", "min"), class_images_s=("class_images_seconds", "min"), train_mib=("peak_mib", "max")
     )
-    drawn = sample.groupby("method", sort=False).agg(variant=("variant", "first"), picture_s=("picture_seconds", "min"))
-    return drawn.join(trained, on="variant").drop(columns="variant")
+    sampled = sample.groupby("config", sort=False).agg(variant=("variant", "first"), image_s=("image_seconds", "min"))
+    return sampled.join(trained, on="variant").drop(columns="variant")

@@ -1,4 +1,4 @@
-"""Enough disk before a stage begins, instead of half of it and an error at night."""
+"""Checks the free disk space before a stage begins, so that it does not fail half-way."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from pathlib import Path
 
 from persres.errors import PersresError
 
-LEAST = 100 << 20  # bytes that every stage wants free, logs and manifests among them
+LEAST = 100 << 20  # bytes that every stage needs, for logs and manifests
 
 
-def used(folder: Path) -> int:
-    """Bytes of the files below a folder; 0 where there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+def folder_bytes(folder: Path) -> int:
+    """The size of the files in a folder; 0 if it does not exist."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def check_disk(stage: str, work: Path, data: Path, needs: int | None, published: str) -> None:
-    """``needs``: bytes that the whole stage takes in ``work`` and in ``data`` together, None where that is not known. What is there already
-    counts. Raises PersresError naming the folder, what is free and what is wanted."""
-    wanted = LEAST if needs is None else max(LEAST, needs - used(work / stage) - used(data / published))
-    folder = next(place for place in (work, *work.absolute().parents) if place.exists())
+def check_disk(stage: str, work: Path, needed: int | None = None, published: Path | None = None) -> None:
+    """Raises PersresError if the disk of ``work`` has too little space for a stage.
+
+    ``needed`` is the estimate of all bytes in the work folder and in ``published``, None if not known. What exists already counts.
+    """
+    least = LEAST
+    if needed is not None:
+        existing = folder_bytes(work / stage) + (folder_bytes(published) if published else 0)
+        least = max(LEAST, needed - existing)
+    folder = next(path for path in (work, *work.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    if free < wanted:
+    if free < least:
         raise PersresError(
-            f"{stage}: {_gb(free)} free at {folder.absolute()}, up to {_gb(wanted)} wanted (persres estimate says for what); free some space, or"
-            " give a work folder on a larger disk"
+            f"{stage}: {_gb(free)} free at {folder.absolute()}, up to {_gb(least)} needed (persres estimate has the details); free some"
+            " space, or pass a work folder on a larger disk"
         )
 
 

@@ -33,8 +33,10 @@ def digest_folder(root: Path) -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; when all is written it takes the path's name, so a reader never sees half a file. Its name is
-    nobody else's: containers that share a folder have processes of the same number."""
+    """A temporary file next to ``path`` that takes its name at the end, so that a reader never sees half a file.
+
+    Its name is random: containers that share a folder have processes of the same number.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -55,9 +57,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Publish a unit's file as a hard link, or as a copy where the file system has none. Neither may be edited in place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """A fresh folder to fill; on success it takes the target's place, on failure nothing changes."""
+    """A new folder to fill; it replaces the target on success, and on failure nothing changes."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.publishing")

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stage_lock(work: Path, stage: str) -> Iterator[None]:
-    """Hold the stage in this work folder. A killed ``dvc`` leaves its child running: the next run waits for it.
+    """Lock a stage in this work folder; a second run waits. A killed ``dvc`` leaves its child running.
 
-    Raises PersresError where the work folder can't be written.
+    Raises PersresError if the work folder cannot be written.
     """
     lock, holder = FileLock(work / f"{stage}.lock"), work / f"{stage}.pid"
     try:

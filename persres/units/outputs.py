@@ -1,4 +1,4 @@
-"""What the stages publish, for those that read it: where it lies and how."""
+"""The files that the stages publish: their paths and formats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ImageArchive(BaseModel):
 
 
 class Index(BaseModel):
-    """What was sampled, in order."""
+    """The sampled image archives, in order, and the configs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class Index(BaseModel):
 
 
 def read_index(context: Context) -> Index:
-    """What was sampled. Raises PersresError where the stage has not run, or wrote by older code."""
+    """Read ``index.json``. Raises PersresError if the stage has not run, or an older version wrote the file."""
     path = context.data / "samples" / INDEX
     if not path.exists():
         raise PersresError(f"no {path}; run the sample stage first")
@@ -64,26 +64,26 @@ def write_index(index: Index, folder: Path) -> None:
 
 
 def learned_path(data: Path, variant: str, concept: str) -> Path:
-    """Where the train stage publishes what was learned."""
+    """The path of a learned file of the train stage."""
     return data / "learned" / variant / f"{concept}.safetensors"
 
 
 def scores_path(data: Path) -> Path:
-    """Where the score stage publishes the rows."""
+    """The path of the rows of the score stage."""
     return data / "scores" / SCORES
 
 
 def read_macro_classes(context: Context, source: str = "selected") -> dict[str, str]:
-    """The class by concept: the chosen one, the ``dataset``'s, the nearest ``wordnet`` noun, or the one ``found`` by itself.
+    """The class by concept: ``selected``, the ``dataset``'s, the nearest ``wordnet`` noun, or the ``zero_shot`` one.
 
-    Raises PersresError where nouns are asked for that were not looked for.
+    Raises PersresError for a source that the macro_class stage did not compute.
     """
     path = context.data / "macro_class" / CLASSES
     if not path.exists():
         raise PersresError(f"no {path}; run the macro_class stage first")
-    found = json.loads(path.read_text())
     key = {"wordnet": "nearest"}.get(source, source)
-    classes = {name: legacy.translate(entry, legacy.CLASSES).get(key) for name, entry in found["concepts"].items()}
+    concepts = json.loads(path.read_text())["concepts"]
+    classes = {name: legacy.translate(entry, legacy.CLASSES).get(key) for name, entry in concepts.items()}
     if None in classes.values():
-        raise PersresError(f"class_source: {source} needs nouns that were not looked for; say macro_class.{key}: true")
+        raise PersresError(f"class_source: {source} needs nouns that were not computed; set macro_class.{key}: true")
     return classes

@@ -1,4 +1,4 @@
-"""Run units side by side: every one finishes or fails, then the failures are raised once."""
+"""Runs units in parallel: every one finishes or fails, then the failures are raised once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -18,17 +18,19 @@ from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
 from persres.logging import remaining, show_logs
-from persres.units.batches import Batches, Work, plan_batches
-from persres.units.oom_retry import run_batch, with_memory_guard
+from persres.units.batches import Job, Run, UnitFunction, plan_batches
+from persres.units.oom_retry import run_batch
 from persres.units.unit import Unit, finish_interrupted, is_done
 
 log = logging.getLogger(__name__)
-WARM = "persres.units.worker_start"  # imported first by the process that workers are forked from
+PRELOAD = "persres.units.worker_start"  # the first import of the process that workers are forked from
 
 
-def run_units(units: list[Unit], work: Path, function: Work, workers: int, device: str) -> None:
-    """Run what is not done, let every unit finish or fail, then raise UnitFailures once if any failed. Where the function can do several
-    at once (:class:`persres.units.batches.Batches`), they run in batches."""
+def run_units(units: list[Unit], work: Path, job: Job | UnitFunction, workers: int, device: str) -> None:
+    """Run the units that are not done, as a job or by a plain function; every unit finishes or fails.
+
+    ``workers`` processes, 0 for one per core. Raises UnitFailures once, with the reasons of all units that failed.
+    """
     if not units:
         return
     stage = units[0].stage
@@ -37,89 +39,73 @@ def run_units(units: list[Unit], work: Path, function: Work, workers: int, devic
     log.info("%s: %d units, %d already done", stage, len(units), len(units) - len(todo))
     cores = _cores()
     count = min(workers or cores, len(units))
-    # Threads follow from the plan, not from what is left to do: sums over another number of threads
-    # differ in their last bits, and a resumed run should not.
-    threads = max(1, cores // count)
-    measure = partial(_measure, function=function, threads=threads, here=count == 1)
-    batches = plan_batches(units, todo, function, work, count, device, measure)
-    processes = min(count, len(batches))
-    if processes > 1:
-        failures = _run_in_processes(batches, work, function, device, processes, threads)
-    else:
-        failures = _run_here(batches, work, function, device, threads)
+    # Threads follow from all units, not from those that are left: sums over another number of threads
+    # differ in their last bits, and a resumed run must give the same results.
+    run = Run(job if isinstance(job, Job) else Job(job), work, device, count, max(1, cores // count))
+    batches = plan_batches(units, todo, run, partial(_measure, run))
+    failures, report = {}, _Report(batches)
+    if min(count, len(batches)) > 1:
+        failures = _run_in_processes(run, batches, report)
+    elif batches:
+        _set_threads(run.threads)
+        for batch in batches:
+            failures |= report(batch, _reasons(run_batch(run.job, batch, work, device), batch, work))
     if failures:
         raise UnitFailures(stage, failures, len(units))
 
 
 def warm_up(module: str) -> None:
-    """Start the process that workers are forked from, once: it imports ``module`` meanwhile, which with diffusers takes seconds. A
-    clean process, since a fork of this one could inherit CUDA or a lock that another thread holds."""
-    get_context("forkserver").set_forkserver_preload([WARM, module])
+    """Start the process that workers are forked from, once. It imports ``module`` meanwhile, which takes seconds with diffusers.
+
+    It is a clean process: a fork of this one could inherit CUDA or a lock that another thread holds.
+    """
+    get_context("forkserver").set_forkserver_preload([PRELOAD, module])
     forkserver.ensure_running()
 
 
 def _cores() -> int:
-    """Processors this process may use, which in a container are fewer than the machine has."""
+    """The cores that this process may use, in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _measure(measured: Callable[[], int], function: Work, threads: int, here: bool) -> int:
-    """Where units will run: in this process, or in one that ends with it, since what it holds of a GPU it would hold for good."""
-    if here:
-        _set_threads(threads)
-        return measured()
-    with _workers(1, function, threads) as pool:
-        return pool.submit(measured).result()
+def _measure(run: Run, group: list[Unit]) -> int:
+    """The batch size of a group, measured where its units run: here, or in a process that frees the GPU when it ends."""
+    if run.workers == 1:
+        _set_threads(run.threads)
+        return run.job.batch_size(group, run.device, run.workers)
+    with _worker_pool(1, run) as pool:
+        return pool.submit(run.job.batch_size, group, run.device, run.workers).result()
 
 
-def _run_here(batches: list[list[Unit]], work: Path, function: Work, device: str, threads: int) -> dict[str, str]:
+def _run_in_processes(run: Run, batches: list[list[Unit]], report: _Report) -> dict[str, str]:
     failures: dict[str, str] = {}
-    if batches:
-        _set_threads(threads)
-    report = _Report(batches)
-    for some in batches:
-        failed = _attempt(some, work, function, device)
-        failures |= failed
-        report(some, failed)
-    return failures
-
-
-def _run_in_processes(
-    batches: list[list[Unit]], work: Path, function: Work, device: str, processes: int, threads: int
-) -> dict[str, str]:
-    failures: dict[str, str] = {}
-    with _workers(processes, function, threads) as pool:
-        report = _Report(batches)
-        pending: dict[Future, list[Unit]] = {
-            pool.submit(_attempt, some, work, function, device): some for some in batches
-        }
+    with _worker_pool(min(run.workers, len(batches)), run) as pool:
+        pending = {pool.submit(_attempt, run, batch): batch for batch in batches}
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                some = pending.pop(future)
+                batch = pending.pop(future)
                 try:
                     failed = future.result()
                 except BrokenProcessPool:
-                    failed = {unit.name: _died(some) for unit in some if not is_done(unit, work)}
-                failures |= failed
-                report(some, failed)
+                    failed = {unit.name: _died(batch) for unit in batch if not is_done(unit, run.work)}
+                failures |= report(batch, failed)
     return failures
 
 
-def _died(some: list[Unit]) -> str:
-    mend = (
-        ""
-        if len(some) == 1
-        else f"; {len(some)} ran together: where memory was too little lower runtime.concepts_per_batch"
-    )
-    return f"its worker process died (killed, or out of memory){mend}"
+def _attempt(run: Run, batch: list[Unit]) -> dict[str, str]:
+    return _reasons(run_batch(run.job, batch, run.work, run.device), batch, run.work)
+
+
+def _died(batch: list[Unit]) -> str:
+    hint = f"; it ran {len(batch)} units in one batch: if memory was too small, lower runtime.concepts_per_batch"
+    return f"its worker process died (killed, or out of memory){hint if len(batch) > 1 else ''}"
 
 
 @contextmanager
-def _workers(processes: int, function: Work, threads: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes; where the block is left by an error they are killed: Ctrl-C must not wait for a unit to end."""
-    function = function.one if isinstance(function, Batches) else function
-    warm_up(getattr(function, "func", function).__module__)
-    start = (threads, dict(os.environ))  # the process that workers are forked from has the environment of its own start
+def _worker_pool(processes: int, run: Run) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes; an error inside the block kills them, so that Ctrl-C does not wait for a unit to end."""
+    warm_up(getattr(run.job.run, "func", run.job.run).__module__)
+    start = (run.threads, dict(os.environ))  # workers are forked from a process with the environment of its own start
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("forkserver"), initializer=_start_worker, initargs=start
     )
@@ -133,18 +119,9 @@ def _workers(processes: int, function: Work, threads: int) -> Iterator[ProcessPo
         raise
 
 
-def _attempt(some: list[Unit], work: Path, function: Work, device: str) -> dict[str, str]:
-    """One-line reasons by name of the units that failed."""
-    errors: dict[str, Exception] = {}
-    try:
-        if len(some) > 1:
-            errors = run_batch(function, some, work, device)
-        else:
-            with_memory_guard(function, some[0], work, device)
-    except Exception as error:
-        # One by itself has failed whatever lies in its folder: what an agent does after its manifest, the put, is its work too.
-        errors = {unit.name: error for unit in some if len(some) == 1 or not is_done(unit, work)}
-    folders = {unit.name: unit.folder(work) for unit in some}
+def _reasons(errors: dict[str, Exception], batch: list[Unit], work: Path) -> dict[str, str]:
+    """One-line reasons by unit name."""
+    folders = {unit.name: unit.folder(work) for unit in batch}
     return {name: _reason(error, folders[name]) for name, error in errors.items()}
 
 
@@ -157,7 +134,7 @@ def _reason(error: Exception, folder: Path) -> str:
 
 
 def _keep_trace(error: Exception, folder: Path) -> str:
-    """Where the traceback went: a file of the unit's folder, or, where none can be written, the output."""
+    """Where the traceback is: in a file of the unit's folder, or on standard error if that cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
@@ -168,22 +145,23 @@ def _keep_trace(error: Exception, folder: Path) -> str:
 
 
 class _Report:
-    """A line for each unit that ended, and the time that the others will take."""
+    """Logs a line for each unit that ended, with the time that the others will take."""
 
     def __init__(self, batches: list[list[Unit]]) -> None:
         self.total, self.ended, self.started = sum(map(len, batches)), 0, time.monotonic()
 
-    def __call__(self, some: list[Unit], failed: dict[str, str]) -> None:
+    def __call__(self, batch: list[Unit], failed: dict[str, str]) -> dict[str, str]:
         seconds, before = time.monotonic() - self.started, self.ended
-        self.ended += len(some)
+        self.ended += len(batch)
         left = remaining(self.ended, self.total, seconds)
-        for number, unit in enumerate(some, before + 1):
+        for number, unit in enumerate(batch, before + 1):
             state = f"FAILED: {failed[unit.name]}" if unit.name in failed else "done"
             log.info("%s %d/%d %s %s (%.0f s%s)", unit.stage, number, self.total, unit.name, state, seconds, left)
+        return failed
 
 
 def _set_threads(threads: int) -> None:
-    """At most as many as OMP_NUM_THREADS says: where other work shares the cores, more threads wait for one another."""
+    """Use at most OMP_NUM_THREADS threads: on shared cores more threads wait for each other."""
     import torch
 
     most = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -191,7 +169,7 @@ def _set_threads(threads: int) -> None:
 
 
 def _start_worker(threads: int, environment: dict[str, str]) -> None:
-    """In a worker: its share of the cores, and an end when its parent is gone (kill -9 tells no child)."""
+    """Give a worker its share of the cores, and end it when its parent is gone (kill -9 does not reach children)."""
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers

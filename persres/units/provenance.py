@@ -1,4 +1,4 @@
-"""Where a result came from: versions, seconds, peak memory. Which code: persres/units/code_digest.py."""
+"""The provenance of a result: versions, seconds, peak memory. Its code: persres/units/code_digest.py."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ PACKAGE = Path(__file__).parent
 
 @lru_cache
 def library_versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the libraries that compute."""
     names = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "numpy", "pillow", "persres")
     return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the commit where there is one."""
+    """Versions of the libraries that compute, and the commit of a checkout."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
     return library_versions() | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
 
 
-def _forget_peak() -> None:
-    """Linux forgets the process's highest memory when asked so: else a worker's second unit would show the first's."""
+def _reset_peak() -> None:
+    """Reset Linux's record of the process's peak memory: a worker's second unit would show the first's."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_mib() -> float:
-    """The process's highest resident memory since then, or where that can't be read, since its start."""
+    """The process's peak resident memory since the reset, or since its start where that cannot be read."""
     try:
         line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
@@ -48,12 +48,12 @@ def _peak_mib() -> float:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[dict[str, object]]:
-    """A mapping that on exit holds seconds, peak memory in MiB (of the GPU, else of the process) and the device."""
+    """Measure a block; the mapping holds seconds, peak MiB (of the GPU, else of the process), device and versions on exit."""
     if device.type == "cuda":
-        torch.cuda.init()  # a unit's first use of the GPU may be this: without it a device with a number is refused
+        torch.cuda.init()  # torch refuses a numbered device before its first use
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        _forget_peak()
+        _reset_peak()
     facts: dict[str, object] = {}
     started = time.monotonic()
     yield facts

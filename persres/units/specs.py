@@ -1,7 +1,7 @@
-"""What a unit's result depends on, typed: the specs of the stages that work in units.
+"""The specs of units: everything that a unit's result depends on, typed.
 
-A spec names everything that decides the result, and nothing else: settings, digests of the files read, the digest of the code
-that computes (persres/units/code_digest.py), never where or how fast. Where a file lies is no part of its identity, its digest is.
+A spec holds settings, digests of the files read and the digest of the code that computes (persres/units/code_digest.py), but nothing
+that only affects where or how fast the unit runs. A file's digest is part of the identity of a spec, its path is not.
 """
 
 from __future__ import annotations
@@ -18,50 +18,49 @@ from persres.units.files import digest_file, digest_folder
 
 
 class FileRef(BaseModel):
-    """A file or a folder to read, and what it must hold."""
+    """A file or a folder to read, with its digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     digest: str  # SHA-256, hex
-    _told: str | None = PrivateAttr(None)
+    _original_path: str | None = PrivateAttr(None)
 
     @field_serializer("path")
-    def _tell(self, path: str) -> str:
-        return self._told or path
+    def _serialize_path(self, path: str) -> str:
+        return self._original_path or path
 
     def localized(self, path: Path) -> FileRef:
-        """The same in another machine's cache. In manifests and headers it keeps its name, so that what a unit writes does not depend on
-        the machine that it ran on."""
-        here = FileRef(path=str(path), digest=self.digest)
-        here._told = self._told or self.path
-        return here
+        """The same file in this machine's cache. Manifests and headers keep the original path, so that they do not depend on the machine."""
+        local = FileRef(path=str(path), digest=self.digest)
+        local._original_path = self._original_path or self.path
+        return local
 
     @classmethod
     def of(cls, path: Path) -> FileRef:
-        """As it stands on disk now."""
+        """A file or folder as it is now."""
         return cls(path=str(path), digest=digest_folder(path) if path.is_dir() else digest_file(path))
 
 
 class Spec(BaseModel):
-    """Frozen; equal specs have equal results."""
+    """The base of all specs. Equal specs have equal results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def identity(self) -> str:
-        """Canonical JSON of all that the result depends on: files by their digests, wherever they lie."""
-        return json.dumps(_placeless(self.model_dump(mode="json")), sort_keys=True)
+        """Canonical JSON of everything that the result depends on, with digests in place of paths."""
+        return json.dumps(_without_paths(self.model_dump(mode="json")), sort_keys=True)
 
 
-def _placeless(value: Any) -> Any:
+def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         skipped = {"path"} if set(value) == {"path", "digest"} else set()
-        return {key: _placeless(inner) for key, inner in value.items() if key not in skipped}
-    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _without_paths(inner) for key, inner in value.items() if key not in skipped}
+    return [_without_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
 class NounsSpec(Spec):
-    """CLIP's text features of a list of nouns."""
+    """CLIP text features of a list of nouns."""
 
     clip: Clip
     model: str
@@ -72,7 +71,7 @@ class NounsSpec(Spec):
 
 
 class ClassImagesSpec(Spec):
-    """Images of one class by the base model. ``model`` is the base model's name and, of a folder, its digest."""
+    """Images of one class by the base model. ``model``: the base model's name and, for a folder, its digest."""
 
     base: Base
     model: str
@@ -84,7 +83,7 @@ class ClassImagesSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """One concept learned by one variant."""
+    """One concept and the variant to train on it."""
 
     base: Base
     model: str

@@ -1,7 +1,7 @@
-"""The unit: one concept × one variant, a frozen spec whose hash names its folder.
+"""The unit: one concept and one variant, config or class, with a frozen spec whose hash names its folder.
 
-A unit is done when its manifest carries the spec's hash and every file it lists is there with
-its recorded digest. The manifest is written last, by an atomic rename.
+A unit is done when its manifest has the spec's hash and every file that the manifest lists exists with the recorded digest. The
+manifest is written last, by an atomic rename.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from persres.units.files import digest_file, digest_files, write_atomic
 from persres.units.specs import Spec
 
 MANIFEST = "manifest.json"
-READY = (
-    "ready.json"  # of a batch's folder: the manifests of units that are made together, until all are in their places
-)
+READY = "ready.json"  # in a batch's folder: the manifests of its units, until each is in the unit's folder
 S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True)
 class Unit(Generic[S]):
-    """``spec`` holds everything that the result depends on."""
+    """One piece of resumable work; ``spec`` holds everything that its result depends on."""
 
     stage: str
     name: str
@@ -35,11 +33,11 @@ class Unit(Generic[S]):
 
     @cached_property
     def hash(self) -> str:
-        """Names the unit's folder: 16 hex digits of the SHA-256 of the spec's identity."""
+        """The name of the unit's folder: 16 hex digits of the SHA-256 of the spec's identity."""
         return hashlib.sha256(f"{self.stage}\n{self.name}\n{self.spec.identity()}".encode()).hexdigest()[:16]
 
     def folder(self, work: Path) -> Path:
-        """Where the unit works and keeps what it made."""
+        """The folder of the unit's checkpoint, results and manifest."""
         return work / self.stage / self.hash
 
 
@@ -63,7 +61,7 @@ def _match(manifest: dict[str, Any], folder: Path) -> bool:
 
 
 def finish(unit: Unit, work: Path, files: list[Path], facts: dict[str, Any] | None = None) -> None:
-    """Write the manifest: after this the unit is done."""
+    """Write the manifest, which makes the unit done. ``facts``: seconds, memory, versions of the run."""
     write_atomic(unit.folder(work) / MANIFEST, _as_bytes(_manifest(unit, work, files, facts)))
 
 
@@ -83,28 +81,30 @@ def _as_bytes(manifest: dict[str, Any]) -> bytes:
 
 
 def batch_folder(units: list[Unit], work: Path) -> Path:
-    """Where units that are made together keep their checkpoint: named by what it holds."""
-    said = "\n".join(unit.hash for unit in units)
-    return work / units[0].stage / f"together-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    """The folder of the checkpoint of units that run in one batch."""
+    identity = "\n".join(unit.hash for unit in units)
+    return work / units[0].stage / f"batch-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def finish_batch(units: list[Unit], work: Path, files: list[list[Path]], facts: list[dict[str, Any]]) -> None:
-    """Write the manifests of units that were made together, and remove their batch's folder. All are noted there at first: a kill
-    between two manifests leaves none of the units to be made again, by itself or with others."""
-    manifests = [_manifest(unit, work, own, said) for unit, own, said in zip(units, files, facts, strict=True)]
+    """Write the manifests of units that ran in one batch, and remove the batch's folder.
+
+    All manifests are first written to that folder, so that after a kill between two of them no unit runs again.
+    """
+    manifests = [_manifest(unit, work, *rest) for unit, *rest in zip(units, files, facts, strict=True)]
     ready = batch_folder(units, work) / READY
     write_atomic(ready, json.dumps(manifests).encode())
-    _carry_out(ready, manifests)
+    _write_manifests(ready, manifests)
 
 
 def finish_interrupted(stage: str, work: Path) -> None:
-    """Carry out what a kill interrupted in :func:`finish_together`. Only while nothing else works on the stage."""
+    """Complete what a kill interrupted in :func:`finish_batch`; only while nothing else runs the stage."""
     for ready in sorted((work / stage).glob(f"*/{READY}")):
-        with suppress(FileNotFoundError):  # an agent beside this one, of the same folder, was quicker
-            _carry_out(ready, json.loads(ready.read_text()))
+        with suppress(FileNotFoundError):  # another worker of the same folder was faster
+            _write_manifests(ready, json.loads(ready.read_text()))
 
 
-def _carry_out(ready: Path, manifests: list[dict[str, Any]]) -> None:
+def _write_manifests(ready: Path, manifests: list[dict[str, Any]]) -> None:
     for manifest in manifests:
         folder = ready.parent.parent / manifest["spec_hash"]
         if _match(manifest, folder):
@@ -113,7 +113,7 @@ def _carry_out(ready: Path, manifests: list[dict[str, Any]]) -> None:
 
 
 def facts(unit: Unit, work: Path) -> dict[str, Any]:
-    """What a finished unit recorded about its run (seconds, memory, versions)."""
+    """The facts that a finished unit recorded about its run (seconds, memory, versions)."""
     return json.loads((unit.folder(work) / MANIFEST).read_text())["facts"]
 
 

@@ -1,7 +1,7 @@
 """Imported first by the process that workers are forked from.
 
-Ctrl-C, which a terminal sends to all, is for their parent alone. And that process must not start CUDA, which no fork of it could use
-then: diffusers asks on import whether there is a GPU, and torch answers without CUDA only when told so.
+A terminal sends Ctrl-C to all processes; only the workers' parent handles it. And this process must not start CUDA, which its forks
+could not use then: diffusers asks on import whether there is a GPU, and torch answers without CUDA only if this variable is set.
 """
 
 import os

@@ -61,7 +61,7 @@ def test_rates_scale_with_steps_and_batch_and_class_images_count():
     half = planned(sample={"steps": 25}, train={"batch_size": 2, "steps": 75})
     assert half["sample"].hours == pytest.approx(planned()["sample"].hours / 2)
     assert half["train"].hours == pytest.approx(planned()["train"].hours / 4)
-    prior = planned(train={"prior_images": 10})["train"]
+    prior = planned(train={"num_class_images": 10})["train"]
     assert prior.images == 1010 and "share a class" in prior.unknown
     assert prior.hours == pytest.approx((101 * 300 * 1.0 + 1010 * 2.0) / 3600)
 
@@ -74,7 +74,7 @@ def test_a_rule_that_stops_early_makes_the_hours_an_upper_bound():
 
 
 def test_a_variant_of_fewer_concepts_takes_less():
-    variants = {"ours": {}, "few": {"concepts": 11, "prior_images": 10}}
+    variants = {"ours": {}, "few": {"concepts": 11, "num_class_images": 10}}
     lines = planned(train={"variants": variants}, sample={"configs": {"base": {}, "few": {"variant": "few"}}})
     assert lines["train"].units == 112 and lines["train"].images == 110
     assert lines["sample"].units == 112 and lines["sample"].images == (101 + 11) * 20 * 50
@@ -85,7 +85,7 @@ def test_what_no_number_covers_is_named_not_guessed():
     variants = {
         "ours": {},
         "vico": {"method": "vico"},
-        "dreambooth": {"method": "dreambooth", "prior_images": 0},
+        "dreambooth": {"method": "dreambooth", "num_class_images": 0},
         "kv": {"target": "attn_kv"},
     }
     train = planned(train={"variants": variants})["train"]

@@ -1,4 +1,4 @@
-"""The fleet without Prefect: units through a store, shards run by agents in folders of their own, and what strikes them."""
+"""The fleet without Prefect: units through a store, shards run by workers in folders of their own, and what strikes them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from PIL import Image
 
 from persres.errors import PersresError, UnitFailures
 from persres.estimate import read_measured_seconds
-from persres.fleet import scheduler, worker
+from persres.fleet import worker
 from persres.fleet.content_store import Damaged, blob_key, get_input, get_unit, manifest_key, put_input, put_unit
-from persres.fleet.jobs import JOB_TYPES, Unfit, check_worker, unit_from_json, unit_to_json
-from persres.fleet.noop import NoopSpec, noop_unit
 from persres.fleet.scheduler import Fleet, ShardOutcome
-from persres.fleet.shards import estimates, group
+from persres.fleet.serialization import UnfitWorkerError, check_worker, unit_from_json, unit_to_json
+from persres.fleet.shards import estimate_seconds, group_by_cost
 from persres.fleet.store import open_store
-from persres.fleet.worker import run_shard
+from persres.fleet.worker import StoredJob, WorkerSettings, run_shard
 from persres.images import unzip_bytes
+from persres.stages.jobs import JOB_TYPES, job_type
+from persres.stages.noop import NoopSpec, noop_unit
+from persres.units.batches import Job
 from persres.units.checkpoints import read_tensors
 from persres.units.files import digest_folder
 from persres.units.pool import run_units
@@ -67,10 +69,10 @@ def url(request, tmp_path, server, monkeypatch):
 
 
 class Local:
-    """Sends shards to agents of this process, each in a work folder of its own; ``strike`` may come between."""
+    """Sends shards to workers of this process, each in a work folder of its own; ``strike`` may come between."""
 
-    def __init__(self, url: str, root: Path, agents: int = 2) -> None:
-        self.url, self.root, self.agents, self.rounds = url, root, agents, []
+    def __init__(self, url: str, root: Path, workers: int = 2) -> None:
+        self.url, self.root, self.workers, self.rounds = url, root, workers, []
         self.strike = lambda shard: None
 
     def __call__(self, shards, tick):
@@ -78,8 +80,8 @@ class Local:
         ended = {}
         for number, shard in enumerate(shards):
             ended[shard.id] = ShardOutcome(self.strike(shard), log=f"http://server/runs/{number}")
-            if ended[shard.id].died is None:
-                run_shard(self.url, shard.id, self.root / f"agent{number % self.agents}")
+            if ended[shard.id].crash is None:
+                run_shard(self.url, shard.id, self.root / f"worker{number % self.workers}")
             tick()
         return ended
 
@@ -87,32 +89,30 @@ class Local:
 def test_units_run_elsewhere_and_come_back_whole(url, tmp_path):
     send, units, said = Local(url, tmp_path), noops(7), []
     fleet = Fleet(url, send, shards=3, report=said.append)
-    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
-    assert all(is_done(unit, tmp_path / "parent") for unit in units)
+    fleet(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
+    assert all(is_done(unit, tmp_path / "scheduler") for unit in units)
     assert [len(shard.units) for shard in send.rounds[0]] == [3, 2, 2] and len(send.rounds) == 1
     assert (said[0].done, said[-1].done, said[-1].total) == (0, 7, 7) and said[-1].per_hour > 0 and said[-1].left == 0
-    fleet(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    fleet(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert len(send.rounds) == 1, "what is done here is not sent"
-    fleet(noops(8), tmp_path / "another parent", noop_unit, 0, "cpu")
+    fleet(noops(8), tmp_path / "another scheduler", Job(noop_unit), 0, "cpu")
     assert [len(shard.units) for shard in send.rounds[1]] == [1], "what the store has is not sent"
     assert not list(open_store(url).keys("started/"))
 
 
-def test_an_agent_that_dies_costs_the_unit_at_hand_alone(url, tmp_path):
+def test_a_worker_that_dies_costs_the_unit_at_hand_alone(url, tmp_path):
     units, send = noops(6), Local(url, tmp_path)
 
     def dies_at_the_second(shard):
         if len(send.rounds) > 1:
             return None
         local = [unit_from_json(raw) for raw in shard.units]
-        worker.run_stored_unit(
-            local[0], tmp_path / "dead", "cpu", store=url, shard=shard.id, options={}, notes=tmp_path / "notes"
-        )
+        StoredJob(url, shard.id, tmp_path / "dead", 0, Job(noop_unit)).run(local[0], tmp_path / "dead", "cpu")
         open_store(url).write(worker.mark_key(local[1], shard.id), b"at it")
         return "killed"
 
     send.strike = dies_at_the_second
-    Fleet(url, send, shards=1)(units, tmp_path / "parent", noop_unit, 0, "cpu")
+    Fleet(url, send, shards=1)(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     sizes = sorted(len(shard.units) for shard in send.rounds[1])
     assert sizes == [1, 4], "the suspect goes alone, what was finished is not sent"
     assert not list(open_store(url).keys("started/"))
@@ -129,36 +129,38 @@ def test_a_unit_that_kills_its_worker_twice_is_set_aside_and_named(url, tmp_path
 
     send.strike = deadly
     with pytest.raises(UnitFailures) as caught:
-        Fleet(url, send, shards=2, attempts=5)(units, tmp_path / "parent", noop_unit, 0, "cpu")
+        Fleet(url, send, shards=2, attempts=5)(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert list(caught.value.failures) == ["n/2"] and len(send.rounds) == 2
     assert "set aside" in str(caught.value) and "(log: http://server/runs/" in str(caught.value)
-    assert sum(is_done(unit, tmp_path / "parent") for unit in units) == 3
+    assert sum(is_done(unit, tmp_path / "scheduler") for unit in units) == 3
 
 
-def test_agents_that_always_die_end_after_so_many_attempts(url, tmp_path):
+def test_workers_that_always_die_end_after_so_many_attempts(url, tmp_path):
     send = Local(url, tmp_path)
     send.strike = lambda shard: "Crashed: no worker"
     with pytest.raises(UnitFailures, match="not finished after 3 attempts: Crashed: no worker"):
-        Fleet(url, send, shards=1)(noops(2), tmp_path / "parent", noop_unit, 0, "cpu")
+        Fleet(url, send, shards=1)(noops(2), tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert len(send.rounds) == 3
 
 
 def test_a_damaged_object_is_an_error_with_its_name_never_a_result(url, tmp_path):
     store, (unit, other) = open_store(url), noops(2)
     for done in (unit, other):
-        noop_unit(done, tmp_path / "agent", "cpu")
-        put_unit(store, done, tmp_path / "agent")
+        noop_unit(done, tmp_path / "worker", "cpu")
+        put_unit(store, done, tmp_path / "worker")
     (digest,) = json.loads(store.read(manifest_key(unit)))["files"].values()
     store.write(blob_key(digest), b"something else")
     with pytest.raises(Damaged, match=digest):
-        get_unit(store, unit, tmp_path / "parent")
+        get_unit(store, unit, tmp_path / "scheduler")
     assert (
-        not is_done(unit, tmp_path / "parent") and not store.has(blob_key(digest)) and not store.has(manifest_key(unit))
+        not is_done(unit, tmp_path / "scheduler")
+        and not store.has(blob_key(digest))
+        and not store.has(manifest_key(unit))
     )
     store.write(manifest_key(other), b'{"spec_hash": "an')
     send = Local(url, tmp_path)
-    Fleet(url, send, shards=1)([unit, other], tmp_path / "parent", noop_unit, 0, "cpu")
-    assert (unit.folder(tmp_path / "parent") / "number.txt").read_text() == "0\n", "made again"
+    Fleet(url, send, shards=1)([unit, other], tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
+    assert (unit.folder(tmp_path / "scheduler") / "number.txt").read_text() == "0\n", "made again"
 
 
 def test_inputs_come_by_digest_files_and_folders(url, tmp_path):
@@ -191,17 +193,17 @@ def test_two_writers_of_a_unit_harm_nothing(url, tmp_path):
         path.write_text(text)
         finish(unit, tmp_path / who, [path], {})
         put_unit(store, unit, tmp_path / who)
-    assert get_unit(store, unit, tmp_path / "parent")
-    assert (unit.folder(tmp_path / "parent") / "number.txt").read_text() == "0\n"
+    assert get_unit(store, unit, tmp_path / "scheduler")
+    assert (unit.folder(tmp_path / "scheduler") / "number.txt").read_text() == "0\n"
 
 
-def test_an_agent_of_another_commit_refuses(tmp_path, monkeypatch):
+def test_a_worker_of_another_commit_refuses(tmp_path, monkeypatch):
     (unit,) = noops(1)
     raw = unit_to_json(unit)
     assert unit_from_json(json.loads(json.dumps(raw))) == unit
-    with pytest.raises(Unfit, match="reads the unit otherwise"):
+    with pytest.raises(UnfitWorkerError, match="reads another unit"):
         unit_from_json(raw | {"hash": "0" * 16})
-    with pytest.raises(Unfit, match="can't read the unit"):
+    with pytest.raises(UnfitWorkerError, match="cannot read the unit"):
         unit_from_json(raw | {"spec": raw["spec"] | {"new_setting": 1}})
 
 
@@ -217,7 +219,7 @@ def test_a_refused_manifest_is_sent_again_and_nothing_else(server, url, tmp_path
 
     server.refuse = deny_one_put
     send = Local(url, tmp_path)
-    Fleet(url, send, shards=1)(noops(3), tmp_path / "parent", noop_unit, 0, "cpu")
+    Fleet(url, send, shards=1)(noops(3), tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert refused and len(send.rounds) == 2 and [len(s.units) for s in send.rounds[1]] == [1]
 
 
@@ -226,15 +228,15 @@ def test_a_run_that_failed_and_left_no_report_is_told_in_its_own_words(tmp_path)
         return {shard.id: ShardOutcome(None, "http://server/runs/1", "S3 said AccessDenied") for shard in shards}
 
     with pytest.raises(UnitFailures, match=r"ended without it: S3 said AccessDenied \(log: http://server/runs/1\)"):
-        Fleet(str(tmp_path / "store"), send, shards=1)(noops(1), tmp_path / "parent", noop_unit, 0, "cpu")
+        Fleet(str(tmp_path / "store"), send, shards=1)(noops(1), tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
 
 
 def test_shards_are_alike_in_cost(tmp_path):
     units, seconds = noops(5), {}
     for unit, cost in zip(units, (9.0, 5.0, 4.0, 3.0, 3.0), strict=True):
         seconds[unit.hash] = cost
-    totals = sorted(sum(seconds[u.hash] for u in some) for some in group(units, seconds, 2))
-    assert totals == [12.0, 12.0] and len(group(units[:1], seconds, 8)) == 1
+    totals = sorted(sum(seconds[u.hash] for u in some) for some in group_by_cost(units, seconds, 2))
+    assert totals == [12.0, 12.0] and len(group_by_cost(units[:1], seconds, 8)) == 1
 
 
 def test_a_manifest_that_says_nothing_of_cost_spoils_no_estimate(tmp_path):
@@ -243,15 +245,15 @@ def test_a_manifest_that_says_nothing_of_cost_spoils_no_estimate(tmp_path):
     path = done.folder(tmp_path) / MANIFEST
     for said in ({}, {"seconds": 0.0}, {"seconds": "long"}):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": said}))
-        assert estimates([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] > 0
+        assert estimate_seconds([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] > 0
     path.write_text(json.dumps(json.loads(path.read_text()) | {"facts": {"seconds": 7.0}}))
-    assert estimates([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] == 7.0
+    assert estimate_seconds([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] == 7.0
     path.write_text("{")
-    assert estimates([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] > 0
+    assert estimate_seconds([unit], tmp_path, read_measured_seconds(Path("none")))[unit.hash] > 0
 
 
 @pytest.mark.parametrize("grace,finished", [(30.0, 1), (0.2, 0)])
-def test_sigterm_drains_an_agent(tmp_path, grace, finished):
+def test_sigterm_drains_a_worker(tmp_path, grace, finished):
     """It finishes the unit at hand within the grace time and begins no other; past it, it ends."""
     open_store.cache_clear()
     url, units = str(tmp_path / "store"), noops(3, seconds=1.0)
@@ -260,7 +262,7 @@ def test_sigterm_drains_an_agent(tmp_path, grace, finished):
     def send(shards, tick):
         (shard,) = shards
         process = multiprocessing.get_context("spawn").Process(
-            target=run_shard, args=(url, shard.id, tmp_path / "agent", 1, grace)
+            target=run_shard, args=(url, shard.id, tmp_path / "worker", WorkerSettings(grace=grace))
         )
         process.start()
         while not list(open_store(url).keys("started/")):
@@ -273,15 +275,15 @@ def test_sigterm_drains_an_agent(tmp_path, grace, finished):
         return {shard.id: ShardOutcome(None if process.exitcode == 0 else "drained")}
 
     with pytest.raises(UnitFailures) as caught:
-        Fleet(url, send, shards=1, attempts=1)(units, tmp_path / "parent", noop_unit, 0, "cpu")
-    assert sum(is_done(unit, tmp_path / "parent") for unit in units) == finished
+        Fleet(url, send, shards=1, attempts=1)(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
+    assert sum(is_done(unit, tmp_path / "scheduler") for unit in units) == finished
     assert list(ended.values()) == ([0] if finished else [143])
     assert ("told to stop" if finished else "drained") in str(caught.value)
 
 
 @pytest.fixture(scope="module")
 def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
-    """The whole chain on tiny models, here and through a store with two agents."""
+    """The whole chain on tiny models, here and through a store with two workers."""
     import yaml
 
     open_store.cache_clear()
@@ -290,23 +292,23 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
         "base": {"model": str(tiny_pipeline), "resolution": 32},
         "encoders": tiny_encoders,
         "fetch": {"dataset": "miniworld", "concepts": ["heart_mug", "star_robot"], "references": 3, "held_out": 0},
-        "train": {"steps": 2, "class_images": {"steps": 2}, "variants": {"ours": {}, "prior": {"prior_images": 2}}},
+        "train": {"steps": 2, "class_images": {"steps": 2}, "variants": {"ours": {}, "prior": {"num_class_images": 2}}},
         "sample": {"steps": 2, "images_per_prompt": 1, "prompts": 4,
                    "configs": {"base": {}, "ours": {"variant": "ours", "lag": True}, "prior": {"variant": "prior"}}},
-        # together an agent's shard would be another batch than here, with other last bits
+        # together a worker's shard would be another batch than here, with other last bits
         "runtime": {"workers": 1, "device": "cpu", "sample_batch": 4, "concepts_per_batch": 1},
         "tables": {"bootstrap": 200},
     }  # fmt: skip
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "tiny": profile}, sort_keys=False))
     url = str(folder / "store")
-    send = Local(url, folder / "agents")
+    send = Local(url, folder / "workers")
     contexts, monkeypatch = {}, pytest.MonkeyPatch()
     for name in ("here", "fleet"):
         (folder / name).mkdir()
         monkeypatch.chdir(folder / name)  # so that both tell their files by the same names
         context = load_context(folder / "params.yaml", None, "data", "work")
         if name == "fleet":
-            context = replace(context, place=Fleet(url, send, shards=2))
+            context = replace(context, run_units=Fleet(url, send, shards=2))
         contexts[name] = context
         for stage in ("fetch", "macro_class", "train", "sample", "score", "tables"):
             run_stage(stage, context)
@@ -332,13 +334,13 @@ def test_the_fleets_tables_are_the_local_runs(chain, monkeypatch, tmp_path):
         compared(there, tmp_path)
 
 
-def test_a_poisoned_photo_is_named_as_the_parent_knows_it_and_the_others_are_learned(chain, monkeypatch, tmp_path):
+def test_a_poisoned_photo_is_named_as_the_scheduler_knows_it_and_the_others_are_learned(chain, monkeypatch, tmp_path):
     context = replace(chain[0]["fleet"], work=tmp_path / "work", data=tmp_path / "data")
     shutil.copytree(chain[0]["fleet"].data, context.data)
     photo = context.data / "concepts" / "heart_mug" / "images" / "000.png"
     photo.write_bytes(b"poison")
     url = str(tmp_path / "store")
-    context = replace(context, place=Fleet(url, Local(url, tmp_path / "agents"), shards=2))
+    context = replace(context, run_units=Fleet(url, Local(url, tmp_path / "workers"), shards=2))
     with pytest.raises(UnitFailures) as caught:
         run_stage("train", context)
     assert set(caught.value.failures) == {"ours/heart_mug", "prior/heart_mug"} and str(photo) in str(caught.value)
@@ -348,33 +350,37 @@ def test_a_poisoned_photo_is_named_as_the_parent_knows_it_and_the_others_are_lea
 
 
 def together(chain, tmp_path, shards: int):
-    """The chain's context with a fleet whose agents learn concepts together, in folders of the test's own."""
+    """The chain's context with a fleet whose workers learn concepts together, in folders of the test's own."""
     context, url = chain[0]["fleet"], str(tmp_path / "store")
     open_store.cache_clear()
     shutil.copytree(context.data, tmp_path / "data")
     profile = context.profile.model_copy(
         update={"runtime": context.profile.runtime.model_copy(update={"concepts_per_batch": "auto"})}
     )
-    send = Local(url, tmp_path / "agents", agents=1)
-    place = Fleet(url, send, shards=shards)
-    return replace(context, profile=profile, work=tmp_path / "work", data=tmp_path / "data", place=place), send, url
+    send = Local(url, tmp_path / "workers", workers=1)
+    run_units = Fleet(url, send, shards=shards)
+    return (
+        replace(context, profile=profile, work=tmp_path / "work", data=tmp_path / "data", run_units=run_units),
+        send,
+        url,
+    )
 
 
-def test_an_agent_learns_what_its_shard_has_alike_together_and_puts_back_each(chain, tmp_path, monkeypatch):
+def test_a_worker_learns_what_its_shard_has_alike_together_and_puts_back_each(chain, tmp_path, monkeypatch):
     context, send, url = together(chain, tmp_path, 1)
-    marked, real = [], worker.do_batch
+    marked, real = [], worker.run_batch
 
-    def do_batch(*args):
+    def run_batch(*args):
         marked.append(len(list(open_store(url).keys("started/train/"))))
         return real(*args)
 
-    monkeypatch.setattr(worker, "do_batch", do_batch)
+    monkeypatch.setattr(worker, "run_batch", run_batch)
     run_stage("train", context)
-    (shard,) = [shard for shards in send.rounds for shard in shards if shard.stage == "train"]
-    assert shard.together is None and marked == [2, 2], "each variant's two concepts, every unit marked"
+    assert sum(shard.stage == "train" for shards in send.rounds for shard in shards) == 1
+    assert marked == [2, 2], "each variant's two concepts, every unit marked"
     assert not list(open_store(url).keys("started/"))
     manifests = [json.loads(p.read_text()) for p in (context.work / "train").glob(f"*/{MANIFEST}")]
-    assert {m["name"]: m["facts"]["together"] for m in manifests} == dict.fromkeys(
+    assert {m["name"]: m["facts"]["units_per_batch"] for m in manifests} == dict.fromkeys(
         ("ours/heart_mug", "ours/star_robot", "prior/heart_mug", "prior/star_robot"), 2
     )
     for learned in sorted((context.data / "learned").rglob("*.safetensors")):
@@ -383,12 +389,12 @@ def test_an_agent_learns_what_its_shard_has_alike_together_and_puts_back_each(ch
             torch.testing.assert_close(read_tensors(learned)[0][key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_what_a_dead_agent_had_noted_of_a_batch_is_put_back_by_the_next(chain, tmp_path):
+def test_what_a_dead_worker_had_noted_of_a_batch_is_put_back_by_the_next(chain, tmp_path):
     """Killed between the manifests of a batch: what was made is not made again."""
     context, send, url = together(chain, tmp_path, 1)
     run_stage("train", context)
     (shard,) = [shard for shards in send.rounds for shard in shards if shard.stage == "train"]
-    work, units = tmp_path / "agents" / "agent0", [unit_from_json(raw) for raw in shard.units]
+    work, units = tmp_path / "workers" / "worker0", [unit_from_json(raw) for raw in shard.units]
     mine = [unit for unit in units if unit.name.startswith("ours/")]
     paths = [unit.folder(work) / MANIFEST for unit in mine]
     ready = batch_folder(mine, work) / READY
@@ -414,14 +420,14 @@ def test_a_poisoned_photo_leaves_its_batch_to_the_others(chain, tmp_path):
     assert not list(open_store(url).keys("started/"))
 
 
-def test_a_drained_agent_begins_no_batch(tmp_path):
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "drain").touch()
+def test_a_drained_worker_starts_no_batch(tmp_path):
+    stored = StoredJob(str(tmp_path / "store"), "s", tmp_path / "work", 0)
+    stored.notes.mkdir(parents=True)
+    (stored.notes / "drain").touch()
     units = noops(2)
-    said = {"store": str(tmp_path / "store"), "shard": "s", "batches": None, "notes": tmp_path / "notes"}
-    errors = worker.run_stored_units(units, tmp_path / "work", "cpu", **said)
-    assert set(errors) == {"n/0", "n/1"} and all(isinstance(error, Unfit) for error in errors.values())
-    assert [worker._note(tmp_path / "notes", unit)[0] for unit in units] == ["unfinished", "unfinished"]
+    errors = stored.run_many(units, tmp_path / "work", "cpu")
+    assert set(errors) == {"n/0", "n/1"} and all(isinstance(error, UnfitWorkerError) for error in errors.values())
+    assert [stored.read_note(unit)[0] for unit in units] == ["unfinished", "unfinished"]
 
 
 def test_every_unit_of_the_chain_is_read_back_as_it_was_and_fits(chain):
@@ -433,17 +439,17 @@ def test_every_unit_of_the_chain_is_read_back_as_it_was_and_fits(chain):
             assert unit_to_json(unit) == raw
             if "code" in raw["spec"]:
                 other = Unit(unit.stage, unit.name, unit.spec.model_copy(update={"code": "0" * 16}))
-                with pytest.raises(Unfit, match="deploy the same commit"):
+                with pytest.raises(UnfitWorkerError, match="deploy the same commit"):
                     check_worker(other)
 
 
 def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tmp_path):
     contexts, send = chain
     units = [unit_from_json(raw) for shards in send.rounds for s in shards if s.stage == "sample" for raw in s.units]
-    known = estimates(units, contexts["fleet"].work, read_measured_seconds(Path("none")))
-    planned = estimates(units, tmp_path, read_measured_seconds(Path("none")))
+    known = estimate_seconds(units, contexts["fleet"].work, read_measured_seconds(Path("none")))
+    planned = estimate_seconds(units, tmp_path, read_measured_seconds(Path("none")))
     assert all(seconds > 0 for seconds in known.values()) and known != planned
-    sizes = {unit.hash: JOB_TYPES["sample"].size(unit.spec) for unit in units}
+    sizes = {unit.hash: JOB_TYPES["sample"].cost(unit.spec) for unit in units}
     assert len({round(planned[key] / sizes[key], 9) for key in sizes}) == 1, "one rate for all, from the plan"
     manifests = [json.loads(p.read_text()) for p in (contexts["fleet"].work / "sample").glob(f"*/{MANIFEST}")]
     base = next(m for m in manifests if m["name"] == "base/heart_mug")
@@ -452,7 +458,7 @@ def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tm
 
 def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
     """A model that has memory for two pictures, beside one that had it for four: of the plain method, and of ours with its masks."""
-    from diffusers import UNet2DConditionModel  # here: the agents that tests start read this file too
+    from diffusers import UNet2DConditionModel  # here: the workers that tests start read this file too
 
     from persres.methods.common.sample_units import ARCHIVE, sample_unit
     from persres.stages.sample import sample_units
@@ -480,7 +486,6 @@ def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
             assert np.abs(one - two).max() <= 1, name
 
 
-def test_a_stage_that_agents_would_do_otherwise_is_refused(tmp_path):
-    with pytest.raises(PersresError, match=r"fleet/kinds\.py"):
-        Fleet(str(tmp_path), None)(noops(1), tmp_path, partial(print), 0, "cpu")
-    assert scheduler.DEATHS == 2
+def test_a_stage_without_a_job_type_is_refused(tmp_path):
+    with pytest.raises(PersresError, match=r"stages/jobs\.py"):
+        job_type("fetch")

@@ -1,4 +1,4 @@
-"""What an agent keeps: checked each time it is used, bounded, and never taken from under a unit."""
+"""What a worker keeps: checked each time it is used, bounded, and never taken from under a unit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from persres.fleet import worker
 from persres.fleet.cache import in_use, trim
-from persres.fleet.content_store import get_input, input_place, put_input, put_unit
-from persres.fleet.jobs import unit_to_json
-from persres.fleet.noop import NoopSpec, noop_unit
+from persres.fleet.content_store import get_input, input_path, put_input, put_unit
+from persres.fleet.serialization import unit_to_json
 from persres.fleet.shards import make_shard
 from persres.fleet.store import open_store
-from persres.fleet.worker import INPUTS, report_key, run_shard
+from persres.fleet.worker import INPUTS, StoredJob, report_key, run_shard
+from persres.stages.noop import NoopSpec, noop_unit
 from persres.units import disk
 from persres.units.files import digest_folder
 from persres.units.specs import FileRef, Spec
@@ -84,7 +83,7 @@ def test_what_was_used_longest_ago_goes_first_and_never_what_is_in_use(store, tm
     put_unit(store, units[0], work)
     stored = sum(path.stat().st_size for path in units[0].folder(work).iterdir())
     assert trim(work, 4 * SIZE + stored) == 4 * SIZE + stored and len(kept(work)) == 4
-    with in_use(input_place(references[1], work / INPUTS).parent):  # which makes it the one that was used last
+    with in_use(input_path(references[1], work / INPUTS).parent):  # which makes it the one that was used last
         assert trim(work, 2 * SIZE + stored) == 2 * SIZE + stored
         assert kept(work) == {"1.bin", "3.bin"} and is_done(units[0], work)
         assert trim(work, 0) == SIZE and kept(work) == {"1.bin"}
@@ -111,27 +110,26 @@ def test_a_fetch_makes_room_and_keeps_what_its_own_unit_reads(store, tmp_path):
         Unit("read", "r/0", ReadSpec(files=tuple(references[:2]))),
         Unit("read", "r/1", ReadSpec(files=(references[2],))),
     ]
+
+    def stored(cache_bytes):
+        return StoredJob(str(tmp_path / "store"), "s", work, cache_bytes)
+
     with ExitStack() as first:
-        here = worker._localised(units[0], store, work, first, keep=0)
+        here = stored(0).localize(units[0], first)
         assert kept(work) == {"0.bin", "1.bin"} and all(Path(ref.path).exists() for ref in here.spec.files)
         with ExitStack() as second:
-            worker._localised(units[1], store, work, second, keep=0)
+            stored(0).localize(units[1], second)
             assert kept(work) == {"0.bin", "1.bin", "2.bin"}, "both are running"
     with ExitStack() as again:
-        worker._localised(units[0], store, work, again, keep=SIZE)
+        stored(SIZE).localize(units[0], again)
         assert len(kept(work)) == 3, "nothing was fetched"
     with ExitStack() as another:
-        worker._localised(
-            Unit("read", "r/2", ReadSpec(files=tuple(inputs(store, tmp_path / "photos", 4)[3:]))),
-            store,
-            work,
-            another,
-            keep=2 * SIZE,
-        )
+        last = Unit("read", "r/2", ReadSpec(files=tuple(inputs(store, tmp_path / "photos", 4)[3:])))
+        stored(2 * SIZE).localize(last, another)
     assert kept(work) == {"3.bin", "1.bin"} or kept(work) == {"3.bin", "0.bin"}
 
 
-def test_an_agent_whose_disk_is_full_begins_nothing_and_says_where(store, tmp_path, monkeypatch):
+def test_a_worker_whose_disk_is_full_begins_nothing_and_says_where(store, tmp_path, monkeypatch):
     work, usage = tmp_path / "work", shutil.disk_usage(tmp_path)
     shard = make_shard([unit_to_json(Unit("noop", "n/0", NoopSpec(number=0)))], 0, "cpu", {})
     store.write(shard.key, shard.model_dump_json().encode())
@@ -144,7 +142,7 @@ def test_an_agent_whose_disk_is_full_begins_nothing_and_says_where(store, tmp_pa
     assert json.loads(store.read(report_key(shard.id))) == {"failed": {}, "unfinished": report.unfinished}
     assert not (work / "noop").exists()
     get_input(store, reference, work / INPUTS)
-    roomy = lambda folder: usage._replace(free=5_000_000 if kept(work) else 500_000_000)  # noqa: E731
-    monkeypatch.setattr(disk.shutil, "disk_usage", roomy)
+    large = lambda folder: usage._replace(free=5_000_000 if kept(work) else 500_000_000)  # noqa: E731
+    monkeypatch.setattr(disk.shutil, "disk_usage", large)
     report = run_shard(str(tmp_path / "store"), shard.id, work)
     assert not report.unfinished and not kept(work), "what it kept gave way"

@@ -10,6 +10,7 @@ import pytest
 from persres.errors import PersresError
 from persres.fleet import on_demand
 from persres.fleet import store as stores
+from persres.fleet.on_demand import Request
 from persres.fleet.store import StoreError, open_store
 from persres.fleet.worker import read_shard
 from persres.units.files import written_whole
@@ -114,5 +115,5 @@ def test_a_name_that_leads_elsewhere_empties_no_folder(tmp_path, monkeypatch, na
     name = str(tmp_path / "own") if name == "/absolute" else name
     photos, to = str(tmp_path / "photos"), str(tmp_path / "to")
     with pytest.raises(PersresError, match="is not usable: letters"):
-        on_demand.personalize_from(photos, to, tmp_path / "work", name, macro_class="dog", prompts=(), profile="mini")
+        on_demand.personalize_from_store(Request(photos, to, name, "dog", profile="mini"), tmp_path / "work")
     assert all(path.exists() for path in kept)

@@ -45,9 +45,9 @@ def test_the_flow_makes_the_table_and_a_failure_fails_it(prefect_server, tiny_pa
 
 
 def shard_of(numbers, attempt=0):
-    from persres.fleet.jobs import unit_to_json
-    from persres.fleet.noop import NoopSpec
+    from persres.fleet.serialization import unit_to_json
     from persres.fleet.shards import make_shard
+    from persres.stages.noop import NoopSpec
     from persres.units.unit import Unit
 
     return make_shard([unit_to_json(Unit("noop", f"n/{i}", NoopSpec(number=i))) for i in numbers], attempt, "cpu", {})
@@ -55,7 +55,7 @@ def shard_of(numbers, attempt=0):
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server):
-    """The shard flow's deployment, in a pool that no worker serves: the tests are its agents."""
+    """The shard flow's deployment, in a pool that no worker serves: the tests are its workers."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
@@ -72,36 +72,37 @@ def test_the_same_shard_is_one_run_until_that_run_has_ended(deployed, tmp_path):
     from prefect.states import Completed, Crashed, Failed
 
     from persres.errors import PersresError
-    from tasks.shards import Deployment, how_it_ended
+    from tasks.shards import Deployment, outcome_of
 
     send = Deployment("persres-shard/shard", str(tmp_path))
     first = send.submit(shard_of([1, 2]))
-    assert send.submit(shard_of([2, 1])) == first, "two parents share it"
+    assert send.submit(shard_of([2, 1])) == first, "two schedulers share it"
     assert send.submit(shard_of([1, 2], attempt=1)) != first
     deployed.set_flow_run_state(first, Completed(), force=True)
     second = send.submit(shard_of([1, 2]))
     assert second != first, "another day's"
-    assert how_it_ended(deployed.read_flow_run(first)).died is None
+    assert outcome_of(deployed.read_flow_run(first)).crash is None
     deployed.set_flow_run_state(second, Crashed(message="no heartbeat"), force=True)
-    ended = how_it_ended(deployed.read_flow_run(second))
-    assert "Crashed: no heartbeat" in ended.died and str(second) in ended.log
+    ended = outcome_of(deployed.read_flow_run(second))
+    assert "Crashed: no heartbeat" in ended.crash and str(second) in ended.log
     deployed.set_flow_run_state(second, Failed(message="the store refused the report"), force=True)
-    ended = how_it_ended(deployed.read_flow_run(second))
-    assert ended.died is None and ended.said == "the store refused the report"
+    ended = outcome_of(deployed.read_flow_run(second))
+    assert ended.crash is None and ended.message == "the store refused the report"
     with pytest.raises(PersresError, match="no deployment nowhere/shard; make fleet-setup"):
         Deployment("nowhere/shard", str(tmp_path)).submit(shard_of([1]))
 
 
 def test_shards_are_sent_watched_and_judged(deployed, tmp_path, monkeypatch):
-    """The parent through the server; this test is the agent, and dies once of a run that stays Pending."""
+    """The scheduler through the server; this test is the worker, and dies once of a run that stays Pending."""
     from pathlib import Path
 
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Failed, Pending
 
     from flows.shard import shard as shard_flow
-    from persres.fleet.noop import NoopSpec, noop_unit
     from persres.fleet.scheduler import Fleet
+    from persres.stages.noop import NoopSpec, noop_unit
+    from persres.units.batches import Job
     from persres.units.unit import Unit, is_done
     from tasks import shards
     from tasks.shards import Deployment
@@ -118,17 +119,17 @@ def test_shards_are_sent_watched_and_judged(deployed, tmp_path, monkeypatch):
             if len(seen) == 1:
                 deployed.set_flow_run_state(run.id, Pending(), force=True)
                 continue
-            state = shard_flow(store, run.parameters["shard"], str(tmp_path / "agent"), return_state=True)
+            state = shard_flow(store, run.parameters["shard"], str(tmp_path / "worker"), return_state=True)
             assert state.is_completed(), state.message
             deployed.set_flow_run_state(run.id, Failed(message="whatever it says, manifests are believed"), force=True)
 
     units = [Unit("noop", f"n/{i}", NoopSpec(number=i)) for i in range(6)]
     Fleet(store, Deployment("persres-shard/shard", store), shards=2, report=act)(
-        units, tmp_path / "parent", noop_unit, 0, "cpu"
+        units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu"
     )
-    assert all(is_done(unit, tmp_path / "parent") for unit in units)
+    assert all(is_done(unit, tmp_path / "scheduler") for unit in units)
     assert len(seen) == 4, "two shards; the stuck one's three units again, in two"
-    lost = shard_flow(store, "nowhere", str(tmp_path / "agent"), return_state=True)
+    lost = shard_flow(store, "nowhere", str(tmp_path / "worker"), return_state=True)
     assert lost.is_failed() and "holds no shard nowhere" in lost.message
     assert Path(store).is_dir()
 
@@ -149,7 +150,7 @@ class Clock:
         self.now += seconds
 
 
-def test_only_a_run_that_stays_pending_by_the_parents_own_time_is_given_up(deployed, tmp_path, monkeypatch):
+def test_only_a_run_that_stays_pending_by_the_schedulers_own_time_is_given_up(deployed, tmp_path, monkeypatch):
     from prefect.states import Pending, Running
 
     from tasks import shards
@@ -161,7 +162,7 @@ def test_only_a_run_that_stays_pending_by_the_parents_own_time_is_given_up(deplo
     def seen(state=None):
         if state is not None:
             deployed.set_flow_run_state(run, state, force=True)
-        watch.look([run])
+        watch.poll([run])
         return deployed.read_flow_run(run).state
 
     assert seen(Pending()).is_pending(), "however late it is on the wall"
@@ -169,7 +170,7 @@ def test_only_a_run_that_stays_pending_by_the_parents_own_time_is_given_up(deplo
     assert seen().is_pending() and seen(Running()).is_running()
     assert seen(Pending()).is_pending(), "again: it counts from here"
     clock.now += STUCK - 1
-    watch._forget()  # the server was away
+    watch._reset()  # the server was away
     clock.now += 2
     assert seen().is_pending()
     clock.now += STUCK + 1
@@ -182,7 +183,7 @@ def test_runs_that_nobody_takes_are_told_of_with_the_mend(deployed, tmp_path, mo
     from prefect.states import Running
 
     from tasks import shards
-    from tasks.shards import AGAIN, UNSERVED, Deployment, Watch
+    from tasks.shards import WARN_AFTER, WARN_AGAIN, Deployment, Watch
 
     monkeypatch.setattr(shards, "time", clock := Clock())
     send, watch = Deployment("persres-shard/shard", str(tmp_path)), Watch()
@@ -191,21 +192,21 @@ def test_runs_that_nobody_takes_are_told_of_with_the_mend(deployed, tmp_path, mo
     def told(seconds):
         logged.clear()
         clock.now += seconds
-        watch.look(runs)
+        watch.poll(runs)
         return logged.text
 
-    assert not told(0) and not told(UNSERVED - 1)
+    assert not told(0) and not told(WARN_AFTER - 1)
     said = told(2)
-    assert "2 runs wait" in said and "no agent asks work pool persres-test for runs" in said
-    assert "python -m flows.agent --pool persres-test starts one" in said
-    assert not told(AGAIN - 10), "not at each look"
+    assert "2 runs wait" in said and "no worker polls work pool persres-test" in said
+    assert "python -m flows.worker --pool persres-test starts one" in said
+    assert not told(WARN_AGAIN - 10), "not at each look"
     deployed.update_work_pool("persres-test", WorkPoolUpdate(is_paused=True))
     assert "prefect work-pool resume persres-test" in told(20)
     deployed.update_work_pool("persres-test", WorkPoolUpdate(is_paused=False))
     deployed.send_worker_heartbeat("persres-test", "busy", heartbeat_interval_seconds=30)
-    assert not told(AGAIN), "a worker is there, busy"
+    assert not told(WARN_AGAIN), "a worker is there, busy"
     deployed.set_flow_run_state(runs[0], Running(), force=True)
-    assert not told(AGAIN) and watch.waiting is None
+    assert not told(WARN_AGAIN) and watch.waiting is None
 
 
 def test_a_server_that_is_away_is_waited_for_by_whatever_asks_it(monkeypatch, logged):
@@ -216,7 +217,8 @@ def test_a_server_that_is_away_is_waited_for_by_whatever_asks_it(monkeypatch, lo
     from tasks import server, shards, views
     from tasks.shards import Deployment, Watch
 
-    monkeypatch.setattr(server, "time", Clock())
+    monkeypatch.setattr(server, "POLL", 0.001)
+    monkeypatch.setattr(server, "PATIENCE", 0.1)
     left = [3]
 
     class Run:
@@ -232,18 +234,18 @@ def test_a_server_that_is_away_is_waited_for_by_whatever_asks_it(monkeypatch, lo
     assert Deployment("persres-shard/shard", "store").submit(shard_of([1])) == "the run" and left == [0]
     assert logged.text.count("does not answer; waiting for it") == 2
     left[0] = 10**9
-    with pytest.raises(PersresError, match=r"the Prefect server stays away .*refused"):
+    with pytest.raises(PersresError, match=r"the Prefect server does not answer .*refused"):
         Deployment("persres-shard/shard", "store").submit(shard_of([1]))
     monkeypatch.setattr(shards, "get_client", unreachable)
-    with pytest.raises(PersresError, match="stays away"):
-        Watch().look(["the run"])
+    with pytest.raises(PersresError, match="does not answer"):
+        Watch().poll(["the run"])
     request = httpx.Request("POST", "http://x")
 
     def refuses(*args, **kwargs):
         raise httpx.HTTPStatusError("401", request=request, response=httpx.Response(401, request=request))
 
     monkeypatch.setattr(shards, "run_deployment", refuses)
-    with pytest.raises(PersresError, match=r"refused .401.; look at PREFECT_API_URL"):
+    with pytest.raises(PersresError, match=r"refused .401.; check PREFECT_API_URL"):
         Deployment("persres-shard/shard", "store").submit(shard_of([1]))
     for name in ("create_progress_artifact", "create_table_artifact"):
         monkeypatch.setattr(views, name, unreachable)
@@ -282,7 +284,7 @@ def test_a_failed_unit_does_not_keep_the_others_from_their_tables(prefect_server
 
     run, fails = stages_run
     settings = yaml.safe_load(tiny_params.read_text())
-    settings["tiny"]["train"]["variants"] = {"ours": {}, "prior": {"prior_images": 2}}
+    settings["tiny"]["train"]["variants"] = {"ours": {}, "prior": {"num_class_images": 2}}
     settings["tiny"]["sample"]["configs"] = {"base": {}, "ours": {"variant": "ours"}, "prior": {"variant": "prior"}}
     tiny_params.write_text(yaml.safe_dump(settings))
     called = []
@@ -293,7 +295,7 @@ def test_a_failed_unit_does_not_keep_the_others_from_their_tables(prefect_server
     assert run == ["fetch", "macro_class", "train", "train", "sample", "score", "score", "tables"]
     assert state.is_failed() and not called, "what is not whole is not committed"
     assert "prior/heart_mug: 000.png is no picture (log: http://x)" in state.message
-    assert "ours/heart_mug: out of memory" in state.message and "the other rows stand in" in state.message
+    assert "ours/heart_mug: out of memory" in state.message and "the other rows are in" in state.message
     run.clear()
     flows.fleet.fleet.fn(str(tiny_params), commit=True)
     assert run == list(STAGES) and called == [("commit", "--force")]

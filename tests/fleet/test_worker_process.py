@@ -1,4 +1,4 @@
-"""flows/agent.py with a worker of our own in Prefect's place: one that, told to stop, kills its run at once."""
+"""flows/worker.py with a worker of our own in Prefect's place: one that, told to stop, kills its run at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 pytestmark = [
     pytest.mark.alone,
-    pytest.mark.skipif(sys.platform != "linux", reason="flows.agent is for Linux"),
+    pytest.mark.skipif(sys.platform != "linux", reason="flows.worker is for Linux"),
 ]
 
-WORKER = """
+PREFECT_WORKER = """
 import os, signal, subprocess, sys
 run = subprocess.Popen([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], stdout=subprocess.PIPE,
                        start_new_session=True, env=os.environ | {"PREFECT__FLOW_RUN_ID": "1"})
@@ -38,20 +38,20 @@ while not (told if ends_after < 0 else time.monotonic() > started + ends_after):
 time.sleep(0.4)  # the unit at hand
 print("told", len(told), flush=True)
 """
-AGENT = (
-    "import sys; from flows.agent import run_agent; from persres.logging import show_logs; show_logs(); "
-    "sys.exit(run_agent(sys.argv[2:], float(sys.argv[1])))"
+PROGRAM = (
+    "import sys; from flows.worker import run_worker; from persres.logging import show_logs; show_logs(); "
+    "sys.exit(run_worker(sys.argv[2:], float(sys.argv[1])))"
 )
 
 
-class Agent:
+class StoppableWorker:
     """With one run, which ends when told to, or after so many seconds whatever it is told. ``worker``, ``run``: their processes."""
 
     def __init__(
         self, repo: Path, folder: Path, patience: float, ends_after: float = -1.0, imports: float = 0.0
     ) -> None:
         self.folder = folder
-        command = [sys.executable, "-c", AGENT, str(patience), sys.executable, "-c", WORKER, RUN]
+        command = [sys.executable, "-c", PROGRAM, str(patience), sys.executable, "-c", PREFECT_WORKER, RUN]
         self.process = subprocess.Popen(
             [*command, str(ends_after), str(imports)], cwd=folder, env=os.environ | {"PYTHONPATH": str(repo), "TMPDIR": str(folder)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -89,11 +89,11 @@ def until_gone(process: int) -> None:
 def start(repo, tmp_path):
     started = []
 
-    def agent(*arguments, **options) -> Agent:
-        started.append(Agent(repo, tmp_path, *arguments, **options))
+    def process(*arguments, **options) -> StoppableWorker:
+        started.append(StoppableWorker(repo, tmp_path, *arguments, **options))
         return started[-1]
 
-    yield agent
+    yield process
     for one in started:
         for process in [one.process.pid, *(one.pid(name) for name in ("worker", "run") if (tmp_path / name).exists())]:
             if not gone(process):
@@ -102,46 +102,46 @@ def start(repo, tmp_path):
 
 
 def test_told_to_stop_the_run_ends_and_the_worker_takes_no_other(start):
-    """By SIGINT, though the agent was started with it ignored. A second signal changes nothing."""
-    agent = start(10.0)
-    worker, run = agent.pid("worker"), agent.pid("run")
-    agent.process.send_signal(signal.SIGINT)
+    """By SIGINT, though the process was started with it ignored. A second signal changes nothing."""
+    process = start(10.0)
+    worker, run = process.pid("worker"), process.pid("run")
+    process.process.send_signal(signal.SIGINT)
     until_gone(worker)
     assert not gone(run)
-    agent.process.terminate()
-    code, said = agent.end()
+    process.process.terminate()
+    code, said = process.end()
     assert code == 0 and "told 1\n" in said, "what a run prints after its worker is gone is still read"
     assert gone(run)
 
 
 def test_a_run_that_does_not_listen_yet_is_told_when_it_does(start):
-    agent = start(10.0, imports=0.5)
-    agent.pid("worker")
-    agent.process.terminate()
-    code, said = agent.end()
+    process = start(10.0, imports=0.5)
+    process.pid("worker")
+    process.process.terminate()
+    code, said = process.end()
     assert code == 0 and "told 1\n" in said
 
 
 def test_past_its_time_a_run_is_killed(start):
-    agent = start(0.3, ends_after=60.0)
-    run = agent.pid("run")
-    agent.process.terminate()
-    code, said = agent.end()
+    process = start(0.3, ends_after=60.0)
+    run = process.pid("run")
+    process.process.terminate()
+    code, said = process.end()
     assert code == 1 and "killed" in said and gone(run)
 
 
 def test_a_worker_that_dies_leaves_its_run_to_end_and_a_code_to_restart_for(start):
-    agent = start(10.0, ends_after=0.3)
-    agent.pid("run")
-    os.kill(agent.pid("worker"), signal.SIGKILL)
-    code, said = agent.end()
+    process = start(10.0, ends_after=0.3)
+    process.pid("run")
+    os.kill(process.pid("worker"), signal.SIGKILL)
+    code, said = process.end()
     assert code == 137 and "told 0\n" in said
 
 
 def test_killed_itself_the_agent_leaves_no_worker(start):
-    agent = start(10.0, ends_after=1.0)
-    worker = agent.pid("worker")
-    agent.pid("run")
-    agent.process.kill()
-    agent.end()
+    process = start(10.0, ends_after=1.0)
+    worker = process.pid("worker")
+    process.pid("run")
+    process.process.kill()
+    process.end()
     until_gone(worker)

@@ -23,7 +23,7 @@ from persres.methods import ours
 from persres.methods.common import batched_training
 from persres.methods.common import train_units as train_module
 from persres.methods.common.base import TrainingResult
-from persres.methods.common.batched_training import batch_key, concepts_that_fit, training_work
+from persres.methods.common.batched_training import batch_key, concepts_that_fit, training_job
 from persres.methods.common.registry import can_train_batched, method_named
 from persres.methods.common.train_units import _share, train_unit, train_units
 from persres.methods.ours import Ours, _concept_log
@@ -31,7 +31,7 @@ from persres.residuals.header import read_header
 from persres.training import residual_training
 from persres.units import memory_budget as memory
 from persres.units import unit as saved
-from persres.units.batches import BATCH_SIZES, Batches, groups_of, plan_batches, split_evenly
+from persres.units.batches import BATCH_SIZES, Job, Run, group_units, plan_batches, split_evenly
 from persres.units.checkpoints import read_tensors
 from persres.units.memory_budget import concepts_within
 from persres.units.oom_retry import run_batch
@@ -143,7 +143,7 @@ def test_a_unit_that_stopped_early_counts_its_steps_only():
 
 
 def train_all(todo: list[Unit], work: Path) -> None:
-    run_units(todo, work, training_work(concepts_per_batch=3), 1, "cpu")
+    run_units(todo, work, training_job(todo, concepts_per_batch=3), 1, "cpu")
 
 
 def train_and_die(todo: list[Unit], work: Path) -> None:
@@ -161,7 +161,7 @@ def train_and_die(todo: list[Unit], work: Path) -> None:
 
 def test_a_killed_batch_goes_on_to_the_same_bits(tmp_path):
     todo, whole, killed = units(tmp_path, MINI, steps=14), tmp_path / "whole", tmp_path / "killed"
-    run_units(todo, whole, training_work(concepts_per_batch=3), 1, "cpu")
+    run_units(todo, whole, training_job(todo, concepts_per_batch=3), 1, "cpu")
     process = in_a_fork(train_all, todo, killed)
     checkpoint, deadline = batch_folder(todo, killed) / "checkpoint.safetensors", time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -171,7 +171,7 @@ def test_a_killed_batch_goes_on_to_the_same_bits(tmp_path):
     assert checkpoint.exists() and not any(is_done(unit, killed) for unit in todo), (
         "the kill must fall within the batch"
     )
-    run_units(todo, killed, training_work(concepts_per_batch=3), 1, "cpu")
+    run_units(todo, killed, training_job(todo, concepts_per_batch=3), 1, "cpu")
     assert same_bits(todo, killed, whole)
     assert all(0 < facts(unit, killed)["steps"] < facts(unit, killed)["of_steps"] == 14 for unit in todo), "it went on"
     assert not checkpoint.parent.exists()
@@ -183,14 +183,14 @@ def never(*_args) -> None:
 
 def test_a_batch_killed_between_its_manifests_is_not_trained_again(tmp_path):
     todo, whole, killed = units(tmp_path, MINI, steps=3), tmp_path / "whole", tmp_path / "killed"
-    run_units(todo, whole, training_work(concepts_per_batch=3), 1, "cpu")
+    run_units(todo, whole, training_job(todo, concepts_per_batch=3), 1, "cpu")
     process = in_a_fork(train_and_die, todo, killed)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [is_done(unit, killed) for unit in todo] == [True, False, False]
     folder = batch_folder(todo, killed)
     assert (folder / "checkpoint.safetensors").exists() and (folder / READY).exists()
-    run_units(todo, killed, Batches(never, never, batch_key, never, 3), 1, "cpu")
+    run_units(todo, killed, Job(never, never, batch_key, 3), 1, "cpu")
     assert same_bits(todo, killed, whole) and all(facts(unit, killed)["units_per_batch"] == 3 for unit in todo)
     assert not folder.exists()
 
@@ -216,19 +216,19 @@ def test_a_corrupt_photo_fails_alone_by_its_name(tmp_path, tiny_pipeline, monkey
     bad = Path(todo[1].spec.photos[1].path)
     bad.write_bytes(b"\x89PNG broken")
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
+        run_units(todo, tmp_path, training_job(todo, concepts_per_batch=4), 1, "cpu")
     assert list(caught.value.failures) == ["ours/robot"] and str(bad) in str(caught.value)
     assert "\n" not in caught.value.failures["ours/robot"] and "1 of 4 units failed" in str(caught.value)
     others = [todo[0], *todo[2:]]
     assert [facts(unit, tmp_path)["units_per_batch"] for unit in others] == [3, 3, 3]
     assert names == ["ours/mug, cat, dog"], "progress names them all"
     with pytest.raises(UnitFailures, match="ours/robot"):
-        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
+        run_units(todo, tmp_path, training_job(todo, concepts_per_batch=4), 1, "cpu")
     Path(todo[2].spec.photos[0].path).write_bytes(b"also")
     for unit in others[:2]:
         (unit.folder(tmp_path) / MANIFEST).unlink()
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(concepts_per_batch=4), 1, "cpu")
+        run_units(todo, tmp_path, training_job(todo, concepts_per_batch=4), 1, "cpu")
     assert set(caught.value.failures) == {"ours/robot", "ours/cat"}
     assert facts(todo[0], tmp_path)["units_per_batch"] == 1, "the only one that is left learns alone"
 
@@ -250,7 +250,7 @@ def holds(monkeypatch, most: int) -> list[int]:
 def test_too_little_memory_halves_the_batch_and_facts_say_so(tmp_path, tiny_pipeline, monkeypatch):
     names = ("mug", "robot", "cat", "dog", "bus")
     todo, tried = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32), names), holds(monkeypatch, 2)
-    run_units(todo, tmp_path, training_work(concepts_per_batch=5), 1, "cpu")
+    run_units(todo, tmp_path, training_job(todo, concepts_per_batch=5), 1, "cpu")
     assert tried == [5, 2, 3, 1, 2]
     assert [facts(unit, tmp_path)["units_per_batch"] for unit in todo] == [2, 2, 1, 2, 2]
     assert all(facts(unit, tmp_path)["halved_from"] == 5 for unit in todo)
@@ -261,7 +261,7 @@ def test_too_little_memory_for_one_concept_fails_each_unit(tmp_path, tiny_pipeli
     todo = units(tmp_path, Base(model=str(tiny_pipeline), resolution=32))
     holds(monkeypatch, 0)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path, training_work(concepts_per_batch=3), 1, "cpu")
+        run_units(todo, tmp_path, training_job(todo, concepts_per_batch=3), 1, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo}
     assert all(
         "out of memory" in reason and "runtime.cpu_offload" in reason for reason in caught.value.failures.values()
@@ -280,7 +280,7 @@ def test_a_fault_before_the_first_step_stays_with_its_unit_and_one_after_it_is_a
 
     monkeypatch.setattr(ours, "encode_concept", encode)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path / "a", training_work(concepts_per_batch=3), 1, "cpu")
+        run_units(todo, tmp_path / "a", training_job(todo, concepts_per_batch=3), 1, "cpu")
     assert list(caught.value.failures) == ["ours/cat"] and "ValueError: this one's prompt" in str(caught.value)
     assert (todo[2].folder(tmp_path / "a") / "traceback.txt").exists()
     monkeypatch.setattr(ours, "encode_concept", real)
@@ -292,7 +292,7 @@ def test_a_fault_before_the_first_step_stays_with_its_unit_and_one_after_it_is_a
 
     monkeypatch.setattr("persres.training.residual_training.save_training", disk_is_full)
     with pytest.raises(UnitFailures) as caught:
-        run_units(todo, tmp_path / "b", training_work(concepts_per_batch=3), 1, "cpu")
+        run_units(todo, tmp_path / "b", training_job(todo, concepts_per_batch=3), 1, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo} and len(begun) == 1, "not tried again in halves"
 
 
@@ -363,33 +363,30 @@ def test_parts_are_few_and_alike(count, most, sizes):
     assert [len(part) for part in parts] == sizes and [n for part in parts for n in part] == list(range(count))
 
 
-def test_batches_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
-    todo = units(tmp_path, MINI, tuple("abcdefg"))
-    families = []
+def test_batches_depend_on_all_units_and_not_on_those_that_are_left(tmp_path):
+    todo, groups = units(tmp_path, MINI, tuple("abcdefg")), []
 
-    def measure(call):
-        families.append(call.family)
+    def measure(group):
+        groups.append(group)
         return 3
 
-    work = Batches(never, never, batch_key, never)
-    names = [
-        [unit.spec.concept for unit in some] for some in plan_batches(todo, todo, work, tmp_path, 1, "cpu", measure)
-    ]
-    assert names == [["a", "b"], ["c", "d"], ["e", "f", "g"]] and len(families) == 1
-    left = plan_batches(todo, todo[3:6], work, tmp_path, 1, "cpu", measure)
-    assert [[unit.spec.concept for unit in some] for some in left] == [["d"], ["e", "f"]]
-    assert len(families) == 1 and list(json.loads((tmp_path / "train" / BATCH_SIZES).read_text()).values()) == [3]
-    assert plan_batches(todo, [], work, tmp_path, 2, "cpu", never) == [], "nothing is measured for nothing"
-    by_worker = plan_batches(todo, todo, work, tmp_path, 4, "cpu", measure)
-    assert [len(some) for some in by_worker] == [1, 2, 2, 2], "every worker has a share"
+    def run(work, workers=1, size=never):
+        return Run(Job(never, never, batch_key, size), work, "cpu", workers, 1)
 
-    def breaks(call):
+    names = [[unit.spec.concept for unit in batch] for batch in plan_batches(todo, todo, run(tmp_path), measure)]
+    assert names == [["a", "b"], ["c", "d"], ["e", "f", "g"]] and len(groups) == 1
+    left = plan_batches(todo, todo[3:6], run(tmp_path), measure)
+    assert [[unit.spec.concept for unit in batch] for batch in left] == [["d"], ["e", "f"]]
+    assert len(groups) == 1 and list(json.loads((tmp_path / "train" / BATCH_SIZES).read_text()).values()) == [3]
+    assert plan_batches(todo, [], run(tmp_path, 2), never) == [], "without units nothing is measured"
+    by_worker = plan_batches(todo, todo, run(tmp_path, 4), measure)
+    assert [len(batch) for batch in by_worker] == [1, 2, 2, 2], "every worker has a share"
+
+    def fails(group):
         raise RuntimeError("no such device")
 
-    alone = plan_batches(todo, todo, work, tmp_path / "other", 1, "cpu", breaks)
-    assert [len(some) for some in alone] == [1] * 7
-    fixed = plan_batches(todo, todo, Batches(never, never, batch_key, never, 4), tmp_path, 1, "cpu", never)
-    assert [len(some) for some in fixed] == [3, 4]
+    assert [len(batch) for batch in plan_batches(todo, todo, run(tmp_path / "other"), fails)] == [1] * 7
+    assert [len(batch) for batch in plan_batches(todo, todo, run(tmp_path, size=4), never)] == [3, 4]
 
 
 def test_which_units_share_a_batch(tmp_path):
@@ -402,7 +399,7 @@ def test_which_units_share_a_batch(tmp_path):
         Unit("train", "db/mug", first[0].spec.model_copy(update={"settings": rival})),
     ]
     assert [batch_key(unit) for unit in alone] == [None] * 3 and not can_train_batched(rival, MINI)
-    groups = groups_of([*first, *alone, *more, alone[0]], batch_key)
+    groups = group_units([*first, *alone, *more, alone[0]], batch_key)
     assert [len(group) for group in groups] == [3, 1, 1, 1, 3, 3, 1]
 
 
@@ -416,7 +413,7 @@ def test_the_setting_is_a_number_or_auto():
 def test_a_unit_alone_goes_the_way_of_one(tmp_path):
     (unit,) = units(tmp_path, MINI, ("mug",))
     done = []
-    work = Batches(lambda unit, work, device: done.append(unit.name), never, batch_key, never, 3)
+    work = Job(lambda unit, work, device: done.append(unit.name), never, batch_key, 3)
     assert run_batch(work, [unit], tmp_path, "cpu") == {} and done == ["ours/mug"]
 
 
@@ -426,12 +423,12 @@ def dies(units: list[Unit], work: Path, device: str) -> dict[str, Exception]:
 
 def test_a_worker_that_dies_is_named_by_all_of_its_batch(tmp_path):
     todo = units(tmp_path, MINI, tuple("abcd"))
-    work = Batches(partial(train_unit), dies, batch_key, never, 2)
+    work = Job(partial(train_unit), dies, batch_key, 2)
     with pytest.raises(UnitFailures) as caught:
         run_units(todo, tmp_path, work, 2, "cpu")
     assert set(caught.value.failures) == {unit.name for unit in todo}
     assert all(
-        "2 ran together" in reason and "runtime.concepts_per_batch" in reason
+        "2 units in one batch" in reason and "runtime.concepts_per_batch" in reason
         for reason in caught.value.failures.values()
     )
 
@@ -454,6 +451,6 @@ def test_the_stage_trains_in_batches(tiny_profile, tmp_path, workers, logged):
     assert costs == {"ours": [3, 3, 3] if workers == 1 else [1, 2, 2], "token": [1, 1], "db": [1]}
     assert len(list((context.data / "learned").rglob("*.safetensors"))) == 6
     assert sorted(p.name for p in (context.work / "train").iterdir() if not (p / MANIFEST).exists()) == [BATCH_SIZES]
-    assert "room for" in logged.text and all(
+    assert "fit into a batch" in logged.text and all(
         f"ours/{name} done" in logged.text for name in profile["fetch"]["concepts"]
     )

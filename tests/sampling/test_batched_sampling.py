@@ -13,10 +13,9 @@ import yaml
 from persres.config.schema import SamplingConfig
 from persres.errors import PersresError, UnitFailures
 from persres.images import unzip_images
-from persres.methods.common.batched_sampling import batch_key, sampling_work
+from persres.methods.common.batched_sampling import batch_key, sampling_job
 from persres.sampling.sample import PromptCache, Request, sample_batch
 from persres.stages.sample import sample_units
-from persres.units.batches import Batches
 from persres.units.context import Context
 from persres.units.unit import facts as known
 from persres.units.unit import is_done
@@ -152,7 +151,7 @@ def test_units_that_fill_a_batch_go_alone(tiny_profile, tmp_path):
     for stage in ("fetch", "macro_class", "train"):
         run_stage(stage, context)
     units = sample_units(context)
-    assert sampling_work(units, False, 8).most == 8
-    assert not isinstance(sampling_work(units, False, 1), Batches)
+    assert sampling_job(units, batch=8).batch_size == 8
+    assert sampling_job(units, batch=1).run_many is None
     keys = {unit.name: batch_key(unit) for unit in units}
     assert keys["base/heart_mug"] == keys["ours/star_robot"] != keys["lag/heart_mug"] == keys["lag/star_robot"]

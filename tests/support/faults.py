@@ -1,6 +1,6 @@
 """``make faults``: what strikes a fleet, what happened, and what was lost -> ``data/faults/faults.json`` and ``.md``.
 
-Every fault strikes a campaign of units that do nothing for a second, on two agents, when some are finished and some are not. Then: seconds
+Every fault strikes a campaign of units that do nothing for a second, on two workers, when some are finished and some are not. Then: seconds
 until every unit is whole, finished units that were begun again, files that are missing, files that hold something else. The table is
 written after each fault, so a run that is stopped leaves what it saw; ``python tests/support/faults.py worker`` strikes with one, and with
 ``--out FOLDER`` the table goes elsewhere. Each row says which commit it was seen at, and with which versions.
@@ -36,7 +36,7 @@ UNITS, SECONDS = 12, 1.0
 
 @dataclass
 class Outcome:
-    """One fault. ``seconds``: from the strike to whole. ``restarts``: how often the parent was started again by hand. ``runs``: the
+    """One fault. ``seconds``: from the strike to whole. ``restarts``: how often the scheduler was started again by hand. ``runs``: the
     states of its shards' runs, by Prefect's word."""
 
     fault: str
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class Campaign:
-    """One parent with a store and a work folder of its own."""
+    """One scheduler with a store and a work folder of its own."""
 
     def __init__(self, stand: Stand, name: str, units: int = UNITS, shards: int = 2, store: str | None = None) -> None:
         self.stand, self.name, self.shards = stand, name, shards
@@ -63,7 +63,7 @@ class Campaign:
         """Or start again: the same command."""
         command = ["tests/support/fleet_campaign.py", self.store_url, str(self.work), "--units", str(len(self.units)),
                    "--seconds", str(SECONDS), "--shards", str(self.shards)]  # fmt: skip
-        self.process = self.stand.spawn(f"parent-{self.name}", [sys.executable, *command], "parent")
+        self.process = self.stand.spawn(f"scheduler-{self.name}", [sys.executable, *command], "scheduler")
 
     def finished(self) -> int:
         """Manifests in the store."""
@@ -73,11 +73,11 @@ class Campaign:
         """Wait until so many are finished."""
         deadline = time.monotonic() + 240
         while self.finished() < count:
-            assert time.monotonic() < deadline, self.stand.log(f"parent-{self.name}")[-2000:]
+            assert time.monotonic() < deadline, self.stand.log(f"scheduler-{self.name}")[-2000:]
             time.sleep(0.2)
 
     def at_hand(self) -> list[int]:
-        """Processes that are at a unit now, of which there is one soon: an agent is between two units for a moment only."""
+        """Processes that are at a unit now, of which there is one soon: a worker is between two units for a moment only."""
         while not (processes := self.marked()):
             assert self.process.poll() is None, "too late: the campaign has ended"
         return processes
@@ -89,16 +89,16 @@ class Campaign:
         return [json.loads(mark)["process"] for mark in marks if mark]
 
     def to_the_end(self, most: int = 4) -> int:
-        """Wait, and start the parent again where it failed or was killed; how often."""
+        """Wait, and start the scheduler again where it failed or was killed; how often."""
         for again in range(most):
             if self.process.wait(timeout=500) == 0:
                 return again
             self.start()
-        raise AssertionError(self.stand.log(f"parent-{self.name}")[-3000:])
+        raise AssertionError(self.stand.log(f"scheduler-{self.name}")[-3000:])
 
     def counted(self) -> tuple[int, int, int]:
         """(finished units begun again, files lost, wrong files), by what the S3 server took and what lies in the work folder. A manifest
-        that it refused finished nothing: whichever agent takes that unit next may begin it again."""
+        that it refused finished nothing: whichever worker takes that unit next may begin it again."""
         done, redone = set(), 0
         for method, path in self.stand.s3.let_through[self.before :]:
             if method != "PUT" or f"/{self.store_url.rpartition('/')[2]}/" not in path:
@@ -156,39 +156,39 @@ def unit_process(stand: Stand, campaign: Campaign) -> str:
 
 @fault
 def worker(stand: Stand, campaign: Campaign) -> str:
-    """Prefect's worker alone; its agent ends after its run, with a code for which a supervisor starts it again five seconds later."""
-    name, process = stand.agent_of(campaign.at_hand()[0])
+    """Prefect's worker alone; its worker ends after its run, with a code for which a supervisor starts it again five seconds later."""
+    name, process = stand.worker_of(campaign.at_hand()[0])
     os.kill(process, signal.SIGKILL)
     assert stand.ended(name) == 128 + signal.SIGKILL
     time.sleep(5)
-    stand.start_agent(name)
-    return "its run went on without it and told its own end; then the agent ended with 137 and was started again"
+    stand.start_worker(name)
+    return "its run went on without it and told its own end; then the worker ended with 137 and was started again"
 
 
 @fault
 def worker_sigterm(stand: Stand, campaign: Campaign) -> str:
-    """The agent is told to stop, as by systemctl; started again five seconds after its end."""
+    """The worker is told to stop, as by systemctl; started again five seconds after its end."""
     process = campaign.at_hand()[0]
-    name, _ = stand.agent_of(process)
+    name, _ = stand.worker_of(process)
     started = time.monotonic()
     stand.processes[name].terminate()
     assert stand.ended(name) == 0
     seconds = time.monotonic() - started
     assert process not in campaign.marked(), "a unit that is killed leaves its mark"
     time.sleep(5)
-    stand.start_agent(name)
-    return f"the unit at hand ended, no other was begun, the agent ended with 0 after {seconds:.1f} s; the rest was sent again"
+    stand.start_worker(name)
+    return f"the unit at hand ended, no other was begun, the worker ended with 0 after {seconds:.1f} s; the rest was sent again"
 
 
 @fault
 def worker_and_run(stand: Stand, campaign: Campaign) -> str:
-    """And the agent above them, as when a machine dies."""
+    """And the worker above them, as when a machine dies."""
     process = campaign.at_hand()[0]
-    name, _ = stand.agent_of(process)
+    name, _ = stand.worker_of(process)
     stand.kill(name)  # its worker goes with it
     os.kill(process, signal.SIGKILL)
     time.sleep(5)
-    stand.start_agent(name)
+    stand.start_worker(name)
     return "no heartbeat came; the automation marked its run Crashed, its units were sent again"
 
 
@@ -198,15 +198,13 @@ def prefect_server(stand: Stand, campaign: Campaign) -> str:
     stand.kill("server")
     time.sleep(10)
     stand.start_server()
-    return (
-        "the parent waited for the server; what a run that could not reach it had not finished, if any, was sent again"
-    )
+    return "the scheduler waited for the server; what a run that could not reach it had not finished, if any, was sent again"
 
 
 @fault
 def parent(stand: Stand, campaign: Campaign) -> str:
-    """The parent flow; started again at once."""
-    stand.kill(f"parent-{campaign.name}")
+    """The scheduler flow; started again at once."""
+    stand.kill(f"scheduler-{campaign.name}")
     campaign.start()
     return "started again, it found its runs by their keys"
 
@@ -217,7 +215,7 @@ def s3_down(stand: Stand, campaign: Campaign) -> str:
     stand.s3.refuse = lambda method, path: "drop"
     time.sleep(30)
     stand.s3.refuse = lambda method, path: None
-    return "agents and the parent waited for it"
+    return "workers and the scheduler waited for it"
 
 
 @fault
@@ -240,8 +238,8 @@ def s3_refuses_one_put(stand: Stand, campaign: Campaign) -> str:
 
 @fault
 def disk_full(stand: Stand, campaign: Campaign) -> str:
-    """No byte is free in one agent's work folder for ten seconds (a file system of 4 KiB over it; needs root)."""
-    folder = stand.root / stand.agent_of(campaign.at_hand()[0])[0] / ".work" / "agent"
+    """No byte is free in one worker's work folder for ten seconds (a file system of 4 KiB over it; needs root)."""
+    folder = stand.root / stand.worker_of(campaign.at_hand()[0])[0] / ".work" / "worker"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], check=True)
     (folder / "full").write_bytes(b"x" * 4096)
     time.sleep(10)
@@ -251,17 +249,18 @@ def disk_full(stand: Stand, campaign: Campaign) -> str:
 
 @fault
 def clock_jump(stand: Stand, campaign: Campaign) -> str:
-    """Two days ahead, for agents and parents, and back ten seconds later."""
+    """Two days ahead, for workers and schedulers, and back ten seconds later."""
     stand.clock.write_text(f"{2 * 24 * 3600}\n")
     time.sleep(10)
     stand.clock.write_text("0\n")
     return "nothing: no decision rests on the clock"
 
 
-def two_parents(stand: Stand) -> Outcome:
+def two_schedulers(stand: Stand) -> Outcome:
     """Begun at once, with the same units and store, each with a work folder of its own."""
     both = [
-        Campaign(stand, name, units=2 * UNITS, store="two_parents") for name in ("two_parents", "two_parents-second")
+        Campaign(stand, name, units=2 * UNITS, store="two_schedulers")
+        for name in ("two_schedulers", "two_schedulers-second")
     ]
     started = time.monotonic()
     for campaign in both:
@@ -271,12 +270,12 @@ def two_parents(stand: Stand) -> Outcome:
     (redone, *first), (_, *second) = (campaign.counted() for campaign in both)
     lost, wrong = (sum(pair) for pair in zip(first, second, strict=True))
     return Outcome(
-        "two_parents", "they shared the runs, and both were whole", runs, seconds, restarts, redone, lost, wrong
+        "two_schedulers", "they shared the runs, and both were whole", runs, seconds, restarts, redone, lost, wrong
     )
 
 
 def damaged(stand: Stand, name: str, key_of: Callable) -> Outcome:
-    """An object of a finished campaign is overwritten, then another parent asks for the same units."""
+    """An object of a finished campaign is overwritten, then another scheduler asks for the same units."""
     first = Campaign(stand, name)
     first.start()
     assert first.to_the_end() == 0
@@ -288,7 +287,7 @@ def damaged(stand: Stand, name: str, key_of: Callable) -> Outcome:
     second.start()
     restarts = second.to_the_end()
     redone, lost, wrong = second.counted()
-    said = next(line for line in stand.log(f"parent-{name}-after").splitlines() if "can't be trusted" in line)
+    said = next(line for line in stand.log(f"scheduler-{name}-after").splitlines() if "is damaged" in line)
     assert key.rpartition("/")[2].removesuffix(".json") in said, said
     happened = "named, taken away, its unit made again; the other eleven were taken as they were"
     seconds = round(time.monotonic() - started, 1)
@@ -385,7 +384,7 @@ def dvc_repro(stand: Stand) -> Outcome:
 
 
 WHOLE: dict[str, Callable[[Stand], Outcome]] = {
-    "two_parents": two_parents,
+    "two_schedulers": two_schedulers,
     "corrupt_manifest": corrupt_manifest,
     "corrupt_object": corrupt_object,
     "poisoned_photo": poisoned_photo,
@@ -394,10 +393,10 @@ WHOLE: dict[str, Callable[[Stand], Outcome]] = {
 
 
 def scale(root: Path) -> list[dict[str, float]]:
-    """Units that do nothing, over four agents: what the fleet itself costs a unit."""
+    """Units that do nothing, over four workers: what the fleet itself costs a unit."""
     global SECONDS
     SECONDS, rows = 0.0, []
-    with Stand(root / "scale", agents=4) as stand:
+    with Stand(root / "scale", workers=4) as stand:
         for count in (200, 2000):
             campaign = Campaign(stand, f"scale{count}", units=count, shards=4)
             started = time.monotonic()
@@ -407,7 +406,7 @@ def scale(root: Path) -> list[dict[str, float]]:
             redone, lost, wrong = campaign.counted()
             row = {
                 "units": count,
-                "agents": 4,
+                "workers": 4,
                 "seconds": round(seconds, 1),
                 "seconds_a_unit": round(seconds / count, 4),
             }
@@ -447,7 +446,7 @@ def write(record: dict) -> None:
             "",
             "# Scale",
             "",
-            "| units | agents | s in all | s a unit | redone | lost | wrong |",
+            "| units | workers | s in all | s a unit | redone | lost | wrong |",
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
@@ -458,7 +457,7 @@ def write(record: dict) -> None:
         further = (many["seconds"] - few["seconds"]) / (many["units"] - few["units"])
         lines += [
             "",
-            f"The agents' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
+            f"The workers' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
         ]
     told = {json.dumps(row["with"]) for row in [*record["faults"], *record["scale"]] if "with" in row}
     lines += ["", *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(told))]

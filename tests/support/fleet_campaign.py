@@ -1,4 +1,4 @@
-"""A parent of units that do nothing, as a Prefect flow: what faults and scale are measured with."""
+"""A scheduler of units that do nothing, as a Prefect flow: what faults and scale are measured with."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 from prefect import flow
 
-from persres.fleet.noop import NoopSpec, noop_unit
 from persres.fleet.scheduler import Fleet
+from persres.stages.noop import NoopSpec, noop_unit
+from persres.units.batches import Job
 from persres.units.unit import Unit
 from tasks.shards import Deployment
 from tasks.views import StageViews
 
 
 def noops(count: int, seconds: float, store: str) -> list[Unit]:
-    """The same units each time they are asked for with a store, others with another: an agent keeps what it has done."""
+    """The same units each time they are asked for with a store, others with another: a worker keeps what it has done."""
     return [Unit("noop", f"n/{i}", NoopSpec(number=i, seconds=seconds, code=store)) for i in range(count)]
 
 
@@ -27,7 +28,7 @@ def campaign(store: str, work: str, units: int, seconds: float, shards: int) -> 
     """Seconds that it took."""
     started = time.monotonic()
     Fleet(store, Deployment("persres-shard/shard", store), shards, 3, StageViews())(
-        noops(units, seconds, store), Path(work), noop_unit, 0, "cpu"
+        noops(units, seconds, store), Path(work), Job(noop_unit), 0, "cpu"
     )
     return time.monotonic() - started
 

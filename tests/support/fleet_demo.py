@@ -1,4 +1,4 @@
-"""``make fleet-demo``: the whole mini pipeline through two agents in clones of their own, and the same here, compared.
+"""``make fleet-demo``: the whole mini pipeline through two workers in clones of their own, and the same here, compared.
 
 With ``--keep`` the servers stay up until Ctrl-C, to look around in.
 """
@@ -22,7 +22,7 @@ TOLERANCE = 1e-3  # of a score or a figure of a table: pictures of other batches
 
 
 def shorten(clone: Path) -> None:
-    """Three concepts and four prompts, so that it takes minutes. Each concept learned alone, as an agent of one has to: together they would
+    """Three concepts and four prompts, so that it takes minutes. Each concept learned alone, as a worker of one has to: together they would
     differ by what training makes of last bits."""
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params["mini"]["fetch"] |= {"concepts": CONCEPTS}
@@ -80,7 +80,7 @@ def on_demand(stand: Stand, photos: Path) -> float:
     command = ["-m", "prefect", "deployment", "run", "persres-personalize/personalize", "--watch"]
     for key, value in given.items():
         command += ["-p", f"{key}={value}"]
-    seconds = timed("one concept on demand, on an agent", stand, command, "parent")
+    seconds = timed("one concept on demand, on a worker", stand, command, "scheduler")
     found = {entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix="residuals/mug7/")["Contents"]}
     assert {"residuals/mug7/mug7.safetensors", "residuals/mug7/README.md", "residuals/mug7/mug7.png"} <= found, found
     return seconds
@@ -90,27 +90,34 @@ def demo(root: Path, keep: bool) -> None:
     """Prints what it does, and keeps the figures in data/faults/demo.json."""
     with Stand(root) as stand:
         print(f"Prefect    {stand.url}\nS3         {stand.s3.endpoint}, bucket {BUCKET}\nfolders    {root}", flush=True)
-        shorten(root / "parent")
-        shutil.copytree(root / "parent", stand.clone("here"), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
+        shorten(root / "scheduler")
+        shutil.copytree(
+            root / "scheduler", stand.clone("here"), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git")
+        )
         store = f"s3://{BUCKET}/units"
         fleet = ["-m", "flows.fleet", "--store", store, "--shards", "4"]
         for command in (
             ["add", "-d", "store", f"s3://{BUCKET}/dvc"],
             ["modify", "store", "endpointurl", stand.s3.endpoint],
         ):
-            stand.run([sys.executable, "-m", "dvc", "remote", *command], "parent")
+            stand.run([sys.executable, "-m", "dvc", "remote", *command], "scheduler")
         first = timed(
-            "through the fleet: two agents; recorded and pushed by DVC", stand, [*fleet, "--commit", "--push"], "parent"
+            "through the fleet: two workers; recorded and pushed by DVC",
+            stand,
+            [*fleet, "--commit", "--push"],
+            "scheduler",
         )
-        pushed = stand.run([sys.executable, "-m", "dvc", "status", "--cloud"], "parent")
+        pushed = stand.run([sys.executable, "-m", "dvc", "status", "--cloud"], "scheduler")
         assert "in sync" in pushed, pushed
-        worker = ["-m", "prefect", "worker", "start", "--pool", "persres-parent", "--type", "process"]
-        stand.spawn("nightly", [sys.executable, *worker], "parent")
+        worker = ["-m", "prefect", "worker", "start", "--pool", "persres-scheduler", "--type", "process"]
+        stand.spawn("nightly", [sys.executable, *worker], "scheduler")
         nightly = ["-m", "prefect", "deployment", "run", "persres-fleet/nightly", "--watch", "-p", f"store={store}"]
-        again = timed("again, by the deployment nightly: every unit is there, none is sent", stand, nightly, "parent")
+        again = timed(
+            "again, by the deployment nightly: every unit is there, none is sent", stand, nightly, "scheduler"
+        )
         alone = timed("the same flow without a store, here alone", stand, ["-m", "flows.fleet"], "here")
-        asked = on_demand(stand, root / "parent" / "data" / "concepts" / "heart_mug" / "images")
-        differences = compared(root / "parent", root / "here")
+        asked = on_demand(stand, root / "scheduler" / "data" / "concepts" / "heart_mug" / "images")
+        differences = compared(root / "scheduler", root / "here")
         for name, difference in differences.items():
             print(f"{difference:.2g}  largest difference between the two: {name}", flush=True)
         figures = {

@@ -1,4 +1,4 @@
-"""A whole fleet on this machine: a Prefect server, an S3 server, agents in clones and work folders of their own, a parent's clone.
+"""A whole fleet on this machine: a Prefect server, an S3 server, workers in clones and work folders of their own, a scheduler's clone.
 
 ``make fleet-demo`` and ``make faults`` stand on it. Everything lies in one folder and ends with it.
 """
@@ -32,9 +32,9 @@ def free_port() -> int:
 
 
 class Stand:
-    """``agents`` clones, one worker each."""
+    """``workers`` clones, one worker each."""
 
-    def __init__(self, root: Path, agents: int = 2, preload: str | None = None) -> None:
+    def __init__(self, root: Path, workers: int = 2, preload: str | None = None) -> None:
         self.root, self.processes = root, {}
         (root / "tmp").mkdir(parents=True, exist_ok=True)
         self.s3, self.port = Server(), free_port()
@@ -57,21 +57,21 @@ class Stand:
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(root / "tmp"),
         }
-        # tests/support/clock.c: the wall clock of agents and parents, not the server's, moved by writing seconds into a file
+        # tests/support/clock.c: the wall clock of workers and schedulers, not the server's, moved by writing seconds into a file
         self.faked = {"LD_PRELOAD": preload, "CLOCK_FILE": str(self.clock)} if preload else {}
-        self.count = agents
+        self.count = workers
 
     def __enter__(self) -> Stand:
         for name, value in self.environment.items():
             if name.startswith("AWS_"):
                 os.environ[name] = value
         self.s3.client().create_bucket(Bucket=BUCKET)
-        for name in ("parent", *self.agents):
+        for name in ("scheduler", *self.workers):
             self.clone(name)
         self.start_server()
-        self.run([sys.executable, "-m", "flows.setup"], "parent")
-        for name in self.agents:
-            self.start_agent(name)
+        self.run([sys.executable, "-m", "flows.setup"], "scheduler")
+        for name in self.workers:
+            self.start_worker(name)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -80,9 +80,9 @@ class Stand:
         self.s3.stop()
 
     @property
-    def agents(self) -> list[str]:
+    def workers(self) -> list[str]:
         """Their names, which are their clones' too."""
-        return [f"agent{i}" for i in range(1, self.count + 1)]
+        return [f"worker{i}" for i in range(1, self.count + 1)]
 
     def clone(self, name: str) -> Path:
         """What is committed here, as a new machine would have it; where this is no repository of git's (an unpacked archive), its files."""
@@ -99,7 +99,7 @@ class Stand:
         """In a clone, with that clone's code, in a process group of its own; output to ``<name>.log``."""
         folder = self.root / clone
         environment = self.environment | {"PYTHONPATH": f"{folder}:{folder / 'tests'}"}
-        environment |= self.faked if name.startswith(("agent", "parent")) else {}
+        environment |= self.faked if name.startswith(("worker", "scheduler")) else {}
         with (self.root / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -119,7 +119,7 @@ class Stand:
     def start_server(self) -> None:
         """Prefect's, on its SQLite file, and wait until it answers."""
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.spawn("server", command, "parent")
+        self.spawn("server", command, "scheduler")
         until = time.monotonic() + 120
         while True:
             try:
@@ -129,19 +129,19 @@ class Stand:
                 assert time.monotonic() < until, (self.root / "server.log").read_text()[-2000:]
                 time.sleep(0.5)
 
-    def start_agent(self, name: str) -> None:
+    def start_worker(self, name: str) -> None:
         """One worker, one run at a time, as on a GPU."""
-        self.spawn(name, [sys.executable, "-m", "flows.agent", "--pool", POOL, "--name", name], name)
+        self.spawn(name, [sys.executable, "-m", "flows.worker", "--pool", POOL, "--name", name], name)
 
-    def agent_of(self, process: int) -> tuple[str, int]:
-        """The agent below which a process runs, and the process of that agent's worker."""
-        agents = {self.processes[name].pid: name for name in self.agents}
+    def worker_of(self, process: int) -> tuple[str, int]:
+        """The worker below which a process runs, and the process of that worker's worker."""
+        workers = {self.processes[name].pid: name for name in self.workers}
         while process > 1:
-            parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent in agents:
-                return agents[parent], process
-            process = parent
-        raise AssertionError("no agent's process")
+            above = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            if above in workers:
+                return workers[above], process
+            process = above
+        raise AssertionError("no worker's process")
 
     def ended(self, name: str) -> int:
         """Wait until a process has ended by itself; its code."""

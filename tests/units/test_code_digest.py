@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from persres.methods.common.registry import method_names
-from persres.units.code_digest import PACKAGE, WORK, _left_out, digest_modules, module_file, modules_behind, significant
+from persres.stages.jobs import JOB_TYPES
+from persres.units.code_digest import PACKAGE, _left_out, digest_modules, module_file, modules_behind, significant
 
 METHODS = [f"persres.methods.{name}" for name in method_names()]
 
 
 def behind(stage: str, *named: str, package: Path = PACKAGE) -> tuple[str, ...]:
-    return modules_behind((*WORK[stage], *named), package)
+    return modules_behind((*JOB_TYPES[stage].code_modules(), *named), package)
 
 
 @pytest.fixture
@@ -55,11 +56,11 @@ def test_a_rival_redoes_itself_alone_and_a_comment_nothing(copy):
     ("file", "changed"),
     [
         ("sampling/lag.py", {"sample"}),
-        ("training/residuals.py", {"train"}),
+        ("training/residual_training.py", {"train"}),
         ("miniworld/vocabulary.py", {"score"}),  # by way of the judge
         ("metrics/clip_scores.py", {"score"}),
-        ("runs/pool.py", set()),  # orders the work
-        ("config.py", set()),  # its values stand in the specs
+        ("units/pool.py", set()),  # orders the work
+        ("config/schema.py", set()),  # its values stand in the specs
         ("report/sheets.py", set()),
     ],
 )
@@ -100,7 +101,9 @@ def loaded(tmp_path_factory) -> dict[str, list[str]]:
     (folder / "torchvision_ops.py").write_text(
         (PACKAGE / "models" / "compat.py").read_text() + "\ndeclare_torchvision_ops()\n"
     )
-    wanted = {s: [*WORK[s], *NAMED.get(s, METHODS)] for s in ("train", "sample", "score", "class_images")}
+    wanted = {
+        s: [*JOB_TYPES[s].code_modules(), *NAMED.get(s, METHODS)] for s in ("train", "sample", "score", "class_images")
+    }
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{PACKAGE.parent}"}
     done = subprocess.run(
         [sys.executable, "-c", LOADS, json.dumps(wanted)], check=True, capture_output=True, text=True, env=environment

@@ -247,7 +247,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_that_is_recorded(tmp_path)
     assert facts(fits, tmp_path) == {"batch_halved_to": 4} and is_done(fits, tmp_path)
     with pytest.raises(UnitFailures, match=r"out of memory at batch 8 and at 4; lower runtime\.sample_batch"):
         run_units([too_much], tmp_path, partial(_hungry, batch=8), 1, "cpu")
-    with pytest.raises(UnitFailures, match=r"out of memory .*set runtime\.offload"):
+    with pytest.raises(UnitFailures, match=r"out of memory .*set runtime\.cpu_offload"):
         run_units([too_much], tmp_path, _no_batch, 1, "cpu")
     assert [p.name.split("-")[1] for p in sorted((tmp_path / "tried").iterdir())] == ["8", "4", "8", "4"]
 
@@ -259,13 +259,13 @@ def _no_batch(unit: Unit, work: Path, device: str) -> None:
 def test_a_disk_that_is_too_small_is_said_before_the_stage(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=3_000_000_000))
-    disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 2_900_000_000, "samples")
-    with pytest.raises(PersresError, match=r"sample: 3\.00 GB free at .*, up to 3\.10 GB wanted"):
-        disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 3_100_000_000, "samples")
+    disk.check_disk("sample", tmp_path / "work", 2_900_000_000, tmp_path / "data" / "samples")
+    with pytest.raises(PersresError, match=r"sample: 3\.00 GB free at .*, up to 3\.10 GB needed"):
+        disk.check_disk("sample", tmp_path / "work", 3_100_000_000, tmp_path / "data" / "samples")
     (tmp_path / "data" / "samples").mkdir(parents=True)
     with (tmp_path / "data" / "samples" / "there").open("wb") as file:
         file.truncate(200_000_000)
-    disk.check_disk("sample", tmp_path / "work", tmp_path / "data", 3_100_000_000, "samples")
+    disk.check_disk("sample", tmp_path / "work", 3_100_000_000, tmp_path / "data" / "samples")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1))
     with pytest.raises(PersresError, match="tables: "):
-        disk.check_disk("tables", tmp_path / "work", tmp_path / "data", None, "tables")
+        disk.check_disk("tables", tmp_path / "work")

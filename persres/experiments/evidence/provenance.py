@@ -11,14 +11,15 @@ from persres.datasets.registry import CLASSIFIERS
 from persres.methods.common.registry import method_names
 from persres.metrics.scores import SCORE_MODULES
 from persres.package_paths import PACKAGE
-from persres.units.code_digest import WORK, digest_modules, modules_behind
+from persres.stages.jobs import JOB_TYPES
+from persres.units.code_digest import digest_modules, modules_behind
 from persres.units.files import digest_folder
 from persres.units.provenance import versions
 
 WEIGHTS = PACKAGE / "miniworld" / "weights"
 # The chain from photos to scores, with every method and every judge; and what the evidence measures beyond it.
 CHAIN_CODE = (
-    *(module for stage in ("class_images", "train", "sample", "score") for module in WORK[stage]),
+    *(module for stage in ("class_images", "train", "sample", "score") for module in JOB_TYPES[stage].code_modules()),
     "persres.metrics.nouns",
     "persres.metrics.summary",
     "persres.datasets.miniworld",

@@ -75,6 +75,7 @@ class Method(Protocol):
     name: str
     settings: type[VariantSettings]
     needs_photo: bool  # samples with one of the concept's photos as a reference
+    # Optional: sd14_file_bytes(settings) -> int | None, the size of its file on Stable Diffusion v1.4, for the cost estimate.
     # Optional: batched_sampling = True if its images need only the base model and a residual; they then share batches with others.
 
     def phrase(self, settings: VariantSettings, base: Base, macro_class: str) -> str:

@@ -15,7 +15,7 @@ from persres.methods.common.sample_units import ARCHIVE, archive_bytes, load_met
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
 from persres.sampling.sample import Request, sample_batch
-from persres.units.batches import Batches, Work
+from persres.units.batches import Job
 from persres.units.files import write_atomic
 from persres.units.provenance import measured
 from persres.units.specs import SampleSpec
@@ -24,13 +24,13 @@ from persres.units.unit import Unit, finish
 Units = list[Unit[SampleSpec]]
 
 
-def sampling_work(units: Units, cpu_offload: bool = False, batch: int = 8) -> Work:
-    """The work that samples units of a stage: one after another where a unit fills a batch, else as many at once as fill one."""
-    one = partial(sample_unit, cpu_offload=cpu_offload, batch=batch)
-    most = batch // max((len(unit.spec.image_specs) for unit in units), default=batch)
-    if most < 2:
-        return one
-    return Batches(one, partial(sample_units, cpu_offload=cpu_offload), batch_key, lambda *_: most, most)
+def sampling_job(units: Units, cpu_offload: bool = False, batch: int = 8) -> Job:
+    """The job that samples units: one by one if a unit fills a batch of images, else as many at once as fill one."""
+    run = partial(sample_unit, cpu_offload=cpu_offload, batch=batch)
+    size = batch // max((len(unit.spec.image_specs) for unit in units), default=batch)
+    if size < 2:
+        return Job(run)
+    return Job(run, partial(sample_units, cpu_offload=cpu_offload), batch_key, size)
 
 
 def batch_key(unit: Unit[SampleSpec]) -> str | None:
@@ -87,7 +87,7 @@ def _sample(diffusion: Diffusion, units: Units, loaded: dict[str, LoadedMethod],
         write_atomic(
             folder / ARCHIVE, archive_bytes(request.images, images.cpu(), None if masks is None else masks.cpu())
         )
-        facts = {"seconds": round(run["seconds"] * count / total, 3), "drawn": count, "pictures": count}
+        facts = {"seconds": round(run["seconds"] * count / total, 3), "sampled": count, "images": count}
         facts |= {"parameters": loaded[unit.name].parameters, "units_per_batch": len(units)}
         finish(unit, work, [folder / ARCHIVE], run | facts)
         shutil.rmtree(folder / "parts", ignore_errors=True)  # of an interrupted run of this unit alone

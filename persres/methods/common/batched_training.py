@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from persres.errors import PersresError
 from persres.methods.common.base import TrainingData
@@ -19,7 +20,7 @@ from persres.methods.common.train_units import (
     train_units,
 )
 from persres.models.loading import pick_device
-from persres.units.batches import Batches
+from persres.units.batches import Job
 from persres.units.memory_budget import concepts_within, free_mib, used_mib
 from persres.units.provenance import measured
 from persres.units.specs import TrainSpec
@@ -31,14 +32,16 @@ MAX_CONCEPTS = {"cuda": 64}
 MAX_CONCEPTS_ELSEWHERE = 8
 
 
-def training_work(
-    cpu_offload: bool = False, gradient_checkpointing: bool = False, concepts_per_batch: int | None = None
-) -> Batches:
-    """The work that trains units. ``concepts_per_batch``: None fits as many into a batch as memory allows."""
+def training_job(
+    units: list[Unit[TrainSpec]],
+    cpu_offload: bool = False,
+    gradient_checkpointing: bool = False,
+    concepts_per_batch: int | Literal["auto"] = "auto",
+) -> Job:
+    """The job that trains units, several concepts of a variant in one pass where the method can; ``auto``: as many as fit."""
     options = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}
-    measure = partial(concepts_that_fit, **options)
-    one, many = partial(train_unit, **options), partial(train_units, **options)
-    return Batches(one, many, batch_key, measure, concepts_per_batch)
+    size = partial(concepts_that_fit, **options) if concepts_per_batch == "auto" else concepts_per_batch
+    return Job(partial(train_unit, **options), partial(train_units, **options), batch_key, size)
 
 
 def batch_key(unit: Unit[TrainSpec]) -> str | None:

@@ -43,9 +43,19 @@ class Rival:
     needs_photo = False
 
     def __init__(
-        self, name: str, settings: type[RivalSettings], words: Callable[[str, str, str], str], plan: Planner
+        self,
+        name: str,
+        settings: type[RivalSettings],
+        words: Callable[[str, str, str], str],
+        plan: Planner,
+        sd14_parameters: int | None = None,
     ) -> None:
         self.name, self.settings, self.words, self.plan = name, settings, words, plan
+        self.sd14_parameters = sd14_parameters
+
+    def sd14_file_bytes(self, settings: RivalSettings) -> int | None:
+        """The size of the learned file on Stable Diffusion v1.4, in half precision; None if not known."""
+        return None if self.sd14_parameters is None else 2 * self.sd14_parameters
 
     def phrase(self, settings: RivalSettings, base: Base, macro_class: str) -> str:
         """The phrase for the concept, as the authors write it."""

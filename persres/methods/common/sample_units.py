@@ -57,7 +57,7 @@ def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bo
             [(pixels, masks)] = sample_batch(diffusion, [request], spec.base.resolution, texts)
             write(parts / f"{some[0].name}.zip", some, pixels.cpu(), None if masks is None else masks.cpu())
             advance(len(some))
-    run |= {"drawn": len(todo), "pictures": len(images), "parameters": loaded.parameters}
+    run |= {"sampled": len(todo), "images": len(images), "parameters": loaded.parameters}
     write_atomic(folder / ARCHIVE, zip_bytes(_parts(parts)))
     finish(unit, work, [folder / ARCHIVE], run)
     shutil.rmtree(parts)

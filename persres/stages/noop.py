@@ -1,7 +1,8 @@
-"""A unit that does nothing: what is left is what the fleet itself costs (make scale)."""
+"""A unit that computes nothing: it measures the costs of the fleet itself, in tests and ``make faults``."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from persres.units.files import write_atomic
@@ -10,17 +11,15 @@ from persres.units.unit import Unit, finish
 
 
 class NoopSpec(Spec):
-    """Told apart by its number. ``seconds`` to sleep, for faults that need a moment to strike."""
+    """A number, and the seconds to sleep."""
 
     number: int
     seconds: float = 0.0
-    code: str = ""
+    code: str = ""  # none computes it
 
 
 def noop_unit(unit: Unit[NoopSpec], work: Path, device: str) -> None:
-    """Write a file that follows from the spec alone."""
-    import time
-
+    """Sleep, then write the number to a file."""
     time.sleep(unit.spec.seconds)
     path = unit.folder(work) / "number.txt"
     write_atomic(path, f"{unit.spec.number}\n".encode())
