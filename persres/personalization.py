@@ -57,7 +57,7 @@ def personalize(
     folder = Path(out or Path("personal") / name)
     _check_words(prompts, macro_class)
     found = find_photos(photos)
-    for photo in found:  # here, under the user's own names: what the stages read are copies
+    for photo in found:  # here, so that errors have the names of the user's files
         load_photo(photo)
     check_models(settings, look_for_class=macro_class is None)
     _advise(found, settings.base.resolution, profile)
@@ -113,13 +113,13 @@ def _advise(photos: list[Path], resolution: int, profile: str) -> None:
 
 
 def _stage(photos: list[Path], macro_class: str | None, prompts: tuple[str, ...], name: str, staged: Path) -> None:
-    """The photos as the folder dataset wants them, with their description."""
+    """Links the photos into a folder dataset with their description; the fetch stage makes the one copy."""
     chosen = [("background", prompt) for prompt in prompts] or NEUTRAL_PROMPTS
     described = {"macro_class": macro_class or "thing", "prompts": list(chosen)}
     with publishing(staged) as fresh:
         (fresh / name).mkdir()
         for photo in photos:
-            shutil.copyfile(photo, fresh / name / photo.name)
+            (fresh / name / photo.name).symlink_to(photo.resolve())
         (fresh / name / "concept.json").write_text(json.dumps(described, ensure_ascii=False))
 
 

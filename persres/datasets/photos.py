@@ -45,7 +45,7 @@ def _others(folder: Path) -> list[str]:
 def copy_concept(photos: list[Path], concept: Concept, root: Path) -> None:
     """Write a concept with its photos below ``root``. Raises PersresError that names the first damaged photo."""
     for photo in photos:
-        load_photo(photo)
+        load_photo(photo)  # stays decoded for the stages that read the copy
     folder = write_concept(root, concept)
     for index, photo in enumerate(photos):
         shutil.copyfile(photo, folder / "images" / f"{index:03d}{photo.suffix.lower()}")

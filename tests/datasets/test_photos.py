@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from persres.datasets.layout import check_name, read_concept, read_concepts, spread_prompts
+from persres.config.schema import Base
+from persres.datasets.layout import Concept, check_name, read_concept, read_concepts, spread_prompts
+from persres.datasets.photos import copy_concept, find_photos
 from persres.errors import PersresError
-from persres.images import list_photos, load_photo, square, to_images, to_tensor, unzip_bytes, unzip_images, zip_bytes
+from persres.images import (
+    decoded_photos,
+    list_photos,
+    load_photo,
+    square,
+    to_images,
+    to_tensor,
+    unzip_bytes,
+    unzip_images,
+    zip_bytes,
+)
 from persres.methods.common.registry import load_profile
+from persres.methods.common.train_units import read_training_data
+from persres.personalization import _stage
 from persres.prompts import PROMPT_GROUPS
 from persres.stages.fetch import fetch
 from persres.units.context import Context
@@ -183,3 +198,33 @@ def test_packs_are_the_same_bytes_and_broken_ones_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(PersresError, match=r"p\.zip"):
         unzip_images(path)
+
+
+def test_a_photo_is_decoded_once_and_copied_once(tmp_path, monkeypatch):
+    """From personalize's check through its staging and the fetch stage to training, in one process."""
+    decoded_photos.clear()
+    decodes, plain_open = [], Image.open
+    monkeypatch.setattr("persres.images.Image.open", lambda source: decodes.append(source) or plain_open(source))
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        half_red(60 + number).save(tmp_path / "photos" / f"{number}.png")
+    photos = find_photos(tmp_path / "photos")
+    for photo in photos:
+        load_photo(photo)
+    _stage(photos, "mug", (), "mug0", tmp_path / "staged")
+    copy_concept(find_photos(tmp_path / "staged" / "mug0"), Concept("mug0", "mug", "mug", ()), tmp_path / "concepts")
+    copies = list_photos(tmp_path / "concepts" / "mug0" / "images")
+    refs = [SimpleNamespace(path=str(path)) for path in copies]
+    spec = SimpleNamespace(base=Base(resolution=32), photos=refs, class_images=None, concept="mug0", macro_class="mug")
+    assert len(read_training_data(spec).photos) == len(decodes) == 3
+    files = [path for path in tmp_path.rglob("*.png") if not path.is_symlink()]
+    assert len(files) == 2 * 3, "the user's files and one copy of each"
+
+
+def test_decoded_photos_stay_within_their_limit(tmp_path, monkeypatch):
+    decoded_photos.clear()
+    monkeypatch.setattr("persres.images.CACHED_PIXELS", 2 * 60 * 40)
+    for number in range(4):
+        half_red().point(lambda level, number=number: max(0, level - number)).save(tmp_path / f"{number}.png")
+        load_photo(tmp_path / f"{number}.png")
+    assert len(decoded_photos) == 2

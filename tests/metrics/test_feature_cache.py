@@ -15,7 +15,7 @@ from PIL import Image
 
 from persres.config.schema import Clip, Dino
 from persres.errors import PersresError
-from persres.images import load_photo, png_bytes, unzip_images, zip_bytes
+from persres.images import decoded_photos, load_photo, png_bytes, unzip_images, zip_bytes
 from persres.metrics import feature_cache
 from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
@@ -147,6 +147,7 @@ def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
 def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_path, monkeypatch):
     """One concept's units in one process, as the stage orders them."""
     clear_caches()
+    decoded_photos.clear()
     decoded, looked = Counter(), Counter()
     plain_open = Image.open
 
