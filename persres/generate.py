@@ -1,4 +1,4 @@
-"""``persres generate``: more pictures from a residual, as PNG with the settings in their metadata."""
+"""``persres generate``: samples images from a residual, as PNG files with their settings in the metadata."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -25,76 +27,71 @@ from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
 
-WORDS = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
+PROMPT_LENGTH = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options of :func:`generate`.
+
+    ``count`` images of each prompt. ``lag``: True for the paper's masks, ``auto`` for ours, False for none. ``subject`` reads the file as
+    any LoRA, whose subject replaces ``{}``. ``model`` is the base model's present name, a LoRA's base model; with ``other_base`` its weights
+    may differ from those that the residual was trained on.
+    """
+
+    count: int = 1
+    seed: int = 0
+    lag: bool | str = True
+    strength: float = 1.0
+    steps: int = 50
+    cfg_scale: float = 6.0
+    model: str | None = None
+    device: str = "auto"
+    subject: str | None = None
+    other_base: bool = False
 
 
 def generate(
     residual: Path,
     prompts: tuple[str, ...],
     out: Path,
-    count: int = 1,
-    seed: int = 0,
-    lag: bool | str = True,
-    strength: float = 1.0,
-    steps: int = 50,
-    cfg_scale: float = 6.0,
-    model: str | None = None,
-    device: str = "auto",
-    subject: str | None = None,
+    options: GenerateOptions = GenerateOptions(),
     others: tuple[Path, ...] = (),
-    other_base: bool = False,
 ) -> Iterator[Path]:
-    """Draw ``count`` pictures of each prompt, which holds ``{}`` where the thing goes; yields each file as it is written. With ``others``,
-    further residuals of the same picture, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces.
+    """Samples images of each prompt, which holds ``{}`` for the concept; yields each file as it is written.
 
-    A picture's noise belongs to (seed, prompt, number): another count or order changes none. ``lag``: True the paper's masks, ``auto`` ours.
-    With ``subject`` the file is any LoRA, ``model`` its base, and the subject takes the place of ``{}``. ``model`` may be elsewhere than
-    where the residual was trained; of other weights only with ``other_base``. A file's name ends in a digest of what it was drawn with, so
-    that only the same picture takes its place.
+    With ``others``, further residuals of the same images, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces. An image's noise
+    depends on (seed, prompt, number) alone. A file's name ends in a digest of its settings, so that only the same image replaces it.
 
-    Raises PersresError for a broken residual or prompt, for a model that can't be had and one of other weights, before anything is drawn.
+    Raises PersresError for a broken residual or prompt, for a model that can't be loaded or has other weights, before it samples anything.
     """
     if not prompts:
-        raise PersresError('no prompt; say --prompt "a photo of a {} on the beach"')
+        raise PersresError('no prompt; give --prompt "a photo of a {} on the beach"')
     files = (residual, *others)
     _check_prompts(prompts, files)
-    if subject is not None and others:
-        raise PersresError("--subject reads one LoRA, which acts alone; leave out --with")
-    base = load_residual(residual).header.base if subject is None else _base_for_lora(residual, model)
-    quiet_loading()
-    how = {
-        "dtype": getattr(torch, base.dtype),
-        "use_safetensors": True,
-    }  # a stranger's header names the model: no pickles
-    pipe = PersonalizedPipeline.from_pretrained(model or base.model, **how)
-    pipe.to(pick_device(device))
-    for file in files:
-        pipe.load_residual(file, file.stem, subject=subject, allow_other_base=other_base)
-    resolution = base.resolution if subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    pipe.set_progress_bar_config(disable=True)
-    if others:
-        pipe.set_residuals([file.stem for file in files])
-    settings = {"lag": lag, "strength": strength, "steps": steps, "cfg_scale": cfg_scale, "seed": seed}
-    settings |= {"model": model or base.model} | _whose(files)
-    with progress(residual.stem, len(prompts) * count, "picture") as advance:
+    if options.subject is not None and others:
+        raise PersresError("--subject reads one LoRA, which is used alone; leave out --with")
+    base = load_residual(residual).header.base if options.subject is None else _base_of_lora(residual, options.model)
+    pipe = _pipeline(base, files, options)
+    resolution = base.resolution if options.subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
+    settings = {key: getattr(options, key) for key in ("lag", "strength", "steps", "cfg_scale", "seed")}
+    settings |= {"model": options.model or base.model} | _identity(files)
+    with progress(residual.stem, len(prompts) * options.count, "image") as advance:
         for prompt in prompts:
             text = _filled(pipe, prompt)
-            for number in range(count):
-                picture = _picture(pipe, text, resolution, (seed, text, number), lag, strength, steps, cfg_scale)
-                said = settings | {"prompt": text}
-                path = out / f"{_name(residual, prompt, said)}_{seed}_{number:03d}.png"
-                _write(path, picture, said | {"number": number})
+            stem = f"{_name(residual, prompt, settings | {'prompt': text})}_{options.seed}"
+            for number in range(options.count):
+                image = _sample(pipe, text, number, resolution, options)
+                path = out / f"{stem}_{number:03d}.png"
+                _write(path, image, settings | {"prompt": text, "number": number})
                 advance()
                 yield path
 
 
-def _base_for_lora(path: Path, model: str | None) -> Base:
-    """A LoRA's file says nothing sure of its base, which must be said."""
+def _base_of_lora(path: Path, model: str | None) -> Base:
+    """A LoRA's file does not reliably name its base, so the user must."""
     if model is None:
-        raise PersresError(
-            f"{path}: a LoRA does not say which model it was trained on; say --model, a hub name or a folder"
-        )
+        raise PersresError(f"{path}: a LoRA does not name its base model; give --model, a hub name or a folder")
     return Base(model=model)
 
 
@@ -102,7 +99,7 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
     names = [file.stem for file in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise PersresError(f"residual {twice[0]} is named twice; each acts once, and files need names of their own")
+        raise PersresError(f"residual {twice[0]} is given twice; give files of different names")
     for prompt in prompts:
         if len(files) == 1:
             fill(prompt, "thing")
@@ -110,55 +107,64 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
             fill_each(prompt, dict.fromkeys(names, "thing"))
 
 
+def _pipeline(base: Base, files: tuple[Path, ...], options: GenerateOptions) -> PersonalizedPipeline:
+    quiet_loading()
+    # A stranger's header names the model, so no pickled weights.
+    dtype = getattr(torch, base.dtype)
+    pipe = PersonalizedPipeline.from_pretrained(options.model or base.model, dtype=dtype, use_safetensors=True)
+    pipe.to(pick_device(options.device))
+    for file in files:
+        pipe.load_residual(file, file.stem, subject=options.subject, allow_other_base=options.other_base)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    if len(files) > 1:
+        pipe.set_residuals([file.stem for file in files])
+    return pipe
+
+
 def _filled(pipe: PersonalizedPipeline, prompt: str) -> str:
     if pipe.multi_concept:
-        return fill_each(prompt, {name: one.phrase for name, one in pipe.multi_concept.items()})
+        return fill_each(prompt, {name: residual.phrase for name, residual in pipe.multi_concept.items()})
     return fill(prompt, pipe.residuals[pipe.active].phrase)
 
 
-def _whose(files: tuple[Path, ...]) -> dict:
-    """Which residuals, by name and digest."""
+def _identity(files: tuple[Path, ...]) -> dict[str, Any]:
+    """Names and digests of the residuals."""
     digests = [digest_file(file) for file in files]
     if len(files) == 1:
         return {"residual": files[0].name, "residual_sha256": digests[0]}
     return {"residuals": [file.name for file in files], "residuals_sha256": digests}
 
 
-def _picture(
-    pipe: PersonalizedPipeline,
-    text: str,
-    resolution: int,
-    named: tuple,
-    lag: bool | str,
-    strength: float,
-    steps: int,
-    cfg_scale: float,
+def _sample(
+    pipe: PersonalizedPipeline, text: str, number: int, resolution: int, options: GenerateOptions
 ) -> Image.Image:
     side = resolution // pipe.vae_scale_factor
-    noise = starting_noise([generator("generate", *named)], (pipe.unet.config.in_channels, side, side))
-    found = pipe(
+    draw = generator("generate", options.seed, text, number)
+    noise = starting_noise([draw], (pipe.unet.config.in_channels, side, side))
+    sampled = pipe(
         text,
-        lag=lag,
-        strength=strength,
+        lag=options.lag,
+        strength=options.strength,
         latents=noise.to(pipe.unet.device, pipe.unet.dtype),
-        num_inference_steps=steps,
-        guidance_scale=cfg_scale,
+        num_inference_steps=options.steps,
+        guidance_scale=options.cfg_scale,
         height=resolution,
         width=resolution,
     )
-    return found.images[0]
+    return sampled.images[0]
 
 
-def _name(residual: Path, prompt: str, settings: dict) -> str:
-    """The prompt's words, for people, and a digest of all settings, which keeps apart what words do not."""
+def _name(residual: Path, prompt: str, settings: dict[str, Any]) -> str:
+    """The prompt's words, for people, and a digest of all settings, for what the words leave out."""
     words = "".join(c if c.isalnum() else "_" for c in prompt.replace("{}", residual.stem))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{'_'.join(filter(None, words.split('_')))[:WORDS]}_{digest}"
+    return f"{'_'.join(filter(None, words.split('_')))[:PROMPT_LENGTH]}_{digest}"
 
 
-def _write(path: Path, picture: Image.Image, settings: dict) -> None:
+def _write(path: Path, image: Image.Image, settings: dict[str, Any]) -> None:
     """A PNG whose ``persres`` text holds the settings as JSON."""
-    buffer, said = io.BytesIO(), PngInfo()
-    said.add_itxt("persres", json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    picture.save(buffer, "PNG", pnginfo=said)
+    buffer, metadata = io.BytesIO(), PngInfo()
+    metadata.add_itxt("persres", json.dumps(settings, ensure_ascii=False, sort_keys=True))
+    image.save(buffer, "PNG", pnginfo=metadata)
     write_atomic(path, buffer.getvalue())

@@ -31,7 +31,7 @@ from persres.fleet.content_store import get_input, get_unit, manifest_key
 from persres.fleet.serialization import UnfitWorkerError, unit_from_json
 from persres.fleet.store import FolderStore
 from persres.fleet.worker import ShardReport, mark_key, read_shard, report_key, run_shard
-from persres.generate import generate
+from persres.generate import GenerateOptions, generate
 from persres.methods.common.base import LearnedFile
 from persres.methods.common.registry import load_profile, method_named
 from persres.models.diffusion import load_diffusion
@@ -119,7 +119,7 @@ def test_two_residuals_give_the_same_image(pipe, expected):
 def test_generate_gives_the_same_image_from_the_same_seed(tmp_path):
     (old,) = (OLD / "generate").iterdir()
     residual = OLD / "residuals" / "ours.safetensors"
-    (new,) = generate(residual, (PROMPT,), tmp_path, seed=7, lag=True, steps=3, device="cpu")
+    (new,) = generate(residual, (PROMPT,), tmp_path, GenerateOptions(seed=7, lag=True, steps=3, device="cpu"))
     before, after = (np.asarray(Image.open(path)).astype(int) for path in (old, new))
     assert np.abs(before - after).max() <= 1, "eight bits, rounded"
 

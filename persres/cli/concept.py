@@ -60,11 +60,12 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Generate images with a residual, as PNG files with their settings inside."""
+    from persres.generate import GenerateOptions
     from persres.generate import generate as sample
 
     where = masks == "paper" or "auto" if lag else False
-    settings = (count, seed, where, strength, steps, cfg_scale, model, device, subject, tuple(others or ()), other_base)
-    for path in sample(residual, tuple(prompt), out, *settings):
+    options = GenerateOptions(count, seed, where, strength, steps, cfg_scale, model, device, subject, other_base)
+    for path in sample(residual, tuple(prompt), out, options, tuple(others or ())):
         print(path)
 
 

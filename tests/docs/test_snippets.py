@@ -22,7 +22,7 @@ from persres.config.load import PACKAGE
 from persres.datasets.layout import Concept
 from persres.methods.common.registry import make_profile
 from persres.report.cards import card_text
-from persres.units.checkpoints import read_header
+from persres.residuals.header import read_header
 from persres.versions.git_dvc import git
 from tests.support.doc_blocks import ROOT, Block, blocks, commands, pages, run_blocks, substituted
 
