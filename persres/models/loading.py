@@ -1,4 +1,4 @@
-"""What every model's loading needs: a device, one clear error, and what a spec records of the model."""
+"""Common to the loading of all models: the device, the error, and the identity in a spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persres.units.files import digest_folder
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA, then Apple's MPS, then the CPU."""
+    """Returns the device; ``auto`` is CUDA, then Apple's MPS, then the CPU."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -22,15 +22,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def unavailable(what: str, name: str, error: Exception) -> PersresError:
-    """One error for a model that is neither here nor to be had."""
+    """Returns the error for a model that is neither local nor on the hub."""
     reason = str(error).strip().split("\n")[0][:200]
-    return PersresError(
-        f"cannot load {what} {name!r} ({reason}); give a folder that holds it, or connect to the hub that has it"
-    )
+    return PersresError(f"cannot load {what} {name!r} ({reason}); give its folder, or connect to the hub that has it")
 
 
 def model_identity(name: str) -> str:
-    """What a spec records of a model: its name, and for a local folder the digest of its files."""
+    """Returns a model's identity in a spec: its name, and for a local folder the digest of its files."""
     folder = Path(located(name).removeprefix("local-dir:"))
     return f"{name}@{_folder_digest(folder)[:16]}" if folder.is_dir() else name
 

@@ -1,5 +1,5 @@
-"""What it takes to load and run a model, imported at once: by those that work with one, so that the process that workers are
-forked from has it, and no worker waits for seconds of imports of its own."""
+"""The imports that loading and running a model needs. A process that forks workers imports this first, so that no worker spends seconds on
+imports."""
 
 from diffusers import (  # noqa: F401
     AutoencoderKL,

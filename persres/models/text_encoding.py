@@ -1,4 +1,4 @@
-"""V* as a token, prompts as embeddings, and where the concept stands in a prompt."""
+"""V* as a token, prompts as embeddings, and the concept's positions in a prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # seconds to import, and here only names
 
 @torch.no_grad()
 def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, token: str, rare_token: str) -> int:
-    """Add V* with the rare token's embedding (paper 3.2); returns its id. Adding twice changes nothing.
+    """Adds V* with the rare token's embedding (paper 3.2); returns its id. A second call changes nothing.
 
-    Raises PersresError where the rare token is not one token of this tokenizer.
+    Raises PersresError where the rare token is more than one token of this tokenizer.
     """
     rare = tokenizer(rare_token, add_special_tokens=False).input_ids
     if len(rare) != 1:
         raise PersresError(
-            f"rare_token {rare_token!r} is {len(rare)} tokens for this tokenizer; choose a word that is exactly one"
+            f"rare_token {rare_token!r} is {len(rare)} tokens for this tokenizer; choose a word that is one token"
         )
     if token not in tokenizer.get_vocab():
         tokenizer.add_tokens([token])
@@ -36,28 +36,28 @@ def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, tok
 
 
 def _pool_at_end(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-    """Old configs say that the end token is number 2; transformers then takes the prompt's highest number for the end,
-    which V* now is, and SDXL's pooled prompt would be read at V*. So each tower is told its real end token."""
+    """Sets each tower's real end token. Old configs have number 2, and transformers then takes the prompt's highest number for the end. That
+    is now V*, at which SDXL's pooled prompt would be read."""
     for module in text_encoder.modules():
         if hasattr(module, "eos_token_id"):
             module.eos_token_id = tokenizer.eos_token_id
 
 
 def prompt_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token numbers [n, length], padded as Stable Diffusion does."""
+    """Returns token ids [n, length], padded as in Stable Diffusion."""
     return tokenizer(
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
 
 
 def prompt_states(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
-    """As :func:`encode_prompts`, with gradients."""
+    """Returns the states of :func:`encode_prompts`, with gradients."""
     return text_encoder(prompt_ids(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
 
 
 @torch.no_grad()
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
-    """Last hidden states [n, length, width], padded to the tokenizer's length as Stable Diffusion does."""
+    """Returns last hidden states [n, length, width], padded to the tokenizer's length as in Stable Diffusion."""
     return prompt_states(tokenizer, text_encoder, prompts)
 
 
@@ -65,21 +65,21 @@ Tower = tuple["CLIPTokenizer", "CLIPTextModel | CLIPTextModelWithProjection"]
 
 
 def two_tower_states(towers: list[Tower], prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As SDXL reads prompts: the states before each tower's last layer side by side, [n, length, width of both], and the
+    """Returns SDXL's conditioning: the states before each tower's last layer, concatenated [n, length, width of both], and the
     last tower's pooled and projected prompt, [n, d]."""
-    found = [
+    outputs = [
         encoder(prompt_ids(tokenizer, prompts).to(encoder.device), output_hidden_states=True)
         for tokenizer, encoder in towers
     ]
-    return torch.cat([out.hidden_states[-2] for out in found], dim=-1), found[-1].text_embeds
+    return torch.cat([out.hidden_states[-2] for out in outputs], dim=-1), outputs[-1].text_embeds
 
 
 def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
-    """C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt. A class that the prompt goes
-    on with ("a pair of V* dishes", in CustomConcept101) counts to the word's end: its tokens are others.
+    """Returns C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt.
 
-    SDXL's two tokenizers part words alike, so its first one speaks for both. Raises PersresError where the phrase is not
-    in the prompt, or lies beyond its last token.
+    A longer word that starts with the class ("a pair of V* dishes", in CustomConcept101) counts to its end, since its tokens differ. SDXL's
+    two tokenizers split words alike, so its first serves for both. Raises PersresError where the phrase is not in the prompt, or lies beyond
+    its last token.
     """
     ids = prompt_ids(tokenizer, [prompt])[0].tolist()
     whole = re.search(re.escape(phrase) + r"\w*", prompt)

@@ -1,7 +1,7 @@
-"""The model families as their own ``config.json`` files describe them, to be built with random weights.
+"""The model families by their ``config.json`` files, to build with random weights.
 
-For what needs a model's size and not its knowledge: counting numbers, timing, tests without a hub. Weights that mean
-something come from a hub or a folder (persres/models.py).
+For parameter counts, timing and tests, which need a model's shape but not its trained weights. Trained weights come from a hub or a folder
+(``persres/models/diffusion.py``).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CLIP_L = {
 
 @dataclass(frozen=True)
 class Family:
-    """Arguments of a pipeline's parts. ``second`` is SDXL's other text tower; ``pads`` the tokenizers' padding."""
+    """Arguments of a pipeline's components. ``second`` is SDXL's second text encoder; ``pads`` the tokenizers' padding tokens."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -62,7 +62,7 @@ class Family:
     pads: tuple[str, ...] = ("<|endoftext|>",)
 
     def changed(self, **parts: dict[str, Any]) -> Family:
-        """The same blocks at other sizes: each part's named arguments replaced."""
+        """Returns the same blocks at other sizes, with each component's named arguments replaced."""
         return replace(self, **{name: getattr(self, name) | new for name, new in parts.items()})
 
 
@@ -129,13 +129,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def _text_config(special: dict[str, Any]) -> CLIPTextConfig:
-    # The hub's files say end token 2, which no tokenizer of theirs has (persres/prompts.py mends it).
+    # The hub's configs have end token 2, which is none of their tokenizers' (persres/models/text_encoding.py fixes it).
     common = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2}
     return CLIPTextConfig(**common | special)
 
 
 def build_parts(family: Family) -> dict[str, torch.nn.Module]:
-    """The parts by their names in the pipeline, with random weights; on the meta device within ``torch.device("meta")``."""
+    """Returns the components by their names in the pipeline, with random weights; on the meta device within ``torch.device("meta")``."""
     parts = {
         "unet": UNet2DConditionModel(**family.unet),
         "vae": AutoencoderKL(**family.vae),
@@ -147,7 +147,7 @@ def build_parts(family: Family) -> dict[str, torch.nn.Module]:
 
 
 def build_pipeline(family: Family, tokenizer: Path) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """A pipeline with random weights and a folder's tokenizer, which may know fewer words than the text towers have rows."""
+    """Returns a pipeline with random weights and a folder's tokenizer, whose vocabulary may be smaller than the embedding tables."""
     tokenizers = [CLIPTokenizer.from_pretrained(tokenizer, pad_token=pad) for pad in family.pads]
     parts = build_parts(family) | {"tokenizer": tokenizers[0], "scheduler": family.scheduler}
     if family.second is not None:
@@ -156,6 +156,6 @@ def build_pipeline(family: Family, tokenizer: Path) -> StableDiffusionPipeline |
 
 
 def sizes(family: Family) -> dict[str, int]:
-    """Numbers in each part, counted on the meta device: no memory is taken."""
+    """Returns the parameters of each component, counted on the meta device without allocating memory."""
     with torch.device("meta"):
         return {name: sum(p.numel() for p in part.parameters()) for name, part in build_parts(family).items()}
