@@ -1,1 +1,1 @@
-"""The frozen models: Stable Diffusion 1.x, 2.x and XL, their prompts, and where they are found."""
+"""The frozen models: Stable Diffusion 1.x, 2.x and XL, their text encoding, and how they are loaded."""

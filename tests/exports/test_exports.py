@@ -1,4 +1,4 @@
-"""Exported residuals do elsewhere what they do here: ΔW layer by layer, and pictures of a plain diffusers pipeline."""
+"""Exported residuals: ΔW of every layer, and the latents that a plain diffusers pipeline samples."""
 
 from __future__ import annotations
 
@@ -56,35 +56,35 @@ def residual(model, tmp_path):
 
 def read_kohya(path) -> dict[str, torch.Tensor]:
     """ΔW by kohya's name, by its documented rule alone: up · down · alpha / rank, in whatever order the keys come."""
-    tensors, found = load_file(path), {}
+    tensors, deltas = load_file(path), {}
     for name in {key.split(".")[0] for key in tensors}:
         up, down = tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"]
         scale = tensors[f"{name}.alpha"].item() / down.shape[0]
-        found[name] = scale * up.flatten(1) @ down.flatten(1)
-    return found
+        deltas[name] = scale * up.flatten(1) @ down.flatten(1)
+    return deltas
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_kohyas_file_holds_delta_w_of_every_layer(tmp_path, linear):
+def test_a_kohya_file_holds_delta_w_of_every_layer(tmp_path, linear):
     unet = tiny_unet(linear)
     bank = saved(unet, tmp_path / "r.safetensors")
-    found = read_kohya(export(tmp_path / "r.safetensors", "kohya", tmp_path / "k.safetensors"))
-    assert len(found) == len(bank.targets)
+    deltas = read_kohya(export(tmp_path / "r.safetensors", "kohya", tmp_path / "k.safetensors"))
+    assert len(deltas) == len(bank.targets)
     for i, target in enumerate(bank.targets):
-        delta = found["lora_unet_" + target.path.replace(".", "_")]
+        delta = deltas["lora_unet_" + target.path.replace(".", "_")]
         torch.testing.assert_close(delta, bank.up[i][0] @ bank.down[i][0])
     shapes = {value.ndim for key, value in load_file(tmp_path / "k.safetensors").items() if key.endswith(".weight")}
     assert shapes == ({2} if linear else {4})
 
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya"])
-def test_a_plain_pipeline_draws_the_same_with_the_exported_file(residual, tmp_path, to):
+def test_a_plain_pipeline_samples_the_same_latents(residual, tmp_path, to):
     exported = export(residual, to, tmp_path / f"{to}.safetensors")
     assert largest_difference(residual, exported, device="cpu") < 1e-4
 
 
-def test_a_wrong_file_is_told_from_a_right_one(residual, tmp_path):
-    """The comparison can fail: one factor doubled, and the largest difference is far from none."""
+def test_verification_can_fail(residual, tmp_path):
+    """One factor doubled gives a large difference."""
     tensors = load_file(export(residual, "kohya", tmp_path / "k.safetensors"))
     save_file(
         {key: value * 2 if "lora_up" in key else value for key, value in tensors.items()}, tmp_path / "w.safetensors"
@@ -94,29 +94,29 @@ def test_a_wrong_file_is_told_from_a_right_one(residual, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_verified_in_float32(tiny_pipeline, tmp_path, dtype):
-    """What it was trained beside: there both sides would round, each in its own order."""
+    """In half precision both sides would round, each in its own order."""
     base = spec_of(tiny_pipeline)["base"] | {"dtype": dtype}
     saved(tiny_unet(), tmp_path / "r.safetensors", base=base)
     exported = export(tmp_path / "r.safetensors", "diffusers", tmp_path / "x.safetensors")
     assert largest_difference(tmp_path / "r.safetensors", exported, device="cpu") < 1e-4
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_v_star_itself_draws_the_same_in_a_plain_pipeline(tiny_pipeline, tmp_path, learned):
-    """``<v*>`` in the prompt, read by load_textual_inversion; where it learned, nothing else would do."""
-    token = torch.randn(24, generator=generator("token")) if learned else None
+@pytest.mark.parametrize("trained", [False, True])
+def test_v_star_as_an_embedding_samples_the_same_latents(tiny_pipeline, tmp_path, trained):
+    """``<v*>`` in the prompt, loaded by load_textual_inversion."""
+    token = torch.randn(24, generator=generator("token")) if trained else None
     path = tmp_path / "r.safetensors"
     saved(tiny_unet(), path, tiny_pipeline, token)
     exported = export(path, "kohya", tmp_path / "k.safetensors")
     embedding = export_embedding(path, tmp_path / "v.safetensors", "cpu")
-    if learned:
+    if trained:
         assert torch.equal(load_file(embedding)["emb_params"][0], token)
     assert largest_difference(path, exported, embedding, steps=2, device="cpu") < 1e-4
     save_file({"emb_params": load_file(embedding)["emb_params"] * 2}, tmp_path / "w.safetensors")
     assert largest_difference(path, exported, tmp_path / "w.safetensors", steps=2, device="cpu") > 1e-3, "it can fail"
 
 
-def test_sdxl_has_a_vector_for_each_tower_and_draws_the_same(tmp_path):
+def test_sdxl_has_a_vector_for_each_tower_and_samples_the_same(tmp_path):
     """Linear projections, mixed ranks, two towers; the file's keys are those of ComfyUI and A1111."""
     from diffusers import StableDiffusionXLPipeline
 
@@ -153,8 +153,8 @@ def test_the_command_exports_and_verifies(tiny_pipeline, tmp_path, capsys):
     saved(tiny_unet(), residual, tiny_pipeline)
     arguments = ["export", str(residual), "--to", "kohya", "--embedding", "--verify", "--device", "cpu", "--json"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["largest_difference"] < 1e-4 and said["tolerance"] == 1e-4
+    report = json.loads(capsys.readouterr().out)
+    assert report["largest_difference"] < 1e-4 and report["tolerance"] == 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.kohya.safetensors", "r.v_star.safetensors"]
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     assert main(["export", str(tmp_path / "broken.safetensors"), "--out", str(tmp_path / "none")]) == 1

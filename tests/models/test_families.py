@@ -24,13 +24,13 @@ from persres.residuals.targets import find_targets
 from persres.sampling.sample import Request, sample_batch
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
-from persres.training.residual_training import EncodedConcept, new_bank, train
+from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.specs import ImageSpec
 from persres.workflow import STAGES, load_context, run_stage
 from tests.support.family_models import RESOLUTION, narrow, save_family, write_photographs
 from tests.support.residual_files import header_info
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "dreambooth" / "dog"  # beside the project, where it lies
+REAL = Path(__file__).parents[3] / "shared" / "data" / "dreambooth" / "dog"  # next to the project, where it exists
 NAMES = ("sd14", "sd21", "sdxl")
 ITEMS = [
     ImageSpec(
@@ -106,14 +106,14 @@ def test_the_whole_chain_on_photos(models, family, tiny_encoders, tmp_path):
     assert len(rows) == len(concepts) * 3 * 2 and set(rows["concept"]) == set(concepts)
     assert rows[["clip_text", "clip_image", "dino"]].notna().all().all()
     table = pd.read_csv(where.data / "tables" / "table1.csv").set_index("method")
-    own = ResidualBank(find_targets(load_diffusion(where.profile.base, "cpu").unet)).count()
-    assert table.loc["ours", "params"] == own
+    count = ResidualBank(find_targets(load_diffusion(where.profile.base, "cpu").unet)).count()
+    assert table.loc["ours", "params"] == count
     for concept in concepts:
-        _, info = load_residual(where.data / "learned" / "ours" / f"{concept}.safetensors")
-        assert info["spec"]["base"]["model"] == str(models[family])
-        pictures = unzip_images(where.data / "samples" / "ours_lag" / f"{concept}.zip")
-        assert {p.size for n, p in pictures.items() if not n.startswith("masks/")} == {(RESOLUTION, RESOLUTION)}
-        assert sum(n.startswith("masks/") for n in pictures) == 2
+        header = load_residual(where.data / "learned" / "ours" / f"{concept}.safetensors").header
+        assert header.base.model == str(models[family])
+        images = unzip_images(where.data / "samples" / "ours_lag" / f"{concept}.zip")
+        assert {p.size for n, p in images.items() if not n.startswith("masks/")} == {(RESOLUTION, RESOLUTION)}
+        assert sum(n.startswith("masks/") for n in images) == 2
 
 
 def test_full_size_counts():
@@ -152,8 +152,8 @@ def test_full_size_residuals(name, layers, count):
     assert {(t.width, t.rank) for t in targets} <= {(320, 16), (640, 32), (1280, 64)}
 
 
-def test_sampling_equals_the_families_own_pipeline(models, family, diffusion):
-    """Two towers, pooled prompt, sizes, the empty prompt's way, v-prediction: all as diffusers has them."""
+def test_sampling_equals_diffusers_pipeline(models, family, diffusion):
+    """Two towers, pooled prompt, sizes, the empty prompt, v-prediction: all as in diffusers."""
     pipe = DiffusionPipeline.from_pretrained(models[family], **({} if family == "sdxl" else {"safety_checker": None}))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
@@ -171,7 +171,7 @@ def test_sampling_equals_the_families_own_pipeline(models, family, diffusion):
     denoise = guided(diffusion.unet, diffusion.encode(["a photo of a red mug"]), diffusion.unconditional(), 6.0)
     ours = diffusion.decode(sample_ddim(denoise, noise, diffusion.scheduler, 3))
     torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, atol=1e-4, rtol=1e-4)
-    assert theirs.std() > 0.01, "a flat picture would equal anything"
+    assert theirs.std() > 0.01, "a flat image would equal anything"
 
 
 def test_v_star_in_every_tower_changes_nothing_but_the_word(diffusion):
@@ -188,7 +188,7 @@ def test_v_star_in_every_tower_changes_nothing_but_the_word(diffusion):
     assert all((other.added["text_embeds"][0] - both.added["text_embeds"][0]).abs().max() > 1e-4 for _ in other.added)
 
 
-def test_diffusers_loads_every_familys_file(models, family, diffusion, tmp_path):
+def test_diffusers_loads_a_file_of_every_family(models, family, diffusion, tmp_path):
     """``load_lora_weights`` on the family's own pipeline gives the denoiser that ours is."""
     bank = strong_bank(diffusion)
     save_residual(tmp_path / "r.safetensors", bank.deltas(), {})
@@ -221,8 +221,8 @@ def test_a_residual_of_another_family_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("sd14", "bfloat16"), ("sd21", "float16"), ("sdxl", "float16")])
-def test_half_precision_trains_in_float32_and_draws(models, name, dtype):
-    """The frozen model in half, the residual and what is measured in float32; pictures stay near the float32 ones."""
+def test_half_precision_trains_in_float32_and_samples(models, name, dtype):
+    """The frozen model in half precision, residual and outputs in float32; images stay near the float32 ones."""
     whole = load_diffusion(base(models, name), "cpu")
     bank = strong_bank(whole)
     sampling = SamplingConfig(variant="ours", steps=1, images_per_prompt=1)
@@ -232,30 +232,30 @@ def test_half_precision_trains_in_float32_and_draws(models, name, dtype):
     assert half.vae.dtype == (torch.float32 if dtype == "float16" else torch.bfloat16), "force_upcast is for float16"
     near, _ = sample_batch(half, [Request(ITEMS, sampling, bank)], RESOLUTION)[0]
     assert near.dtype == torch.float32
-    assert (near - exact).abs().mean() < 0.1 * exact.std(), "nearer to it than any other picture"
-    localised, masks = sample_batch(
+    assert (near - exact).abs().mean() < 0.1 * exact.std(), "nearer to it than any other image"
+    with_lag, masks = sample_batch(
         half, [Request(ITEMS, sampling.model_copy(update={"lag": True}), bank)], RESOLUTION
     )[0]
-    assert localised.isfinite().all() and not torch.equal(localised, near)
-    assert float(masks.mean()) == pytest.approx(0.5, abs=0.01), "the median still finds half of the pixels"
-    _learns_in_float32(half)
+    assert with_lag.isfinite().all() and not torch.equal(with_lag, near)
+    assert float(masks.mean()) == pytest.approx(0.5, abs=0.01), "the median still selects half of the pixels"
+    _check_training_in_float32(half)
 
 
-def _learns_in_float32(half: Diffusion) -> None:
+def _check_training_in_float32(half: Diffusion) -> None:
     settings = Ours(steps=1, batch_size=1)
     mean, std = half.posterior(torch.rand(1, 3, RESOLUTION, RESOLUTION, generator=generator("p")) * 2 - 1)
     assert mean.dtype == torch.float32
-    lesson = EncodedConcept("mug", mean, std, half.encode(["a photo of a <v*> mug"]))
-    learned = new_bank(find_targets(half.unet), [lesson], settings)
-    before = [p.detach().clone() for p in learned.parameters()]
-    log = train(half.unet, half.scheduler, [lesson], learned, settings)
-    assert log.rows[0]["loss"][0] > 0
-    pairs = list(zip(learned.parameters(), before, strict=True))
+    concept = EncodedConcept("mug", mean, std, half.encode(["a photo of a <v*> mug"]))
+    bank = new_bank(find_targets(half.unet), [concept], settings)
+    before = [p.detach().clone() for p in bank.parameters()]
+    rows = train(ResidualLoss(half.unet, half.scheduler, bank, settings), [concept])
+    assert rows[0]["loss"][0] > 0
+    pairs = list(zip(bank.parameters(), before, strict=True))
     assert all(p.dtype == torch.float32 and p.isfinite().all() and not torch.equal(p, b) for p, b in pairs)
 
 
-def test_offloaded_parts_come_and_go_and_change_nothing(models, family, monkeypatch):
-    """On a machine with one device the way is the same and the moves do nothing: they are counted."""
+def test_cpu_offload_moves_components_and_changes_nothing(models, family, monkeypatch):
+    """With one device the moves do nothing, so the test counts them."""
     sampling = SamplingConfig(variant="ours", lag=True, steps=1, images_per_prompt=1)
     whole = load_diffusion(base(models, family), "cpu")
     exact, _ = sample_batch(whole, [Request(ITEMS, sampling, strong_bank(whole))], RESOLUTION)[0]
@@ -294,7 +294,7 @@ def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_p
     assert not (tmp_path / "work").exists()
 
 
-def test_v_star_cannot_learn_on_sdxl(models, tiny_encoders, tmp_path):
+def test_v_star_cannot_train_on_sdxl(models, tiny_encoders, tmp_path):
     given_settings = {"variants": {"ours": {"train_token": True}}}
     where = load_context(
         params(models, "sdxl", tiny_encoders, tmp_path, given_settings), None, tmp_path / "data", tmp_path / "work"
@@ -304,7 +304,7 @@ def test_v_star_cannot_learn_on_sdxl(models, tiny_encoders, tmp_path):
 
 
 def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, tmp_path):
-    """Rivals learn in float32 whatever ``base.dtype`` says, and draw in it."""
+    """Rivals train in float32 whatever ``base.dtype`` is, and sample in it."""
     folder = write_photographs(tmp_path / "photos" / "generated")
     (folder / "concept.json").write_text(json.dumps({"macro_class": "mug"}))
     short = {"steps": 1}
@@ -314,8 +314,8 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
             "token": {"train_token": True},
             "ti": {"method": "textual_inversion"} | short,
             "vico": {"method": "vico"} | short,
-            "db": {"method": "dreambooth", "prior_images": 1} | short,
-            "cd": {"method": "custom_diffusion", "prior_images": 1, "batch_size": 1} | short,
+            "db": {"method": "dreambooth", "num_class_images": 1} | short,
+            "cd": {"method": "custom_diffusion", "num_class_images": 1, "batch_size": 1} | short,
         }
     }
     path = params(models, "sd21", tiny_encoders, tmp_path, given_settings, dtype="bfloat16")
@@ -325,7 +325,7 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
         "prompts": 1,
         "configs": {name: {"variant": name} for name in given_settings["variants"]},
     }
-    raw["family"]["runtime"]["offload"] = True
+    raw["family"]["runtime"]["cpu_offload"] = True
     path.write_text(yaml.safe_dump(raw))
     where = load_context(path, None, tmp_path / "data", tmp_path / "work")
     for stage in STAGES[:4]:
@@ -335,16 +335,16 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
 
 
 @pytest.mark.parametrize(
-    ("given_settings", "said"),
+    ("given_settings", "message"),
     [
         ({"_class_name": "FluxPipeline"}, "is a FluxPipeline; residuals need"),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline"),
         ({}, "cannot load the base model"),
     ],
 )
-def test_another_kind_of_pipeline_is_one_clear_error(tmp_path, given_settings, said):
+def test_another_kind_of_pipeline_is_one_clear_error(tmp_path, given_settings, message):
     (tmp_path / "model_index.json").write_text(json.dumps(given_settings))
-    with pytest.raises(PersresError, match=said):
+    with pytest.raises(PersresError, match=message):
         load_diffusion(Base(model=str(tmp_path)), "cpu")
 
 

@@ -75,13 +75,13 @@ def test_zero_residual_is_the_base_model_exactly(unet, layout):
     x, t, text = inputs()
     bank = ResidualBank(find_targets(unet)).requires_grad_(False)
     with residual_hooks(unet, bank, Routing.everywhere(2)):
-        inside = run(unet, x, t, text)
-    assert torch.equal(inside, run(unet, x, t, text))
+        hooked = run(unet, x, t, text)
+    assert torch.equal(hooked, run(unet, x, t, text))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("linear", [False, True])
-def test_attached_equals_merged_and_leaves_no_trace(linear, layout):
+def test_hooks_equal_merged_weights_and_leave_no_trace(linear, layout):
     unet = tiny_unet(linear).requires_grad_(False).to(memory_format=layout)
     x, t, text = inputs()
     before, weights = run(unet, x, t, text), {k: v.clone() for k, v in unet.state_dict().items()}
@@ -203,11 +203,11 @@ def test_the_same_residual_is_the_same_bytes(unet, tmp_path):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("place", ["proj_in", "attn_kv"])
-def test_ablation_targets_merge_and_come_back_from_a_file(place, linear, tmp_path):
-    """Elsewhere than on proj_out: hooked equals merged, zero changes nothing, the file gives the same pictures."""
+@pytest.mark.parametrize("target", ["proj_in", "attn_kv"])
+def test_ablation_targets_merge_and_come_back_from_a_file(target, linear, tmp_path):
+    """On other layers than proj_out: hooks equal merged weights, zero changes nothing, the file gives the same output."""
     unet = tiny_unet(linear).requires_grad_(False)
-    targets, (x, t, text) = find_targets(unet, target=place), inputs()
+    targets, (x, t, text) = find_targets(unet, target=target), inputs()
     base = run(unet, x, t, text)
     with residual_hooks(unet, ResidualBank(targets), Routing.everywhere(2)):
         assert torch.equal(run(unet, x, t, text), base)
@@ -217,16 +217,16 @@ def test_ablation_targets_merge_and_come_back_from_a_file(place, linear, tmp_pat
     with merged_weights(unet, bank):
         assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-5)
     assert (hooked - base).abs().max() > 1e-3
-    save_residual(tmp_path / "r.safetensors", bank.deltas(), header_info(settings={"target": place}))
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), header_info(settings={"target": target}))
     with residual_hooks(unet, load_bank(unet, tmp_path / "r.safetensors"), Routing.everywhere(2)):
         assert torch.allclose(run(unet, x, t, text), hooked, atol=1e-6)
 
 
 def test_ablation_targets_on_stable_diffusions_shapes():
     counts = {}
-    for place in ("proj_out", "proj_in", "attn_kv"):
+    for target in ("proj_out", "proj_in", "attn_kv"):
         with torch.device("meta"):
-            counts[place] = ResidualBank(find_targets(sd14_unet(), target=place)).count()
+            counts[target] = ResidualBank(find_targets(sd14_unet(), target=target)).count()
     assert counts == {
         "proj_out": 1_239_040,
         "proj_in": 1_239_040,
@@ -241,19 +241,19 @@ def test_an_unknown_target_is_refused():
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("concepts", [1, 3])
-def test_how_pictures_lie_changes_no_sum(unet, concepts, gated):
-    """Pixels are rows of what lies channels last and columns of what lies channels first; gradients are the same too."""
+def test_both_memory_layouts_give_the_same_sums(unet, concepts, gated):
+    """Pixels are rows of channels-last images and columns of channels-first ones; gradients agree too."""
     bank = ResidualBank(find_targets(unet), concepts)
     for concept in range(concepts):
         bank.initialise(concept, "normal", 0.3, torch.Generator().manual_seed(concept))
     width = bank.targets[0].width
     x, output = torch.randn(4, width, 6, 5), torch.randn(4, width, 6, 5)
     rows, gate = torch.tensor([0, concepts - 1, 0, concepts // 2]), torch.rand(4, 30) if gated else None
-    found, gradients = [], []
+    results, gradients = [], []
     for layout in LAYOUTS:
-        lies = [v.to(memory_format=layout) for v in (x, output)]
-        found.append(bank.added(0, *lies, rows, gate))
-        assert found[-1].is_contiguous(memory_format=layout), "what comes out lies as what went in"
-        gradients.append(torch.autograd.grad(found[-1].square().sum(), [bank.up[0], bank.down[0]]))
-    torch.testing.assert_close(found[0], found[1])
+        tensors = [v.to(memory_format=layout) for v in (x, output)]
+        results.append(bank.added(0, *tensors, rows, gate))
+        assert results[-1].is_contiguous(memory_format=layout), "the layout of the output is the input's"
+        gradients.append(torch.autograd.grad(results[-1].square().sum(), [bank.up[0], bank.down[0]]))
+    torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)
