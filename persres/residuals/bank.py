@@ -82,7 +82,8 @@ class ResidualBank(nn.Module):
         conv = self.targets[index].conv
         if conv and output.is_contiguous():
             return _added_to_planes(up, down, x, output, rows, gate)
-        # pixels as rows: a view of channels-last images
+        # Pixels as rows: a view of channels-last images. One path for both layouts copies images of the other layout: 2 to 7 times the
+        # time of this function at the mini world's sizes, 3 to 4 times at 320 channels and 64×64 pixels (one CPU thread).
         tokens, base = (v.permute(0, 2, 3, 1).flatten(1, 2) if conv else v for v in (x, output))
         if self.concepts == 1:
             low = tokens @ down[0].mT

@@ -289,7 +289,7 @@ def test_rivals_are_refused_on_sdxl_before_any_work(models, tiny_encoders, tmp_p
     where = load_context(
         params(models, "sdxl", tiny_encoders, tmp_path, given_settings), None, tmp_path / "data", tmp_path / "work"
     )
-    with pytest.raises(PersresError, match=rf"train\.variants\.rival: {method} is not available for SDXL models"):
+    with pytest.raises(PersresError, match=rf"train\.variants\.rival: {method} does not support SDXL models"):
         run_stage("train", where)
     assert not (tmp_path / "work").exists()
 
@@ -299,7 +299,7 @@ def test_v_star_cannot_train_on_sdxl(models, tiny_encoders, tmp_path):
     where = load_context(
         params(models, "sdxl", tiny_encoders, tmp_path, given_settings), None, tmp_path / "data", tmp_path / "work"
     )
-    with pytest.raises(PersresError, match="train_token is not available for SDXL"):
+    with pytest.raises(PersresError, match="train_token does not support SDXL"):
         run_stage("train", where)
 
 
