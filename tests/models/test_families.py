@@ -273,8 +273,8 @@ def test_cpu_offload_moves_components_and_changes_nothing(models, family, monkey
     monkeypatch.setattr(torch.nn.Module, "to", counted)
     for kind in {type(offloaded.vae), type(offloaded.text_encoder), *(type(e) for _, e in offloaded.towers)}:
         monkeypatch.setattr(kind, "to", counted)
-    pictures, _ = sample_batch(offloaded, [Request(ITEMS, sampling, strong_bank(offloaded))], RESOLUTION)[0]
-    assert torch.equal(pictures, exact)
+    images, _ = sample_batch(offloaded, [Request(ITEMS, sampling, strong_bank(offloaded))], RESOLUTION)[0]
+    assert torch.equal(images, exact)
     towers = len(offloaded.towers)
     assert moves == [("text", "cpu")] * 2 * towers * 2 + [("vae", "cpu")] * 2, "prompts, the empty prompt, the decoding"
     moves.clear()
