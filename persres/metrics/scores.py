@@ -42,7 +42,7 @@ class Score:
         return getattr(import_module(f"persres.metrics.{self.module}"), self.name)
 
 
-_ALL = (
+SCORES = {score.name: score for score in (
     Score("clip_text", "CLIP text", "encoder_scores", paper=True, headline=True),
     Score("clip_image", "CLIP image", "encoder_scores", paper=True, headline=True),
     Score("dino", "DINO", "encoder_scores", paper=True, headline=True),
@@ -53,13 +53,13 @@ _ALL = (
           "predicts."),
     Score("background_change", "background change", "background", headline=True, needs_classifier=True, higher_is_better=False,
           digits=4, note="mean squared difference from the base model's image outside the objects (pixels in [0, 1])."),
-)  # fmt: skip
-SCORES = {score.name: score for score in _ALL}
-PAPER_SCORES = tuple(score.name for score in _ALL if score.paper)  # text alignment first, then the image alignments
-HEADLINE_SCORES = tuple(score.name for score in _ALL if score.headline)
-SCORE_MODULES = tuple(dict.fromkeys(f"persres.metrics.{score.module}" for score in _ALL))
+)}  # fmt: skip
+PAPER_SCORES = tuple(score.name for score in SCORES.values() if score.paper)  # text first, then images
+HEADLINE_SCORES = tuple(score.name for score in SCORES.values() if score.headline)
+SCORE_MODULES = tuple(dict.fromkeys(f"persres.metrics.{score.module}" for score in SCORES.values()))
 
 
 def score_columns(rows: pd.DataFrame) -> list[str]:
     """The scores that a table of rows has; without the classifier's where no row has a value."""
-    return [s.name for s in _ALL if s.name in rows and (not s.needs_classifier or rows[s.name].notna().any())]
+    present = [score for score in SCORES.values() if score.name in rows]
+    return [score.name for score in present if not score.needs_classifier or rows[score.name].notna().any()]

@@ -1,4 +1,4 @@
-"""The two benchmarks, against a server on this machine; the real lists are used where they lie here."""
+"""The two benchmarks against a local server, and the real lists where this machine has them."""
 
 from __future__ import annotations
 
@@ -87,13 +87,12 @@ def test_the_benchmark_from_its_archives(hub, tmp_path, logged):
         assert len(list_photos(folder / "images")) == 3
         assert len(concept.prompts) == 20 and concept.prompts[0] == ("background", "photo of a {}.")
         assert "non-commercial" in concept.licence and "DreamBench" in concept.licence
-    said = logged.text
-    assert "Adobe Research License" in said and said.count("has sha256") == 2
+    assert "Adobe Research License" in logged.text and logged.text.count("has sha256") == 2
     assert (tmp_path / "files" / "customconcept101" / "LICENSE.md").exists()
     assert not (tmp_path / "files" / "customconcept101" / "x.py").exists()
-    asked = len(hub.asked)
+    requests = len(hub.requests)
     localized(tmp_path, "customconcept101", tmp_path / "files", concepts=["toy_bear"])
-    assert len(hub.asked) == asked, "what lies there is not fetched again"
+    assert len(hub.requests) == requests, "existing files are not fetched again"
 
 
 def test_lists_that_a_user_copied_are_not_fetched(hub, tmp_path):
@@ -103,7 +102,7 @@ def test_lists_that_a_user_copied_are_not_fetched(hub, tmp_path):
     for *_, file in ENTRIES:
         (folder / "prompts" / f"{file}.txt").write_text(PROMPTS)
     assert len(localized(tmp_path, "customconcept101", folder)) == 3
-    assert {path.rsplit("/", 1)[1] for path, _ in hub.asked} == {"benchmark_dataset.zip", "a.zip"}
+    assert {path.rsplit("/", 1)[1] for path, _ in hub.requests} == {"benchmark_dataset.zip", "a.zip"}
 
 
 def test_offline_one_error_names_url_folder_and_layout(tmp_path, monkeypatch):
@@ -118,7 +117,7 @@ def test_offline_one_error_names_url_folder_and_layout(tmp_path, monkeypatch):
     assert not (tmp_path / "data" / "concepts").exists()
 
 
-def test_what_a_copy_lacks_is_named(hub, tmp_path):
+def test_missing_files_of_a_copy_are_named(hub, tmp_path):
     folder = tmp_path / "files"
     localized(tmp_path, "customconcept101", folder)
     with pytest.raises(PersresError, match="has no pet_cat9"):
@@ -244,15 +243,14 @@ def test_the_real_dreambooth_folder(tmp_path):
     assert len(list_photos(concepts["vase"][1] / "images")) == 6
 
 
-def test_left_out_files_are_said_and_phone_formats_named(tmp_path, logged):
+def test_skipped_files_and_phone_formats_are_named(tmp_path, logged):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"x")
     with pytest.raises(PersresError, match=r"IMG_1\.HEIC.*save them as JPEG"):
         find_photos(tmp_path)
     (tmp_path / "a.jpg").write_bytes(jpeg())
     (tmp_path / "concept.json").write_text("{}")
     assert [p.name for p in find_photos(tmp_path)] == ["a.jpg"]
-    said = logged.text
-    assert "left out IMG_1.HEIC; save HEIC" in said and "concept.json" not in said
+    assert "left out IMG_1.HEIC; save HEIC" in logged.text and "concept.json" not in logged.text
     with pytest.raises(PersresError, match="no folder"):
         find_photos(tmp_path / "none")
 

@@ -33,12 +33,12 @@ def names(folder) -> list[str]:
 
 
 @both
-def test_a_download_is_recorded_said_and_not_repeated(server, fetch, tmp_path, logged):
+def test_a_download_is_recorded_logged_and_not_repeated(server, fetch, tmp_path, logged):
     server.files["/a.zip"] = BODY
     target, digest = tmp_path / "new" / "a.zip", hashlib.sha256(BODY).hexdigest()
     assert fetch(target).read_bytes() == BODY
-    asked = len(server.asked)
-    assert fetch(target).read_bytes() == BODY and len(server.asked) == asked
+    requests = len(server.requests)
+    assert fetch(target).read_bytes() == BODY and len(server.requests) == requests
     assert digest in logged.text
     assert (tmp_path / "new" / "a.zip.sha256").read_text() == f"{digest}  a.zip\n"
     assert names(tmp_path) == ["a.zip", "a.zip.sha256"]
@@ -48,16 +48,18 @@ def test_a_download_is_recorded_said_and_not_repeated(server, fetch, tmp_path, l
 
 
 @pytest.mark.parametrize("fetch", ["hub"], indirect=True)
-def test_a_cut_download_from_the_hub_goes_on_where_it_stopped(server, fetch, tmp_path, monkeypatch):
+def test_an_interrupted_download_from_the_hub_resumes(server, fetch, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what was received by then is kept
-    server.files["/a.zip"], server.cut = BODY, 120_000
+    server.files["/a.zip"], server.max_bytes = BODY, 120_000
     assert fetch(tmp_path / "a.zip").read_bytes() == BODY
-    assert [ranged for path, ranged in server.asked if path == "/a.zip" and ranged != "HEAD"][1:] == ["bytes=120000-"]
+    assert [ranged for path, ranged in server.requests if path == "/a.zip" and ranged != "HEAD"][1:] == [
+        "bytes=120000-"
+    ]
 
 
 @pytest.mark.parametrize("fetch", ["web"], indirect=True)
-def test_a_cut_download_from_elsewhere_is_one_error_and_leaves_nothing(server, fetch, tmp_path):
-    server.files["/a.zip"], server.cut = BODY, 30_000
+def test_an_interrupted_download_from_elsewhere_is_one_error_and_leaves_nothing(server, fetch, tmp_path):
+    server.files["/a.zip"], server.max_bytes = BODY, 30_000
     with pytest.raises(PersresError, match=r"cannot fetch http.*a\.zip \(the connection was cut\)"):
         fetch(tmp_path / "a.zip")
     assert names(tmp_path) == []
@@ -73,8 +75,8 @@ def test_a_wrong_digest_leaves_nothing(server, fetch, tmp_path):
 
 
 @pytest.mark.parametrize("fetch", ["hub"], indirect=True)
-def test_what_the_hub_names_is_compared(server, fetch, tmp_path):
-    server.files["/a.zip"], server.named = BODY, "1" * 64
+def test_the_digest_that_the_hub_names_is_checked(server, fetch, tmp_path):
+    server.files["/a.zip"], server.etag = BODY, "1" * 64
     with pytest.raises(PersresError, match=r"the server names is 1{64}"):
         fetch(tmp_path / "a.zip")
     assert names(tmp_path) == []

@@ -119,7 +119,7 @@ def folder_context(tmp_path, **fetch_settings) -> Context:
     return Context(load_profile(tmp_path / "params.yaml"), tmp_path / "data", tmp_path / "work")
 
 
-def own_concept(tmp_path, name: str = "mydog", described: str | None = '{"macro_class": "dog"}'):
+def write_concept_folder(tmp_path, name: str = "mydog", described: str | None = '{"macro_class": "dog"}'):
     folder = tmp_path / "photos" / name
     folder.mkdir(parents=True)
     half_red().save(folder / "a.jpg")
@@ -130,7 +130,7 @@ def own_concept(tmp_path, name: str = "mydog", described: str | None = '{"macro_
 
 
 def test_a_users_folder_becomes_a_concept(tmp_path):
-    own_concept(tmp_path)
+    write_concept_folder(tmp_path)
     where = folder_context(tmp_path)
     fetch(where)
     ((concept, folder),) = read_concepts(where.data / "concepts")
@@ -150,7 +150,7 @@ def test_a_users_folder_becomes_a_concept(tmp_path):
     ],
 )
 def test_a_wrong_description(tmp_path, described, message):
-    own_concept(tmp_path, described=described)
+    write_concept_folder(tmp_path, described=described)
     where = folder_context(tmp_path)
     with pytest.raises(PersresError, match=message):
         fetch(where)
@@ -159,7 +159,7 @@ def test_a_wrong_description(tmp_path, described, message):
 
 
 def test_one_broken_photo_stops_the_fetch_and_keeps_what_was(tmp_path):
-    folder = own_concept(tmp_path)
+    folder = write_concept_folder(tmp_path)
     where = folder_context(tmp_path)
     fetch(where)
     (folder / "c.png").write_bytes(b"no picture")
@@ -170,7 +170,7 @@ def test_one_broken_photo_stops_the_fetch_and_keeps_what_was(tmp_path):
 
 
 def test_unknown_concepts_and_folders_are_named(tmp_path):
-    own_concept(tmp_path)
+    write_concept_folder(tmp_path)
     with pytest.raises(PersresError, match="theircat"):
         fetch(folder_context(tmp_path, concepts=["theircat"]))
     with pytest.raises(PersresError, match="not usable"):
@@ -182,14 +182,14 @@ def test_unknown_concepts_and_folders_are_named(tmp_path):
 def test_prompts_are_spread_over_the_groups():
     prompts = tuple((g, f"{g} {i} {{}}") for g in PROMPT_GROUPS for i in range(5))
     for count in (1, 4, 6, 20, 99, None):
-        chosen = spread_prompts(prompts, count)
-        assert len(chosen) == min(count or 20, 20)
-        sizes = [sum(g == group for _, g, _ in chosen) for group in PROMPT_GROUPS]
+        selected = spread_prompts(prompts, count)
+        assert len(selected) == min(count or 20, 20)
+        sizes = [sum(g == group for _, g, _ in selected) for group in PROMPT_GROUPS]
         assert max(sizes) - min(sizes) <= 1
-        assert all(prompts[n] == (g, t) for n, g, t in chosen)
+        assert all(prompts[n] == (g, t) for n, g, t in selected)
 
 
-def test_packs_are_the_same_bytes_and_broken_ones_are_named(tmp_path):
+def test_image_archives_are_the_same_bytes_and_damaged_ones_are_named(tmp_path):
     files = {"b.png": b"2", "a.png": b"1"}
     assert zip_bytes(files) == zip_bytes(dict(reversed(files.items())))
     path = tmp_path / "p.zip"

@@ -56,15 +56,15 @@ def test_preprocessing_is_the_reference_evaluations(clip, tmp_path):
     assert len(photos) == 5, "portrait, landscape, turned by EXIF, CMYK, small"
     for path in photos:
         image = load_photo(path)
-        for found, wanted in (
+        for actual, wanted in (
             (clip.preprocess(image), plain(image, 224, 224, *OPENAI)),
             (ours(image), plain(image, 256, 224, *IMAGENET)),
         ):
-            np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
+            np.testing.assert_allclose(actual.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
 
 
-def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
-    """timm resamples them as it loads; the feature is the class token's."""
+def test_dinov2_runs_at_224_pixels_with_position_embeddings_of_518(tmp_path):
+    """timm resamples them on loading; the feature is the class token's."""
     from safetensors.torch import save_file
 
     small = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
@@ -95,8 +95,8 @@ def test_dinov2_looks_at_224_pixels_with_position_embeddings_of_518(tmp_path):
     torch.testing.assert_close(encoder.images([image]), torch.nn.functional.normalize(token, dim=1))
 
 
-def test_a_short_text_reads_as_the_padded_one(clip, tiny_encoders):
-    """The tower is causal: what is padded behind the end token changes nothing."""
+def test_a_short_text_has_the_features_of_the_padded_one(clip, tiny_encoders):
+    """The encoder is causal: padding after the end token has no effect."""
     nouns = load_nouns()[:: len(load_nouns()) // 16]
     for encoder in (clip, ClipEncoder(Clip(**tiny_encoders["clip"]), "cpu")):
         assert can_shorten(encoder.model)
@@ -112,10 +112,10 @@ def test_a_short_text_reads_as_the_padded_one(clip, tiny_encoders):
         assert all(torch.equal(v, before[k]) for k, v in encoder.model.state_dict().items())
 
 
-def test_a_tower_that_looks_both_ways_is_left_alone(clip):
+def test_a_bidirectional_encoder_runs_unchanged(clip):
     import open_clip
 
-    both_ways = open_clip.CustomTextCLIP(
+    bidirectional = open_clip.CustomTextCLIP(
         16,
         {"layers": 1, "width": 16, "head_width": 16, "patch_size": 16, "image_size": 32},
         {
@@ -129,12 +129,12 @@ def test_a_tower_that_looks_both_ways_is_left_alone(clip):
         },
     ).eval()
     tokens = torch.randint(1, 30, (3, 8))
-    assert not can_shorten(both_ways) and lengths(both_ways, tokens).tolist() == [8, 8, 8]
-    with context_of(both_ways, 8), torch.no_grad():
-        assert both_ways.encode_text(tokens).shape == (3, 16)
+    assert not can_shorten(bidirectional) and lengths(bidirectional, tokens).tolist() == [8, 8, 8]
+    with context_of(bidirectional, 8), torch.no_grad():
+        assert bidirectional.encode_text(tokens).shape == (3, 16)
 
 
-def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path, monkeypatch):
+def test_nouns_are_encoded_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path, monkeypatch):
     nouns = [
         f"{a} {b}"
         for a in ("red", "big robot", "cat", "a very old green")
@@ -147,14 +147,14 @@ def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path,
         return NounList(clip, template, words)
 
     monkeypatch.setattr("persres.metrics.nouns.CHUNK", 6)
-    asked: list[int] = []
+    encoded: list[int] = []
     plain_tokens = ClipEncoder.tokens
 
     def counted(self, tokens, batch=512):
-        if len(asked) == 2:
-            asked.append(0)
+        if len(encoded) == 2:
+            encoded.append(0)
             raise KeyboardInterrupt
-        asked.append(len(tokens))
+        encoded.append(len(tokens))
         return plain_tokens(self, tokens, batch)
 
     monkeypatch.setattr(ClipEncoder, "tokens", counted)
@@ -163,8 +163,8 @@ def test_nouns_are_read_once_and_a_kill_costs_one_chunk(tiny_encoders, tmp_path,
     unit = nouns_in("a photo of a {}").unit()
     (unit.folder(where) / "parts" / "0001.safetensors").write_bytes(b"torn")
     features = noun_features(nouns_in("a photo of a {}"), where, "cpu", batch=4)
-    assert asked == [6, 6, 0, 6, 6, 2], "the whole chunk is kept, the torn and the missing ones are read"
-    assert torch.equal(noun_features(nouns_in("a photo of a {}"), where, "cpu"), features) and len(asked) == 6
+    assert encoded == [6, 6, 0, 6, 6, 2], "the whole chunk is reused, the torn and the missing ones are encoded"
+    assert torch.equal(noun_features(nouns_in("a photo of a {}"), where, "cpu"), features) and len(encoded) == 6
     assert [p.name for p in unit.folder(where).iterdir() if p.suffix == ".safetensors"] == [FILE]
     wanted = ClipEncoder(clip, "cpu").texts([f"a photo of a {noun}" for noun in nouns])
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Scoring looks at each picture once, keeps what a concept's methods share, and says the same to the bit."""
+"""Scoring encodes each image once, caches what a concept's configs share, and gives the same bits."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from persres.units.specs import ClassifierRef, FileRef, ImageSpec, Prompt, Score
 from persres.units.unit import Unit
 
 TEXTS = ("a photo of a {}", "a photo of a {} in the snow")
-EACH = 3  # pictures a prompt
+EACH = 3  # images per prompt
 METHODS = ("base", "ours", "ours_few")
 
 
 def noise(seed: int) -> Image.Image:
-    """A picture like no other: 64×64, coarse enough that the judge sees things."""
+    """A random image, 64×64, coarse enough that the classifier predicts objects."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
 
 
-def items(each: int) -> tuple[ImageSpec, ...]:
+def specs(each: int) -> tuple[ImageSpec, ...]:
     plain = [text.replace("{}", "mug") for text in TEXTS]
     return tuple(
         ImageSpec(name=f"{p:02d}_{i:03d}", prompt=plain[p], phrase="mug", plain=plain[p], image=i)
@@ -49,24 +49,26 @@ def items(each: int) -> tuple[ImageSpec, ...]:
 
 @pytest.fixture
 def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
-    """One concept by three methods, the last with fewer pictures; masks lie in one pack as LAG leaves them."""
+    """One concept by three configs, the last with fewer images; one archive has masks, as LAG writes them."""
     photos = []
     for seed in range(4):
         photos.append(tmp_path / f"{seed}.png")
         noise(seed).save(photos[-1])
     archives = {}
     for number, method in enumerate(METHODS, 1):
-        drawn = items(1 if method == "ours_few" else EACH)
-        files = {f"{item.name}.png": png_bytes(noise(100 * number + place)) for place, item in enumerate(drawn)}
-        masks = {f"masks/{item.name}.png": png_bytes(noise(0)) for item in drawn} if method == "ours" else {}
+        images = specs(1 if method == "ours_few" else EACH)
+        files = {f"{item.name}.png": png_bytes(noise(100 * number + place)) for place, item in enumerate(images)}
+        masks = {f"masks/{item.name}.png": png_bytes(noise(0)) for item in images} if method == "ours" else {}
         (tmp_path / f"{method}.zip").write_bytes(zip_bytes(files | masks))
         archives[method] = FileRef.of(tmp_path / f"{method}.zip")
-    judge = ClassifierRef(dataset="miniworld", weights=FileRef.of(Path(located("package:miniworld/weights/judge"))))
+    classifier = ClassifierRef(
+        dataset="miniworld", weights=FileRef.of(Path(located("package:miniworld/weights/judge")))
+    )
     shared = {
         "clip": Clip(**tiny_encoders["clip"]),
         "dino": Dino(**tiny_encoders["dino"]),
         "models": ("c", "d"),
-        "classifier": judge,
+        "classifier": classifier,
         "concept": "mug",
         "category": "things",
         "seed": 0,
@@ -77,7 +79,7 @@ def units(tiny_encoders, tmp_path) -> list[Unit[ScoreSpec]]:
     }
     return [
         Unit("score", f"{method}/mug", ScoreSpec(
-            config=method, image_specs=items(1 if method == "ours_few" else EACH), archive=archives[method],
+            config=method, image_specs=specs(1 if method == "ours_few" else EACH), archive=archives[method],
             base_archive=None if method == "base" else archives["base"], **shared))
         for method in METHODS
     ]  # fmt: skip
@@ -98,8 +100,8 @@ def scored(unit: Unit[ScoreSpec], work: Path, batch: int = 4) -> pd.DataFrame:
     return pd.read_parquet(unit.folder(work) / FILE)
 
 
-def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
-    """Every score of a unit by itself: all read anew, nothing kept, one text a picture."""
+def uncached(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
+    """Every score of a unit without caches: all files read again, one text per image."""
     clip, dino = ClipEncoder(spec.clip, "cpu"), DinoEncoder(spec.dino, "cpu")
     packed = unzip_images(Path(spec.archive.path))
     images, photos = (
@@ -107,23 +109,25 @@ def plainly(spec: ScoreSpec, batch: int = 4) -> dict[str, np.ndarray]:
         [load_photo(Path(p.path)) for p in spec.references],
     )
     features = clip.images(images, batch)
-    found = {
+    scores = {
         "clip_text": clip_text_score(features, clip.texts([i.plain for i in spec.image_specs])).double().numpy(),
         "clip_image": alignment(features, clip.images(photos)).double().numpy(),
         "dino": alignment(dino.images(images, batch), dino.images(photos)).double().numpy(),
     }
-    judge = load_attribute_classifier(Path(spec.classifier.weights.path))
-    own, theirs = (np.stack([np.asarray(i) for i in many]) for many in (images, photos))
-    said, truth = classify_images(judge, own), classify_images(judge, theirs)
-    alone = dino.images(object_crops(own, said.masks), batch)
-    found["dino_object"] = object_alignment(alone, dino.images(object_crops(theirs, truth.masks)), said.masks)
-    found["followed"] = matches_prompt(said, [TEXTS[item.number] for item in spec.image_specs])
+    model = load_attribute_classifier(Path(spec.classifier.weights.path))
+    sampled, reference = (np.stack([np.asarray(i) for i in many]) for many in (images, photos))
+    prediction, truth = classify_images(model, sampled), classify_images(model, reference)
+    alone = dino.images(object_crops(sampled, prediction.masks), batch)
+    scores["dino_object"] = object_alignment(alone, dino.images(object_crops(reference, truth.masks)), prediction.masks)
+    scores["followed"] = matches_prompt(prediction, [TEXTS[item.number] for item in spec.image_specs])
     if spec.base_archive is None:
-        return found | {"background_change": np.full(len(images), np.nan)}
+        return scores | {"background_change": np.full(len(images), np.nan)}
     base = unzip_images(Path(spec.base_archive.path))
     pixels = np.stack([np.asarray(base[f"{item.name}.png"]) for item in spec.image_specs])
-    return found | {
-        "background_change": background_difference(own, pixels, said.masks, classify_images(judge, pixels).masks)
+    return scores | {
+        "background_change": background_difference(
+            sampled, pixels, prediction.masks, classify_images(model, pixels).masks
+        )
     }
 
 
@@ -133,19 +137,19 @@ def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
         cold = scored(unit, tmp_path / f"cold{place}")
         warm = scored(unit, tmp_path / f"warm{place}")
         pd.testing.assert_frame_equal(cold, warm, check_exact=True)
-        for column, values in plainly(unit.spec).items():
+        for column, values in uncached(unit.spec).items():
             np.testing.assert_array_equal(cold[column].to_numpy(), values, err_msg=f"{unit.name}: {column}")
     clear_caches()
-    together = [scored(unit, tmp_path / "together") for unit in units]
-    for place, rows in enumerate(together):
+    shared = [scored(unit, tmp_path / "shared") for unit in units]
+    for place, rows in enumerate(shared):
         pd.testing.assert_frame_equal(
             rows, pd.read_parquet(units[place].folder(tmp_path / f"cold{place}") / FILE), check_exact=True
         )
-    assert together[1]["background_change"].notna().any(), "there is background to compare"
+    assert shared[1]["background_change"].notna().any(), "there is background to compare"
 
 
-def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_path, monkeypatch):
-    """One concept's units in one process, as the stage orders them."""
+def test_each_image_is_decoded_once_and_each_photo_encoded_once(units, tmp_path, monkeypatch):
+    """One concept's units in one process, in the stage's order."""
     clear_caches()
     decoded_photos.clear()
     decoded, looked = Counter(), Counter()
@@ -166,31 +170,33 @@ def test_each_picture_is_decoded_once_and_each_photo_encoded_once(units, tmp_pat
         monkeypatch.setattr(kind, "images", watched)
     for unit in units:
         score_unit(unit, tmp_path / "work", "cpu")
-    pictures = sum(len(unit.spec.image_specs) for unit in units)
-    assert len(decoded) == pictures + 4, "every picture and photo, and no mask"
+    images = sum(len(unit.spec.image_specs) for unit in units)
+    assert len(decoded) == images + 4, "every image and photo, and no mask"
     assert set(decoded.values()) == {1}
-    assert looked == {"ClipEncoder": pictures + 4, "DinoEncoder": 2 * (pictures + 4)}, "whole, and cut out"
+    assert looked == {"ClipEncoder": images + 4, "DinoEncoder": 2 * (images + 4)}, "whole, and object crops"
 
 
-def test_what_is_kept_is_found_by_what_it_holds(units, tmp_path):
-    """The same bytes elsewhere are the same; other bytes at the same place are not."""
+def test_caches_are_keyed_by_content(units, tmp_path):
+    """Equal bytes at another path hit the cache; other bytes at the same path do not."""
     clear_caches()
-    eyes = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.classifier, "cpu")
+    encoders = feature_cache.EncoderSet(units[0].spec.clip, units[0].spec.dino, units[0].spec.classifier, "cpu")
     here = [Path(photo.path) for photo in units[0].spec.references]
-    first = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
+    first = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), encoders)
     moved = []
     for path in here:
         moved.append(tmp_path / f"moved_{path.name}")
         moved[-1].write_bytes(path.read_bytes())
-    assert feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in moved), eyes) is first
+    assert (
+        feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in moved), encoders) is first
+    )
     noise(77).save(here[0])
-    other = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), eyes)
+    other = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), encoders)
     assert not torch.equal(other.clip[0], first.clip[0]) and not torch.equal(other.objects[0], first.objects[0])
-    blind = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), feature_cache.EncoderSet(eyes.clip, eyes.dino, None, "cpu"))  # fmt: skip
+    blind = feature_cache.references(tuple(feature_cache.Source.of(FileRef.of(path)) for path in here), feature_cache.EncoderSet(encoders.clip, encoders.dino, None, "cpu"))  # fmt: skip
     assert blind.objects is None and torch.equal(blind.dino, other.dino)
 
 
-def test_without_a_judge_a_pack_is_read_a_batch_at_a_time_and_not_kept(units, tmp_path, monkeypatch):
+def test_without_a_classifier_an_archive_is_read_in_batches_and_not_cached(units, tmp_path, monkeypatch):
     clear_caches()
     spec = units[1].spec.model_copy(update={"classifier": None})
     happened: list[str] = []
@@ -210,16 +216,16 @@ def test_without_a_judge_a_pack_is_read_a_batch_at_a_time_and_not_kept(units, tm
     assert happened == [*["read", "read", "looked"] * 3, "looked"], "the images two by two, then the photos"
     assert rows["dino_object"].isna().all() and feature_cache.archive_images.cache_info().currsize == 0
     for column in ("clip_text", "clip_image", "dino"):
-        np.testing.assert_array_equal(rows[column].to_numpy(), plainly(units[1].spec, batch=2)[column])
+        np.testing.assert_array_equal(rows[column].to_numpy(), uncached(units[1].spec, batch=2)[column])
 
 
-def test_a_pack_that_lacks_a_picture_is_one_clear_error(units, tmp_path):
+def test_an_archive_without_an_image_is_one_clear_error(units, tmp_path):
     archive = Path(units[1].spec.archive.path)
     with pytest.raises(PersresError, match="sample again"):
         list(feature_cache.read_archive(archive, ["00_000", "07_000"], 4))
     archive.write_bytes(archive.read_bytes()[:-40])
     clear_caches()
-    for judge in (units[1].spec.classifier, None):
-        broken = Unit("score", "ours/mug", units[1].spec.model_copy(update={"classifier": judge}))
+    for classifier in (units[1].spec.classifier, None):
+        damaged = Unit("score", "ours/mug", units[1].spec.model_copy(update={"classifier": classifier}))
         with pytest.raises(PersresError, match=r"ours\.zip is not a whole image archive"):
-            score_unit(broken, tmp_path / "work", "cpu")
+            score_unit(damaged, tmp_path / "work", "cpu")

@@ -75,7 +75,7 @@ def test_background_change_counts_only_outside_both_objects():
     base = np.zeros((1, 4, 4, 3), dtype=np.uint8)
     ours = base.copy()
     ours[0, 0, 0] = 255  # inside the object of ours
-    ours[0, 1, 1] = 255  # inside the object of the base's picture
+    ours[0, 1, 1] = 255  # inside the object of the base's image
     ours[0, 3, 3] = 255  # outside
     objects, base_objects = np.zeros((2, 1, 4, 4), dtype=bool)
     objects[0, 0, 0] = base_objects[0, 1, 1] = True
@@ -122,25 +122,25 @@ def test_a_missing_encoder_is_one_clear_error(encoder, settings):
         encoder(settings, "cpu")
 
 
-def test_cut_outs_keep_the_object_and_nothing_else():
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+def test_object_crops_contain_the_object_only():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     masks = np.zeros((2, 8, 8), dtype=bool)
     masks[:, 2:5, 3:6] = True
-    for picture, alone, mask in zip(pictures, object_crops(pictures, masks), masks, strict=True):
+    for image, alone, mask in zip(images, object_crops(images, masks), masks, strict=True):
         alone = np.asarray(alone)
-        assert (alone[mask] == picture[mask]).all() and (alone[~mask] == GREY).all()
+        assert (alone[mask] == image[mask]).all() and (alone[~mask] == GREY).all()
 
 
-def test_identity_of_the_object_is_zero_where_none_was_drawn():
+def test_object_alignment_is_zero_for_an_image_without_an_object():
     features = torch.nn.functional.normalize(torch.randn(2, 5), dim=1)
     masks = np.zeros((2, 8, 8), dtype=bool)
     masks[0, :4] = True
-    found = object_alignment(features, features, masks)
-    assert found[0] == pytest.approx(float((features[0] @ features.T).mean()))
-    assert found[1] == 0.0
+    actual = object_alignment(features, features, masks)
+    assert actual[0] == pytest.approx(float((features[0] @ features.T).mean()))
+    assert actual[1] == 0.0
 
 
-def test_what_a_prompt_asks_for_is_read_off_its_words():
+def test_the_attributes_that_a_prompt_requests():
     assert requested_attributes("a photo of a {} in the snow") == {"background": "snow"}
     assert requested_attributes("a photo of a {} next to a red ball") == {"second": "present"}
     assert requested_attributes("pixel art of a {} on the beach") == {"style": "pixel", "background": "beach"}

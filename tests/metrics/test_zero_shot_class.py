@@ -1,4 +1,4 @@
-"""The macro class found by itself: WordNet's table, names on the way up its tree, the judge, the stage."""
+"""Zero-shot class: WordNet's table, names among its hypernyms, the diffusion classifier, the stage."""
 
 from __future__ import annotations
 
@@ -52,34 +52,36 @@ def test_the_table_is_made_from_wordnets_files(tmp_path, monkeypatch):
     assert lzma.decompress((tmp_path / "made.xz").read_bytes()).decode() == "1:42 0\n0\n1\n\n3\n5 0\n"
 
 
-def test_breeds_hand_what_they_hold_to_dog_and_keep_it_whole():
+def test_breeds_assign_their_probability_to_dog():
     known = load_senses()
     handed = assign_names(BREEDS, best_names(BREEDS, load_nouns(), known, short), known)
-    found = name_probabilities(BREEDS, handed)
-    assert next(iter(found)) == "dog" and found["dog"] == pytest.approx(0.7) and sum(found.values()) == pytest.approx(1)
+    result = name_probabilities(BREEDS, handed)
+    assert (
+        next(iter(result)) == "dog" and result["dog"] == pytest.approx(0.7) and sum(result.values()) == pytest.approx(1)
+    )
     few = assign_names(BREEDS, best_names(BREEDS, list(BREEDS), known, short), known)
     assert few["corgi"] == {"corgi": 1.0}, "only candidates are names"
 
 
-def test_a_word_that_wordnet_lacks_keeps_its_own_and_what_no_photo_shows_falls_out():
+def test_a_word_that_wordnet_lacks_names_itself_and_what_no_photo_shows_has_no_name():
     probabilities = torch.tensor([[0.5, 0.3, 0.2]] * 2)
-    found = classify(probabilities, Vocabulary(["happiness", "blorb", "mug"], load_senses(), short), 3)
-    assert found.noun == "blorb" and found.confidence == pytest.approx(0.6)
+    result = classify(probabilities, Vocabulary(["happiness", "blorb", "mug"], load_senses(), short), 3)
+    assert result.noun == "blorb" and result.confidence == pytest.approx(0.6)
     assert classify(probabilities[:, :1], Vocabulary(["happiness"], load_senses(), short), 3) is None
 
 
-def test_a_template_that_explains_the_background_away_is_heard():
+def test_a_template_that_explains_the_background_counts():
     photo = torch.tensor([[0.6, 0.8]])
     plain, on_grass = torch.tensor([[0.8, 0.6], [0.0, 1.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     alone, both = (noun_probabilities(photo, t, 20.0) for t in ([plain], [plain, on_grass]))
     assert both[0, 0] > alone[0, 0] and both.sum() == pytest.approx(1)
 
 
-def test_the_judge_overrules_where_photo_after_photo_agrees_and_not_where_they_differ():
+def test_the_diffusion_classifier_overrules_where_the_photos_agree():
     prior = torch.tensor([[0.8, 0.2]] * 4)
     steady = torch.tensor([[1.0, 0.9], [1.1, 0.98], [0.9, 0.82], [1.0, 0.91]])
-    found = decide(["fish", "robot"], prior, steady)
-    assert found.noun == "robot" and found.confidence > 0.9 and found.agreement == 1
+    result = decide(["fish", "robot"], prior, steady)
+    assert result.noun == "robot" and result.confidence > 0.9 and result.agreement == 1
     torn = torch.tensor([[1.0, 0.5], [1.0, 1.5], [1.0, 0.4], [1.0, 1.5]])
     assert decide(["fish", "robot"], prior, torn).noun == "fish"
     assert penalty(steady)[1] == 0 and penalty(steady)[0] > 10 > penalty(steady[:1])[1]
@@ -98,20 +100,20 @@ def tiny(tiny_profile, tmp_path_factory):
     return load_context(folder / "params.yaml", "tiny", folder / "data", folder / "work")
 
 
-def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
+def test_the_stage_selects_the_zero_shot_class_and_logs_its_confidence(tiny, logged):
     for stage in ("fetch", "macro_class"):
         run_stage(stage, tiny)
-    found = json.loads((tiny.data / "macro_class" / "macro_class.json").read_text())["concepts"]
-    for entry in found.values():
+    result = json.loads((tiny.data / "macro_class" / "macro_class.json").read_text())["concepts"]
+    for entry in result.values():
         assert entry["selected"] == entry["zero_shot"] == entry["zero_shot_top"][0][0] and entry["zero_shot"] in (
             "mug",
             "robot",
             "cat",
         )
         assert 0 < entry["confidence"] <= 1 and 0 <= entry["agreement"] <= 1 and entry["nearest"]
-    assert read_macro_classes(tiny, "zero_shot") == {name: entry["zero_shot"] for name, entry in found.items()}
+    assert read_macro_classes(tiny, "zero_shot") == {name: entry["zero_shot"] for name, entry in result.items()}
     assert "zero-shot class" in logged.text and "confidence" in logged.text
-    unsure = [name for name, entry in found.items() if entry["confidence"] < 0.5]
+    unsure = [name for name, entry in result.items() if entry["confidence"] < 0.5]
     warned = [
         r.getMessage() for r in logged.records if r.levelno == logging.WARNING and "low confidence" in r.getMessage()
     ]
@@ -119,7 +121,7 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "blind", "said"),
+    ("confidence", "blind", "message"),
     [
         (1.0, False, None),
         (0.3, False, "low confidence in class 'mug'"),
@@ -127,21 +129,21 @@ def test_the_stage_takes_the_found_class_and_says_how_sure_it_is(tiny, logged):
         (0.3, True, "one photo"),
     ],
 )
-def test_one_photo_is_warned_of_however_sure_it_seems(logged, confidence, blind, said):
+def test_one_photo_is_warned_of_at_any_confidence(logged, confidence, blind, message):
     _warn("cup", {"zero_shot": "mug", "confidence": confidence}, blind)
     warned = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert [said in text and "pass --class" in text for text in warned] == ([True] if said else [])
+    assert [message in text and "pass --class" in text for text in warned] == ([True] if message else [])
 
 
-def test_one_photos_confidence_says_nothing():
-    """Hence the warning: a name that is worse by next to nothing is as good as ruled out, which five photos that disagree are not."""
+def test_one_photos_confidence_means_nothing():
+    """Hence the warning: one photo rules out a name that is worse by almost nothing; five photos that disagree do not."""
     even = torch.full((1, 2), 0.5)
     assert decide(["fish", "robot"], even, torch.tensor([[0.1000, 0.1001]])).confidence > 0.999
     apart = torch.tensor([[0.10, 0.12], [0.12, 0.10], [0.10, 0.13], [0.13, 0.11], [0.11, 0.10]])
     assert decide(["fish", "robot"], even.expand(5, 2), apart).confidence < 0.9
 
 
-def test_what_was_not_looked_for_can_not_be_asked_for(tmp_path, tiny):
+def test_a_class_that_was_not_computed_cannot_be_read(tmp_path, tiny):
     (tmp_path / "macro_class").mkdir()
     (tmp_path / "macro_class" / "macro_class.json").write_text(
         json.dumps({"concepts": {"a": {"selected": "mug", "nearest": None}}})
@@ -151,7 +153,7 @@ def test_what_was_not_looked_for_can_not_be_asked_for(tmp_path, tiny):
             read_macro_classes(type(tiny)(tiny.profile, tmp_path, tmp_path), source)
 
 
-def test_the_judge_sees_every_prompt_under_the_same_noise(tiny):
+def test_the_diffusion_classifier_uses_the_same_noise_for_every_prompt(tiny):
     from PIL import Image
 
     from persres.models.diffusion import load_diffusion
@@ -180,7 +182,7 @@ def test_real_classes_are_bound_to_their_synsets():
     assert not real_photos.related("cup", "dog", known)
 
 
-def test_real_classes_want_photos_and_a_classifier(tmp_path, monkeypatch):
+def test_real_classes_need_photos_and_a_classifier(tmp_path, monkeypatch):
     with pytest.raises(PersresError, match="a folder that holds one a subject"):
         real_photos.measure_photos(tmp_path, tmp_path / "none.txt", tmp_path)
     (tmp_path / "list.txt").write_text("cat2,cat\nsubject_name,class\n")
@@ -192,7 +194,7 @@ def test_real_classes_want_photos_and_a_classifier(tmp_path, monkeypatch):
         real_photos.measure_photos(tmp_path, tmp_path / "list.txt", tmp_path)
 
 
-def test_the_finders_settings_are_typed():
+def test_the_settings_are_typed():
     with pytest.raises(ValueError, match="templates"):
         ZeroShotClassSettings(templates=())
     with pytest.raises(ValueError, match="extra"):

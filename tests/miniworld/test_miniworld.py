@@ -24,11 +24,11 @@ def draw(scene: Scene, seed: int = 0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_class_in_every_look_has_its_mask(kind):
+def test_every_class_in_every_appearance_has_its_mask(kind):
     for number, (colour, pattern) in enumerate(zip(COLOURS, PATTERNS * 2, strict=True)):
-        drawn = draw(Scene(Appearance(kind, colour, pattern), list(BACKGROUNDS)[number]), number)
-        assert drawn.image.size == (64, 64)
-        assert 0.06 < drawn.masks[0].mean() < 0.7
+        rendered = draw(Scene(Appearance(kind, colour, pattern), list(BACKGROUNDS)[number]), number)
+        assert rendered.image.size == (64, 64)
+        assert 0.06 < rendered.masks[0].mean() < 0.7
 
 
 def test_the_mask_is_where_the_object_is():
@@ -45,9 +45,9 @@ def test_the_mask_is_where_the_object_is():
 
 def test_two_objects_have_disjoint_masks_and_both_are_seen():
     for seed in range(12):
-        drawn = draw(Scene(Appearance("mug", "red"), "grass", second=Appearance("ball", "blue")), seed)
-        assert not (drawn.masks[0] & drawn.masks[1]).any()
-        assert drawn.masks.mean((1, 2)).min() > 0.03
+        rendered = draw(Scene(Appearance("mug", "red"), "grass", second=Appearance("ball", "blue")), seed)
+        assert not (rendered.masks[0] & rendered.masks[1]).any()
+        assert rendered.masks.mean((1, 2)).min() > 0.03
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -68,7 +68,7 @@ def test_styles_differ_and_seeds_repeat(style):
         Appearance("mug", "red", emblem=("skull", "red")),
     ],
 )
-def test_unknown_looks_are_refused(wrong):
+def test_unknown_appearances_are_refused(wrong):
     with pytest.raises(ValueError, match=r"unknown|no part"):
         draw(Scene(wrong, "beach"))
 
@@ -80,16 +80,16 @@ def test_concepts_are_beyond_captions_and_distinct():
         assert concept.appearance.parts or concept.appearance.emblem or concept.appearance.band
         assert 1 <= len(concept.backgrounds) <= 2
         assert concept.appearance.kind in RECIPE.kinds
-        own = [np.asarray(v.image) for v in (*views(concept, "reference", 5, 0), *views(concept, "held_out", 3, 0))]
-        assert len({p.tobytes() for p in own}) == 8
+        images = [np.asarray(v.image) for v in (*views(concept, "reference", 5, 0), *views(concept, "held_out", 3, 0))]
+        assert len({p.tobytes() for p in images}) == 8
 
 
 def test_training_scenes_never_show_a_concept():
-    looks = {c.appearance for c in CONCEPTS}
+    appearances = {c.appearance for c in CONCEPTS}
     for index in range(500):
         scene, _ = scene_at(RECIPE, "train", index)
-        assert scene.subject not in looks and not scene.subject.parts and scene.subject.emblem is None
-        assert random_identity(RECIPE, np.random.default_rng(index)) not in looks
+        assert scene.subject not in appearances and not scene.subject.parts and scene.subject.emblem is None
+        assert random_identity(RECIPE, np.random.default_rng(index)) not in appearances
 
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda c: c.name)

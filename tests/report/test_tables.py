@@ -1,4 +1,4 @@
-"""The paper's tables: like with like, what a failed variant leaves, what training and drawing took."""
+"""The paper's tables: like with like, failed variants, costs of training and sampling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RIVAL = {"method": "textual_inversion", "steps": 2, "templates": "prompt"}
 
 @pytest.fixture(scope="module")
 def run(tiny_pipeline, tiny_encoders, tmp_path_factory):
-    """A chain in which one variant fails for every concept, one learns fewer concepts and one method draws fewer prompts."""
+    """A run in which one variant fails for every concept, one trains fewer concepts and one config samples fewer prompts."""
     folder = tmp_path_factory.mktemp("tables")
     profile = {
         "base": {"model": str(tiny_pipeline), "resolution": 32},
@@ -80,9 +80,9 @@ def read(context: Context, name: str) -> pd.DataFrame:
 
 
 def test_a_failed_variant_is_named_once_and_the_others_rows_stand(run):
-    context, said = run
-    assert "train: 3 of 8 units failed" in said and said.count("broken/star_robot") == 1
-    assert "init_word 'zebra' is 5 tokens" in said and "the other rows stand in" in said
+    context, message = run
+    assert "train: 3 of 8 units failed" in message and message.count("broken/star_robot") == 1
+    assert "init_word 'zebra' is 5 tokens" in message and "the other rows stand in" in message
     assert list(read(context, "methods")["method"]) == ["base", "ours", "few"]
     assert list(read(context, "table1")["row"]) == ["Few", "Ours"]
     assert not (context.data / "tables" / "table3.csv").exists(), "all of its rows failed"
@@ -110,12 +110,12 @@ def test_shared_images_have_the_same_concept_prompt_and_number():
         ],
         columns=["method", "concept", "prompt", "image"],
     )
-    kept = shared_images(rows, ["b", "a"])
-    assert list(kept["method"]) == ["b", "b", "a", "a"] and set(kept["concept"]) == {"c1", "c2"}
-    assert set(kept["image"]) == {0} and set(kept["prompt"]) == {"p1"}
+    shared = shared_images(rows, ["b", "a"])
+    assert list(shared["method"]) == ["b", "b", "a", "a"] and set(shared["concept"]) == {"c1", "c2"}
+    assert set(shared["image"]) == {0} and set(shared["prompt"]) == {"p1"}
 
 
-def test_what_it_took_stands_beside_the_scores(run):
+def test_costs_stand_next_to_the_scores(run):
     context, _ = run
     table = read(context, "methods").set_index("method")
     assert table.loc["ours", "train_s"] > 0 and pd.isna(table.loc["base", "train_s"])
@@ -124,7 +124,7 @@ def test_what_it_took_stands_beside_the_scores(run):
     assert "| picture_s | train_s | class_images_s | train_mib |" in text and "nan" not in text
 
 
-def test_everything_learned_has_a_card_that_a_program_reads(run):
+def test_everything_trained_has_a_card_that_a_program_reads(run):
     context, _ = run
     cards = context.data / "cards"
     names = {str(path.relative_to(cards)) for path in cards.rglob("*") if path.is_file()}
@@ -147,7 +147,7 @@ def test_everything_learned_has_a_card_that_a_program_reads(run):
         assert preview.size == (4 * 160, 160)
 
 
-def test_photos_without_a_licence_are_said_to_have_none_known():
+def test_photos_without_a_licence_have_an_unknown_one():
     concept = Concept("dog7", "pet", "dog", ())
     spec = {
         "base": Base().model_dump(),
@@ -162,11 +162,11 @@ def test_photos_without_a_licence_are_said_to_have_none_known():
     assert "unknown" in facts["photos_licence"] and facts["base_model_weights"] is None
     moved = spec | {"photos": [{"path": "b", "digest": "12"}]}
     assert header_facts(info | {"spec": moved}, concept.licence)["dataset_hash"] == facts["dataset_hash"], (
-        "a place is no part of it"
+        "the path does not count"
     )
 
 
-def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
+def test_a_resumed_units_seconds_are_not_reported(tmp_path):
     context = Context(load_profile(), tmp_path / "data", tmp_path / "work")
     units = []
     # whole; resumed; whole though of fewer steps, for it settled; settled and resumed
@@ -188,8 +188,8 @@ def test_a_resumed_units_seconds_are_not_told_as_the_whole(tmp_path):
             code="none",
         )
         unit = Unit("train", f"ours/{concept}", spec)
-        found = {"seconds": seconds, "steps": steps, "of_steps": of, "peak_mib": 100, "device": "cpu"}
-        finish(unit, context.work, [], found)
+        facts = {"seconds": seconds, "steps": steps, "of_steps": of, "peak_mib": 100, "device": "cpu"}
+        finish(unit, context.work, [], facts)
         units.append(unit)
     write_train_costs(context, units, [])
     assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0, 10.0, -1.0]
@@ -226,7 +226,7 @@ def profile() -> Profile:
 def test_what_failed_is_left_out_of_what_follows(stage, unit, variants, methods):
     left = without(profile(), UnitFailures(stage, {unit: "why"}, 3))
     assert set(left.train.variants) == variants and set(left.sample.configs) == methods
-    assert all(name in methods for chosen in left.tables.rows.values() for name in chosen)
+    assert all(name in methods for titles in left.tables.rows.values() for name in titles)
 
 
 def test_a_failure_that_no_variant_can_be_named_for_is_raised():
@@ -257,8 +257,8 @@ def test_the_page_quotes_the_measured_tables(repo, measured):
 
 
 def test_the_measured_tables_stand_for_the_present_code(measured):
-    said = "numerics have changed since: run make tables, or show by persres same --profile tables that they compute the same"
-    assert stands_for(measured["settings"], CHAIN_CODE), said
+    message = "numerics have changed since: run make tables, or show by persres same --profile tables that they compute the same"
+    assert stands_for(measured["settings"], CHAIN_CODE), message
 
 
 def test_the_measured_tables_are_of_the_shipped_weights_and_settings(repo):
@@ -291,5 +291,5 @@ def test_costs_where_only_the_base_model_draws(tmp_path):
         "variant,concept,seconds,class_images_seconds,peak_mib,device\nours,mug,9,0,5,cpu\n"
     )
     (folder / "sample.csv").write_text("method,concept,variant,picture_seconds,peak_mib,device\nbase,mug,,2,5,cpu\n")
-    found = read_costs(SimpleNamespace(data=tmp_path))
-    assert found.loc["base", "picture_s"] == 2 and pd.isna(found.loc["base", "train_s"])
+    facts = read_costs(SimpleNamespace(data=tmp_path))
+    assert facts.loc["base", "picture_s"] == 2 and pd.isna(facts.loc["base", "train_s"])

@@ -1,4 +1,4 @@
-"""A server on this machine that behaves as a hub does, for tests of downloads."""
+"""A local HTTP server that mimics the Hugging Face hub, for tests of downloads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import zipfile
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.files`` with ranges; may cut an answer short, or redirect ``/datasets/…/resolve/…`` as a hub does."""
+    """Serves ``server.files`` with ranges; may send a truncated answer, or redirect ``/datasets/…/resolve/…`` as a hub does."""
 
     def do_GET(self):
         server, ranged = self.server, self.headers.get("Range")
-        server.asked.append((self.path, ranged))
+        server.requests.append((self.path, ranged))
         if "/resolve/" in self.path:
             self.to_hub_file()
             return
@@ -36,10 +36,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) - start))
         self.send_header("ETag", etag)
         self.end_headers()
-        self.wfile.write(body[start : start + server.cut if server.cut else None])
+        self.wfile.write(body[start : start + server.max_bytes if server.max_bytes else None])
 
     def do_HEAD(self):
-        self.server.asked.append((self.path, "HEAD"))
+        self.server.requests.append((self.path, "HEAD"))
         if "/resolve/" in self.path:
             self.to_hub_file()
             return
@@ -48,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def to_hub_file(self):
-        """The hub's answer for a large file: where it lies, its SHA-256, size and commit."""
+        """The hub's answer for a large file: its location, SHA-256, size and commit."""
         body = self.server.files.get("/a.zip")
         if body is None:
             self.send_response(404)
@@ -58,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(302)
         self.send_header("Location", f"http://localhost:{self.server.server_port}/a.zip")  # elsewhere, as the hub does
-        self.send_header("X-Linked-ETag", f'"{self.server.named or hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Linked-ETag", f'"{self.server.etag or hashlib.sha256(body).hexdigest()}"')
         self.send_header("X-Linked-Size", str(len(body)))
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("Content-Length", "0")
@@ -69,9 +69,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def start() -> http.server.ThreadingHTTPServer:
-    """A running one; ``files`` by path, ``asked`` requests, ``cut`` bytes an answer, ``named`` digest."""
+    """A running one; ``files`` by path, ``requests`` received, ``max_bytes`` per answer, ``etag`` of the hub."""
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.files, served.asked, served.cut, served.named = {}, [], 0, ""
+    served.files, served.requests, served.max_bytes, served.etag = {}, [], 0, ""
     served.url = f"http://127.0.0.1:{served.server_port}"
     threading.Thread(target=served.serve_forever, daemon=True).start()
     return served
