@@ -1,65 +1,68 @@
-"""Where units meet: a folder that all machines see, or a prefix in S3, behind a few verbs.
+"""The store between machines: a folder that all machines see, or a prefix of an S3 bucket.
 
-S3 is spoken to by boto3 alone: put-if-absent needs it (``If-None-Match: *``, one winner of a race on AWS, Ceph and moto), and a second
-client (s3fs) would have errors and retries of its own. Credentials come from the environment, the server's address from
-AWS_ENDPOINT_URL, as in every AWS tool.
+S3 needs put-if-absent (``If-None-Match: *``, one winner of a race on AWS, Ceph and moto). obstore provides it, with retries. boto3
+provides the credentials, from the environment or ~/.aws; AWS_ENDPOINT_URL is the server's address, as in every AWS tool.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from persres.errors import PersresError
 from persres.units.files import write_atomic, written_whole
 from persres.versions.git_dvc import fix_for
-from persres.versions.store import LONGEST, error_code
+from persres.versions.store import LONGEST
 
-PATIENCE, PAUSE = 120.0, 2.0  # seconds to wait for a server that is away, and between two tries
+PATIENCE, PAUSE = (
+    timedelta(seconds=120),
+    timedelta(seconds=2),
+)  # retries of a server that is down, and the longest pause between two
+PART = 64 << 20  # bytes per request of a download
 T = TypeVar("T")
 
 
 class StoreError(PersresError):
-    """The store failed, not the unit: to be tried again."""
+    """The store failed, not the unit; another try may succeed."""
 
 
 class Store(Protocol):
-    """Keys are paths with ``/``. Every verb raises StoreError naming the object, where the store fails."""
+    """Objects by keys with ``/``. Every method raises StoreError naming the object if the store fails."""
 
     def read(self, key: str) -> bytes | None:
-        """An object's bytes; None where there is none."""
+        """The bytes of an object; None if it does not exist."""
 
     def write(self, key: str, data: bytes, only_new: bool = False) -> bool:
-        """Write an object, whole or not at all. With ``only_new`` one of several writers wins; returns whether this one did."""
+        """Write an object atomically; returns whether it was written. With ``only_new`` the first of several writers wins."""
 
     def upload(self, path: Path, key: str) -> None:
-        """A file of any size."""
+        """Upload a file of any size."""
 
     def download(self, key: str, path: Path) -> bool:
-        """To a file, whole or not at all; False where there is no such object."""
+        """Download to a file atomically; returns False if the object does not exist."""
 
     def has(self, key: str) -> bool:
-        """Whether it is there."""
+        """Whether an object exists."""
 
     def remove(self, key: str) -> None:
-        """Take it away; nothing happens where there is none."""
+        """Remove an object if it exists."""
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """All below a prefix that ends in ``/``, or of the whole store where it is empty."""
+        """All keys with a prefix that ends in ``/``, or all keys if it is empty."""
 
     def link(self, key: str) -> str:
-        """For a browser."""
+        """A URL for a browser."""
 
 
 class FolderStore:
-    """A folder that all machines see: one disk, NFS."""
+    """A folder that all machines see, on one disk or NFS."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -69,7 +72,7 @@ class FolderStore:
         return self._guarded(key, lambda path: path.read_bytes() if path.is_file() else None)
 
     def write(self, key: str, data: bytes, only_new: bool = False) -> bool:
-        """By a rename; ``only_new`` by a link, which fails where the name is taken."""
+        """Write by a rename; with ``only_new`` by a hard link, which fails if the name exists."""
         return self._guarded(key, lambda path: _put_new(path, data) if only_new else _put(path, data))
 
     def upload(self, path: Path, key: str) -> None:
@@ -86,7 +89,7 @@ class FolderStore:
         source = self.root / key
         if not source.is_file():
             return False
-        with written_whole(path) as partial:  # an OSError here is this machine's disk, not the store
+        with written_whole(path) as partial:  # an OSError here is an error of this machine's disk
             shutil.copyfile(source, partial)
         return True
 
@@ -100,8 +103,8 @@ class FolderStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See :class:`Store`."""
-        found = (path for path in (self.root / prefix).rglob("*") if path.is_file() and not path.name.startswith("."))
-        return (str(path.relative_to(self.root)) for path in sorted(found))
+        files = (path for path in (self.root / prefix).rglob("*") if path.is_file() and not path.name.startswith("."))
+        return (str(path.relative_to(self.root)) for path in sorted(files))
 
     def link(self, key: str) -> str:
         """See :class:`Store`."""
@@ -112,7 +115,7 @@ class FolderStore:
             return action(self.root / key)
         except OSError as error:
             raise StoreError(
-                f"the store {self.root} failed at {key} ({error.strerror or error}); make it writable, free some space"
+                f"the store {self.root} failed at {key} ({error.strerror or error}); make it writable or free some space"
             ) from error
 
 
@@ -135,127 +138,99 @@ def _put_new(path: Path, data: bytes) -> bool:
 
 
 class S3Store:
-    """A prefix of a bucket. A server that is away is waited for, up to two minutes."""
+    """A prefix of a bucket. Requests to a server that is down are retried for two minutes."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
-        import boto3
-        from botocore.config import Config
+        from obstore import store
+        from obstore.auth.boto3 import Boto3CredentialProvider
 
-        self.bucket, self.prefix = bucket, prefix
-        config = Config(
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"max_attempts": 2, "mode": "standard"},
-            signature_version="s3v4",
+        self.bucket = bucket
+        self.store = store.S3Store(
+            bucket,
+            prefix=prefix or None,
+            credential_provider=Boto3CredentialProvider(),
+            client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "120s"},
+            retry_config={"max_retries": 1000, "retry_timeout": PATIENCE, "backoff": {"max_backoff": PAUSE}},
         )
-        self.client = boto3.session.Session().client("s3", config=config)
 
     def read(self, key: str) -> bytes | None:
         """See :class:`Store`."""
-        return self._call(key, lambda place: self.client.get_object(**place)["Body"].read(), absent=None)
+        return self._call(key, lambda: bytes(self.store.get(key).bytes()), absent=None)
 
     def write(self, key: str, data: bytes, only_new: bool = False) -> bool:
-        """``only_new`` by If-None-Match. A put whose answer was lost is refused when tried again: then whether the bytes are ours decides."""
-        condition = {"IfNoneMatch": "*"} if only_new else {}
+        """See :class:`Store`. A retry after a lost response is refused like a second writer: the bytes decide whether they are ours."""
+        from obstore.exceptions import AlreadyExistsError
 
-        def put(place: dict[str, str]) -> bool:
-            try:
-                self.client.put_object(**place, Body=data, **condition)
-            except Exception as error:
-                if only_new and error_code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                    return self.read(key) == data
-                raise
-            return True
-
-        return self._call(key, put)
+        try:
+            self._call(key, lambda: self.store.put(key, data, mode="create" if only_new else "overwrite"))
+        except AlreadyExistsError:
+            return self.read(key) == data
+        return True
 
     def upload(self, path: Path, key: str) -> None:
-        """In parts where it is large."""
-        self._call(key, lambda place: self.client.upload_file(str(path), place["Bucket"], place["Key"]))
+        """See :class:`Store`. Large files are sent in parts."""
+        self._call(key, lambda: self.store.put(key, path))
 
     def download(self, key: str, path: Path) -> bool:
         """See :class:`Store`."""
-
-        def get(place: dict[str, str]) -> bool:
-            with written_whole(path) as partial:
-                self.client.download_file(place["Bucket"], place["Key"], str(partial))
-            return True
-
-        return self._call(key, get, absent=False)
+        size = self._call(key, lambda: self.store.head(key)["size"], absent=None)
+        if size is None:
+            return False
+        with written_whole(path) as partial, partial.open("wb") as file:
+            for start in range(0, size, PART):
+                end = min(start + PART, size)
+                file.write(self._call(key, lambda s=start, e=end: self.store.get_range(key, start=s, end=e)))
+        return True
 
     def has(self, key: str) -> bool:
         """See :class:`Store`."""
-        return self._call(key, lambda place: bool(self.client.head_object(**place)), absent=False)
+        return self._call(key, lambda: bool(self.store.head(key)), absent=False)
 
     def remove(self, key: str) -> None:
         """See :class:`Store`."""
-        self._call(key, lambda place: self.client.delete_object(**place))
+        self._call(key, lambda: self.store.delete(key))
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """A thousand a request."""
-        start, token = f"{self.prefix}/" if self.prefix else "", {}
-        while True:
-
-            def ask(place: dict[str, str], token: dict[str, str] = token) -> dict[str, Any]:
-                return self.client.list_objects_v2(Bucket=self.bucket, Prefix=start + prefix, **token)
-
-            page = self._call(prefix, ask)
-            yield from (entry["Key"].removeprefix(start) for entry in page.get("Contents", []))
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+        """See :class:`Store`. A request returns a thousand keys."""
+        pages = iter(self.store.list(prefix or None))
+        while page := self._call(prefix, lambda: next(pages, None)):
+            yield from (entry["path"] for entry in page)
 
     def link(self, key: str) -> str:
-        """Signed for seven days, the longest that S3 signs for."""
-        place = self._place(key)
-        return self.client.generate_presigned_url("get_object", Params=place, ExpiresIn=LONGEST)
+        """A URL that is signed for seven days, the longest that S3 allows."""
+        from obstore import sign
 
-    def _place(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": "/".join(part for part in (self.prefix, key) if part)}
+        return sign(self.store, "GET", key, expires_in=timedelta(seconds=LONGEST))
 
-    def _call(self, key: str, action: Callable[[dict[str, str]], T], **absent: T) -> T:
-        """``absent`` is the answer where there is no such object."""
-        place = self._place(key)
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return action(place)
-            except (StoreError, OSError) as error:
-                if isinstance(error, StoreError) or not _is_away(error):
-                    raise
-                trouble: Exception = error
-            except Exception as error:
-                if "absent" in absent and error_code(error) in ("404", "NoSuchKey", "NotFound"):
-                    return absent["absent"]
-                trouble = (
-                    error.__context__ if type(error).__name__ == "S3UploadFailedError" else error
-                )  # boto3 wraps it
-            if not _is_away(trouble) or time.monotonic() > until:
-                mend = fix_for(f"{type(trouble).__name__} {trouble}") or "look at the server, then run again"
-                raise StoreError(
-                    f"the store s3://{self.bucket} failed at {place['Key']}: {trouble}; {mend}"
-                ) from trouble
-            time.sleep(PAUSE)
+    def _call(self, key: str, action: Callable[[], T], **absent: T) -> T:
+        """The result of ``action``, or ``absent`` if the object does not exist."""
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
-
-def _is_away(error: Exception) -> bool:
-    """Whether nobody answered, or the server said that it can't now."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    if isinstance(error, ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
-    return isinstance(error, BotoCoreError | ConnectionError) and not isinstance(error, NoCredentialsError)
+        try:
+            return action()
+        except AlreadyExistsError:
+            raise
+        except (BaseError, FileNotFoundError) as error:
+            if absent and isinstance(error, FileNotFoundError):
+                return absent["absent"]
+            reason, fix = (
+                str(error).partition("\n")[0],
+                fix_for(f"{type(error).__name__} {error}") or "check the server",
+            )
+            raise StoreError(
+                f"the store s3://{self.bucket} failed at {key}: {reason}; {fix}, then run again"
+            ) from error
 
 
 @lru_cache
 def open_store(url: str) -> Store:
-    """``s3://bucket/prefix`` or a folder. Raises PersresError for another scheme, or where boto3 is not installed."""
-    place = urlsplit(url)
-    if place.scheme in ("", "file"):
-        return FolderStore(Path(place.path).resolve())
-    if place.scheme != "s3" or not place.netloc:
-        raise PersresError(f"{url} is no store: give s3://BUCKET/PREFIX, or a folder that every machine sees")
+    """The store of ``s3://bucket/prefix`` or a folder. Raises PersresError for another scheme, or if obstore is not installed."""
+    parts = urlsplit(url)
+    if parts.scheme in ("", "file"):
+        return FolderStore(Path(parts.path).resolve())
+    if parts.scheme != "s3" or not parts.netloc:
+        raise PersresError(f"{url} is no store; pass s3://BUCKET/PREFIX, or a folder that every machine sees")
     try:
-        return S3Store(place.netloc, place.path.strip("/"))
+        return S3Store(parts.netloc, parts.path.strip("/"))
     except ImportError as error:
-        raise PersresError("boto3 is not installed here; pip install 'persres[pipeline]'") from error
+        raise PersresError("obstore or boto3 is not installed; pip install 'persres[pipeline]'") from error

@@ -69,7 +69,8 @@ def test_rates_scale_with_steps_and_batch_and_class_images_count():
 def test_a_rule_that_stops_early_makes_the_hours_an_upper_bound():
     variants = {"ours": {}, "early": {"stop": "early"}}
     train = planned(train={"variants": variants}, sample={"configs": {"ours": {"variant": "ours"}}})["train"]
-    assert "how early training stops of early" in train.unknown and "how early" not in planned()["train"].unknown
+    assert "when early stopping ends the training of early" in train.unknown
+    assert "early stopping" not in planned()["train"].unknown
     assert train.hours == pytest.approx(2 * planned()["train"].hours)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_one_writer_wins_and_nothing_is_read_by_halves(url, tmp_path):
 
 
 def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, surroundings, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "PAUSE", 0.05)
+    monkeypatch.setattr(stores, "PAUSE", timedelta(seconds=0.1))
     url, left = f"s3://{BUCKET}/{tmp_path.name}", [6]
 
     def away(method, path):
@@ -75,7 +76,8 @@ def test_a_server_that_is_away_is_waited_for_and_a_refusal_is_not(server, surrou
 
     server.refuse = away
     assert open_store(url).write("a", b"1") and left[0] <= 0
-    monkeypatch.setattr(stores, "PATIENCE", 0.2)
+    monkeypatch.setattr(stores, "PATIENCE", timedelta(seconds=0.3))
+    open_store.cache_clear()
     server.refuse = lambda method, path: "deny" if method == "PUT" else None
     with pytest.raises(StoreError, match="ask for access"):
         open_store(url).write("b", b"1")
