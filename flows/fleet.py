@@ -70,7 +70,7 @@ def fleet(
         if commit:
             dvc(Path(), "commit", "--force")
         if push:
-            dvc(Path(), "push", shown="data to DVC's remote")
+            dvc(Path(), "push", label="data to DVC's remote")
     return data
 
 

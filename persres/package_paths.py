@@ -1,4 +1,4 @@
-"""Files that ship with the package: ``package:miniworld/weights/sd`` names one wherever the package is installed."""
+"""Files that ship with the package: ``package:miniworld/weights/sd`` is a path relative to the installed package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SCHEME = "package:"
 
 
 def located(name: str) -> str:
-    """A model's or file's name with ``package:`` made a path; any other name as it is. ``local-dir:`` may stand before it."""
+    """The name of a model or file with ``package:`` replaced by the package's path. ``local-dir:`` may come before it."""
     if SCHEME not in name:
         return name
     before, _, path = name.partition(SCHEME)

@@ -1,4 +1,4 @@
-"""Prompts as text."""
+"""Prompt templates: ``{}`` or names in braces stand for concepts."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ SCENE_GROUPS, APPEARANCE_GROUPS = (
 
 
 def fill(template: str, phrase: str) -> str:
-    """Put the concept's phrase in the place of ``{}``. Raises PersresError without exactly one place."""
+    """The template with the concept's phrase for ``{}``. Raises PersresError unless it has exactly one ``{}``."""
     if template.count("{}") != 1:
-        raise PersresError(f"prompt {template!r} must hold {{}} exactly once, where the concept goes")
+        raise PersresError(f"prompt {template!r} must contain {{}} exactly once, for the concept")
     return template.replace("{}", phrase)
 
 
 def numbered(token: str, number: int) -> str:
-    """V* of the concept ``number`` of a prompt that holds several: ``<v*>`` -> ``<v1*>``. All of them may hold one embedding; what tells
-    them apart is that each is a token of its own, with its own place in the attention."""
+    """V* of concept ``number`` in a multi-concept prompt: ``<v*>`` -> ``<v1*>``. The tokens may share one embedding; separate tokens
+    have separate positions in the attention."""
     return re.sub(r"(\W*)$", rf"{number}\1", token, count=1)
 
 
 def fill_each(template: str, phrases: dict[str, str]) -> str:
-    """Put each concept's phrase in the place of ``{1}``, ``{2}`` (its place in ``phrases``) or of its name in braces.
+    """The template with each concept's phrase for ``{1}``, ``{2}`` (its number in ``phrases``) or for its name in braces.
 
-    Raises PersresError where a concept is not in the prompt, or braces name none.
+    Raises PersresError if a concept is missing, or braces name no concept.
     """
-    places = {str(i): name for i, name in enumerate(phrases, 1)} | {name: name for name in phrases}
-    found = re.findall(r"\{([^{}]*)\}", template)
+    names = {str(i): name for i, name in enumerate(phrases, 1)} | {name: name for name in phrases}
+    fields = re.findall(r"\{([^{}]*)\}", template)
     known = ", ".join(f"{{{i}}} or {{{name}}}" for i, name in enumerate(phrases, 1))
-    unknown = [name for name in found if name not in places]
+    unknown = [field for field in fields if field not in names]
     if unknown:
-        raise PersresError(f"prompt {template!r}: {{{unknown[0]}}} is no concept; write {known}")
-    missing = [name for name in phrases if name not in {places[f] for f in found}]
+        raise PersresError(f"prompt {template!r}: {{{unknown[0]}}} is no concept; use {known}")
+    missing = [name for name in phrases if name not in {names[field] for field in fields}]
     if missing:
-        raise PersresError(f"prompt {template!r} does not name {', '.join(missing)}; write {known}")
-    return re.sub(r"\{([^{}]*)\}", lambda match: phrases[places[match[1]]], template)
+        raise PersresError(f"prompt {template!r} does not name {', '.join(missing)}; use {known}")
+    return re.sub(r"\{([^{}]*)\}", lambda match: phrases[names[match[1]]], template)

@@ -1,4 +1,4 @@
-"""Seeds from names: every random draw belongs to (what, which step), never to what ran before."""
+"""Seeds from names: random numbers depend on what they are for and on the step, never on what ran before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def seed_from(*parts: object) -> int:
-    """A 63-bit seed that depends on all parts, stable over machines and Python versions."""
+    """A 63-bit seed from all parts, the same on every machine and Python version."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A CPU generator seeded by the parts. Draw on the CPU and move: devices draw differently."""
+    """A CPU generator seeded by the parts. Sample on the CPU and move the result: devices give different numbers."""
     return torch.Generator("cpu").manual_seed(seed_from(*parts))

@@ -1,4 +1,4 @@
-"""Shared pieces: small models with random weights, shaped like the real ones."""
+"""Shared fixtures: small models with random weights and the real architecture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads would only wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads only wait for each other
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def unet():
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> Path:
-    """A StableDiffusionPipeline folder with random weights: 32×32 pictures, 8×8 latents."""
+    """A StableDiffusionPipeline folder with random weights: 32×32 images, 8×8 latents."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -76,7 +76,7 @@ def tiny_pipeline(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_encoders(tmp_path_factory) -> dict:
-    """CLIP and DINO folders with random weights, as params name them."""
+    """CLIP and DINO folders with random weights, as settings."""
     from safetensors.torch import save_file
 
     from persres.experiments.miniworld_training.clip import new_clip, write_empty
@@ -99,7 +99,7 @@ def tiny_encoders(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_profile(tiny_pipeline, tiny_encoders, tmp_path_factory) -> dict:
-    """A profile for a chain of seconds: three mini-world concepts, random models."""
+    """A profile that runs in seconds: three mini-world concepts, random models."""
     nouns = tmp_path_factory.mktemp("nouns") / "nouns.txt"
     nouns.write_text("mug\nrobot\ncat\n")
     return {
@@ -122,7 +122,7 @@ def tiny_profile(tiny_pipeline, tiny_encoders, tmp_path_factory) -> dict:
 
 @pytest.fixture
 def tiny_params(tiny_profile, tmp_path) -> Path:
-    """That profile as a params.yaml of a test's own."""
+    """That profile as a params.yaml for one test."""
     import yaml
 
     path = tmp_path / "params.yaml"
@@ -132,7 +132,7 @@ def tiny_params(tiny_profile, tmp_path) -> Path:
 
 @pytest.fixture
 def logged(caplog, monkeypatch):
-    """What the library logs, whether or not an earlier test's command line has set up its logger."""
+    """The library's log, also after a test whose command line has set up the logger."""
     logger = logging.getLogger("persres")
     monkeypatch.setattr(logger, "propagate", True)
     caplog.set_level(logging.INFO, logger="persres")
@@ -165,6 +165,6 @@ SLOWEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Side by side, whole files are handed out in this order: a long one begun last would leave one core idle."""
-    rank = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    """The order of files in a parallel run: a long file that starts last would leave cores idle."""
+    rank = {name: number for number, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

@@ -229,8 +229,8 @@ OLD_SETTINGS = {  # in run.params.yaml, with today's names
     "sample.methods.other.other_concept": "wrong_concept",
     "score.judge": "attribute_classifier",
     "runtime.train_together": "concepts_per_batch",
-    "runtime.recompute": "gradient_checkpointing",
-    "runtime.offload": "cpu_offload",
+    "runtime.gradient_checkpointing": "gradient_checkpointing",
+    "runtime.cpu_offload": "cpu_offload",
 }
 
 
@@ -312,9 +312,9 @@ def test_versions_are_listed_and_compared(repository, cache, capsys):
     assert main(["list", "--rev", "v1", "--repo", str(repository), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"ours/heart_mug", "ours/star_robot"}
     actual = differences("v1", "v2", Repository(str(repository)))
-    assert actual["settings"]["train.steps"] == [5, 3] and actual["settings"]["train.settle_below"] == [None, 0.2]
-    assert actual["settings"]["runtime.offload"] == [True, False]
-    assert actual["settings"]["runtime.recompute"] == [False, True]
+    assert actual["settings"]["train.steps"] == [5, 3] and actual["settings"]["train.early_stop_below"] == [None, 0.2]
+    assert actual["settings"]["runtime.cpu_offload"] == [True, False]
+    assert actual["settings"]["runtime.gradient_checkpointing"] == [False, True]
     before, after = actual["scores"]["ours"]["clip_text"]
     assert before != after and 0 < before < 1 and 0 < after < 1
     assert main(["diff", "v1", "v2", "--repo", str(repository)]) == 0

@@ -1,4 +1,4 @@
-"""What ``pip install persres`` gives somebody who has no checkout."""
+"""The wheel: its files, and that it works without a checkout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ UV = Path(sys.executable).parent / "uv"
 
 @pytest.fixture(scope="module")
 def wheel(repo, tmp_path_factory) -> Path:
-    """Built from the checkout, with the setuptools that is here: no network is asked."""
+    """Built from the checkout with the installed setuptools, without network."""
     out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "params.yaml"):
         shutil.copy(repo / name, source)
-    for name in ("persres", "tasks", "flows"):  # built in a copy: setuptools leaves things beside what it builds
+    for name in ("persres", "tasks", "flows"):  # in a copy: setuptools writes next to its sources
         shutil.copytree(repo / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     command = [UV, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", out, source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -30,7 +30,7 @@ def wheel(repo, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder that holds the installed package and its command, and nothing of the checkout."""
+    """A folder with only the installed package and its command."""
     site = tmp_path_factory.mktemp("site")
     command = [UV, "pip", "install", "--quiet", "--no-deps", "--target", site, "--python", sys.executable, wheel]
     subprocess.run(command, check=True, capture_output=True)
@@ -55,7 +55,7 @@ def test_it_holds_the_library_with_weights_and_nouns_and_no_global_tasks(wheel):
 
 
 def test_it_works_in_an_empty_folder(installed, tmp_path):
-    """The settings, the mini world's models and WordNet's nouns are found in the package."""
+    """Settings, the mini world's models and WordNet's nouns come from the package."""
     code = """
 import persres
 from persres.datasets.wordnet import load_candidates
@@ -67,12 +67,19 @@ diffusion = load_diffusion(profile.base, "cpu")
 nouns = [len(load_candidates(source)) for source in ("wordnet", profile.macro_class.candidates)]
 print(persres.__file__, len(persres.find_targets(diffusion.unet)), *nouns)
 """
-    where, targets, nouns, own = run(installed, tmp_path, sys.executable, "-c", code).split()[-4:]
-    assert Path(where).is_relative_to(installed)
-    assert (int(targets), int(nouns), int(own)) == (7, 117_798, 8)
+    path, targets, nouns, mini_nouns = run(installed, tmp_path, sys.executable, "-c", code).split()[-4:]
+    assert Path(path).is_relative_to(installed)
+    assert (int(targets), int(nouns), int(mini_nouns)) == (7, 117_798, 8)
 
 
 def test_its_command_runs_in_an_empty_folder(installed, tmp_path):
     command = str(installed / "bin" / "persres")
     assert "personalize" in run(installed, tmp_path, command, "--help")
     assert "sample" in run(installed, tmp_path, command, "estimate", "--profile", "mini")
+
+
+def test_dev_commands_need_a_checkout(installed, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [str(installed / "bin" / "persres"), "dev", "deps"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "persres dev needs a checkout: git clone" in done.stderr

@@ -1,4 +1,4 @@
-"""``persres diff v2 v3``: what two versions were set to, and what they score."""
+"""``persres diff v2 v3``: the settings and scores that differ between two versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+from persres.config.legacy import translate
 from persres.errors import PersresError
 from persres.versions.repository import Repository
 
@@ -13,32 +14,34 @@ TABLES, MAIN = "data/tables", "data/tables/table1.csv"
 
 
 def differences(before: str, after: str, repository: Repository) -> dict[str, Any]:
-    """``settings``: key -> [before, after] of the profile that each ran; ``scores``: method -> score -> [before, after], the means of the
-    main table. Raises PersresError where a version or its table can't be had."""
+    """``settings``: key -> [before, after] of the profile that each ran; ``scores``: config -> score -> [before, after], means of table 1.
+
+    Raises PersresError if a version or its table can't be read.
+    """
     old, new = _settings(repository, before), _settings(repository, after)
     changed = {key: [old.get(key), new.get(key)] for key in sorted(old | new) if old.get(key) != new.get(key)}
     return {"versions": [before, after], "settings": changed, "scores": _scores(repository, before, after)}
 
 
 def _settings(repository: Repository, rev: str) -> dict[str, Any]:
+    """Settings by their present names."""
     import yaml
 
     raw = yaml.safe_load(repository.text(rev, "params.yaml"))
-    return {"profile": raw["profile"]} | _flat(raw[raw["profile"]])
+    return {"profile": raw["profile"]} | _flat(translate(raw[raw["profile"]]))
 
 
-def _flat(value: Any, where: str = "") -> dict[str, Any]:
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        return {where: value}
-    return {
-        k: v for key, inner in value.items() for k, v in _flat(inner, f"{where}.{key}" if where else str(key)).items()
-    }
+        return {path: value}
+    entries = (_flat(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items())
+    return {key: inner for entry in entries for key, inner in entry.items()}
 
 
 def _scores(repository: Repository, before: str, after: str) -> dict[str, dict[str, list[float | None]]]:
     old, new = (_table(repository, rev) for rev in (before, after))
-    scores = {name: {**old.get(name, {}), **new.get(name, {})} for name in dict.fromkeys([*old, *new])}
-    return {m: {s: [old.get(m, {}).get(s), new.get(m, {}).get(s)] for s in known} for m, known in scores.items()}
+    scores = {name: old.get(name, {}) | new.get(name, {}) for name in dict.fromkeys([*old, *new])}
+    return {c: {s: [old.get(c, {}).get(s), new.get(c, {}).get(s)] for s in known} for c, known in scores.items()}
 
 
 def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None]]:
@@ -47,35 +50,29 @@ def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None
     file = next((file for file in repository.files(rev, TABLES) if file.path == MAIN), None)
     if file is None:
         raise PersresError(f"{rev} has no {MAIN}")
-    table = pd.read_csv(io.BytesIO(repository.read(rev, file).read_bytes())).set_index("method")
+    table = pd.read_csv(io.BytesIO(repository.read(rev, file).read_bytes()), index_col=0)
     scores = [column for column in table if f"{column}_low" in table]  # each score has an interval
     return {
-        method: {score: None if pd.isna(row[score]) else float(row[score]) for score in scores}
-        for method, row in table.iterrows()
+        config: {score: None if pd.isna(row[score]) else float(row[score]) for score in scores}
+        for config, row in table.iterrows()
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(changes: dict[str, Any]) -> str:
     """Lines for people."""
-    before, after = found["versions"]
-    lines = [f"settings, {before} -> {after}:"]
-    lines += [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in found["settings"].items()] or [
-        "  the same"
-    ]
+    before, after = changes["versions"]
+    settings = [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in changes["settings"].items()]
+    lines = [f"settings, {before} -> {after}:", *(settings or ["  the same"])]
     lines.append(f"scores (means of table 1), {before} -> {after}:")
-    for method, scores in found["scores"].items():
-        told = [
-            f"{name} {_number(old)} -> {_number(new)}"
-            for name, (old, new) in scores.items()
-            if (old, new) != (None, None)
-        ]
-        lines.append(f"  {method}: {', '.join(told)}")
+    for config, scores in changes["scores"].items():
+        parts = [f"{name} {_number(a)} -> {_number(b)}" for name, (a, b) in scores.items() if (a, b) != (None, None)]
+        lines.append(f"  {config}: {', '.join(parts)}")
     return "\n".join(lines)
 
 
-def as_json(found: dict[str, Any]) -> str:
+def as_json(changes: dict[str, Any]) -> str:
     """The same for scripts."""
-    return json.dumps(found, indent=1)
+    return json.dumps(changes, indent=1)
 
 
 def _short(value: Any) -> str:

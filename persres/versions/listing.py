@@ -1,4 +1,4 @@
-"""``persres list``: the versions of a repository, and what one of them holds."""
+"""``persres list``: the versions of a repository, and the residuals of one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from persres.versions.repository import Repository
 
 
 def listed(repository: Repository, rev: str | None, as_json: bool) -> str:
-    """Versions, the newest first, or with ``rev`` what was learned there. Raises PersresError where it can't be read."""
+    """The versions, newest first, or the residuals of version ``rev``. Raises PersresError if the repository can't be read."""
     if rev is None:
         versions = repository.versions()
-        return (
-            json.dumps(versions) if as_json else "\n".join(versions) or "nothing was published yet (persres publish v1)"
-        )
+        if as_json:
+            return json.dumps(versions)
+        return "\n".join(versions) or "nothing was published yet (persres publish v1)"
     files = learned_files(repository, rev)
     if as_json:
         return json.dumps({name: {"md5": file.md5} for name, file in files.items()}, indent=1)

@@ -1,9 +1,9 @@
-"""``persres publish v2``: the data to DVC's remote, then one commit and one tag, to git's remote in one push.
+"""``persres publish v2``: pushes the data to DVC's remote, then a commit and a tag to git's remote in one atomic push.
 
-The data go first, so that no tag ever names what can't be pulled: a push of data that breaks leaves no commit and no tag, and run again
-it goes on. What was pushed for a version that was not published harms nothing, since DVC names it by its digest. Of two publishers at
-once git takes one whole (commit and tag in one atomic push); the other's commit and tag are taken back here, and it is told. Where git's
-answer was lost on its way, the remote is asked what it has before anything is taken back.
+The data go first, so no tag names data that can't be pulled. If the data push fails, there is no commit and no tag, and the next try
+continues it; data of an unpublished version are harmless, since DVC names files by digest. Of two publishers at the same time, git
+accepts one; the other's commit and tag are undone, with an error. If git's answer is lost, the remote's refs decide before anything is
+undone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from persres.errors import PersresError
 from persres.versions.git_dvc import NoRemote, configuration, dvc, git
 
 log = logging.getLogger(__name__)
-OWN = ("dvc.lock", "params.yaml")  # what a run changes beside data/; anything else is somebody's unfinished work
-SHOWN = 5  # commits that are named one by one
-ALONE = "this clone alone: it has no git remote"
+RUN_FILES = ("dvc.lock", "params.yaml")  # what a run changes outside of data/
+MAX_LISTED = 5  # commits and files in messages
+NO_REMOTE = "this clone only: it has no git remote"
 SECRETS = ("access_key_id", "secret_access_key", "session_token", "password")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a publication would do. ``changed``: files to commit; ``remote``: where the data go; ``git``: git's remote or None;
-    ``commits``: those of ``branch`` that were not pushed yet and go too, the newest first."""
+    """What a publication does. ``changed``: files to commit; ``remote``: DVC's; ``git``: git's remote or None; ``commits``: unpushed
+    commits of ``branch``, which are pushed too, newest first."""
 
     version: str
     remote: str
@@ -43,14 +43,14 @@ class Plan:
 
     def text(self) -> str:
         """Lines for people."""
-        more = f"\n{'':11}and {len(self.commits) - SHOWN} more" if self.commits[SHOWN:] else ""
-        older = f"\n{'':11}".join(self.commits[:SHOWN]) + more
+        more = f"\n{'':11}and {len(self.commits) - MAX_LISTED} more" if self.commits[MAX_LISTED:] else ""
+        older = f"\n{'':11}".join(self.commits[:MAX_LISTED]) + more
         return "\n".join([
             f"version    {self.version}",
-            f"data       {self.residuals} learned files; {self.bytes / 2**20:,.1f} MiB in all outputs -> {self.remote}",
-            f"commit     {', '.join(self.changed) or 'nothing has changed since the last commit'}",
-            *([f"goes too   {older}"] if self.commits else []),
-            f"tags       {', '.join(self.tags)} -> {f'{self.git}, branch {self.branch}' if self.git else ALONE}",
+            f"data       {self.residuals} residuals; {self.bytes / 2**20:,.1f} MiB in all outputs -> {self.remote}",
+            f"commit     {', '.join(self.changed) or 'no changes since the last commit'}",
+            *([f"unpushed   {older}"] if self.commits else []),
+            f"tags       {', '.join(self.tags)} -> {f'{self.git}, branch {self.branch}' if self.git else NO_REMOTE}",
         ])  # fmt: skip
 
     def as_json(self) -> str:
@@ -59,78 +59,77 @@ class Plan:
 
 
 def plan_publication(version: str, folder: Path = Path()) -> Plan:
-    """Look before anything is done. Raises PersresError for a version that is no tag's name or is there already, no branch, no remote,
-    secrets in DVC's committed configuration, outputs that are missing or stale, changes that are nobody's but yours, and a branch that
-    somebody else pushed to."""
+    """Check everything before the first change. Raises PersresError for an invalid or existing version, a detached HEAD, no remote,
+    secrets in DVC's committed configuration, missing or stale outputs, changes outside of a run, and a branch with newer remote commits."""
     _check_name(version, folder)
     branch = _branch(folder)
-    _check_settled(folder)
+    _check_no_merge(folder)
     remote = default_remote(configuration(folder))
     _check_secrets(folder)
     lock = _lock(folder)
     changed = _changes(folder, lock)
-    upstream = git(folder, "remote").split()
-    place = ("origin" if "origin" in upstream else upstream[0]) if upstream else None
-    commits = _not_pushed(folder, place, branch, version) if place else []
-    _check_whole(folder)  # last, since it reads all outputs
+    remotes = git(folder, "remote").split()
+    upstream = ("origin" if "origin" in remotes else remotes[0]) if remotes else None
+    commits = _unpushed(folder, upstream, branch, version) if upstream else []
+    _check_up_to_date(folder)  # last, since it reads all outputs
     tags = [version, *artifact_tags(version, folder)]
-    return Plan(version, remote, place, branch, commits, changed, tags, *_outputs(folder, lock))
+    return Plan(version, remote, upstream, branch, commits, changed, tags, *_outputs(folder, lock))
 
 
 def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> None:
-    """Push the data, commit, tag, push both. Raises PersresError; then there is neither commit nor tag, here or there, or, where git's
-    remote no longer answers, it says that nobody knows and how to finish."""
-    dvc(folder, "push", shown=f"publish: data to {plan.remote}")
+    """Push the data, commit, tag, push both. After a PersresError there is no commit and no tag, local or remote; if git's remote no
+    longer answers, the outcome is unknown and the message says how to finish."""
+    dvc(folder, "push", label=f"publish: data to {plan.remote}")
     before = git(folder, "rev-parse", "HEAD").strip()
-    text = message or f"{plan.version}: {plan.residuals} learned files"
+    text = message or f"{plan.version}: {plan.residuals} residuals"
     try:
         if plan.changed:
-            git(folder, "update-index", "--add", "--remove", "--", *plan.changed)  # add refuses what is staged as gone
+            git(folder, "update-index", "--add", "--remove", "--", *plan.changed)  # git add refuses staged deletions
             git(folder, "commit", "-q", "-m", text, "--", *plan.changed)
         for tag in plan.tags:
             git(folder, "tag", "-a", tag, "-m", text)
         if plan.git:
             _push(plan, folder)
-    except _Unknown as unknown:
+    except _UnknownOutcome as unknown:
         raise PersresError(str(unknown)) from unknown
     except BaseException as error:
-        _take_back(folder, plan.tags, before)
+        _undo(folder, plan.tags, before)
         if isinstance(error, PersresError):
             raise PersresError(
-                f"{plan.version} was not published: {error}\nThe commit and the tag were taken back, the data stay in the remote. If"
-                f" somebody else published meanwhile: git pull, look, then persres publish again"
+                f"{plan.version} was not published: {error}\nThe commit and the tag were undone, the data stay in the remote. If"
+                f" someone else published meanwhile: git pull, check, then persres publish again"
             ) from error
         raise
 
 
-class _Unknown(Exception):
-    """Whether a push arrived can't be found out."""
+class _UnknownOutcome(Exception):
+    """Whether a push arrived is unknown."""
 
 
 def _push(plan: Plan, folder: Path) -> None:
-    """Commit and tags in one. Raises PersresError where the remote did not take them, _Unknown where it no longer answers."""
-    places = [f"HEAD:refs/heads/{plan.branch}", *(f"refs/tags/{tag}" for tag in plan.tags)]
+    """Push commit and tags in one. Raises PersresError if the remote refused them, _UnknownOutcome if it no longer answers."""
+    refs = [f"HEAD:refs/heads/{plan.branch}", *(f"refs/tags/{tag}" for tag in plan.tags)]
     try:
-        git(folder, "push", "--atomic", plan.git, *places)
+        git(folder, "push", "--atomic", plan.git, *refs)
     except (PersresError, KeyboardInterrupt) as error:
         try:
-            there = remote_refs(folder, plan.git, f"refs/tags/{plan.version}")
-        except PersresError as silence:
-            again = f"git push --atomic {plan.git} {' '.join(places)}"
-            raise _Unknown(
-                f"nobody knows whether {plan.version} was published: {error or 'stopped'}, and then {silence}\nThe commit and the tag stay here. When"
-                f" {plan.git} answers again: {again}   # harmless where they had arrived"
+            existing = remote_refs(folder, plan.git, f"refs/tags/{plan.version}")
+        except PersresError as no_answer:
+            again = f"git push --atomic {plan.git} {' '.join(refs)}"
+            raise _UnknownOutcome(
+                f"it is unknown whether {plan.version} was published: {error or 'stopped'}, and then {no_answer}\nThe commit and the tag"
+                f" stay in this clone. When {plan.git} answers again: {again}   # harmless if they had arrived"
             ) from error
-        # an annotated tag's own name holds its time and its author: nobody else's is the same
-        if there.get(f"refs/tags/{plan.version}") != git(folder, "rev-parse", f"refs/tags/{plan.version}").strip():
+        # the hash of an annotated tag includes its time and author: nobody else's is the same
+        if existing.get(f"refs/tags/{plan.version}") != git(folder, "rev-parse", f"refs/tags/{plan.version}").strip():
             raise
         log.warning("publish: %s has %s, though its answer was lost (%s)", plan.git, plan.version, error or "Ctrl-C")
 
 
-def remote_refs(folder: Path, place: str, *names: str) -> dict[str, str]:
-    """What a git remote has of these references: name -> object."""
-    lines = git(folder, "ls-remote", place, *names).splitlines()
-    return {name: found for found, name in (line.split("\t") for line in lines)}
+def remote_refs(folder: Path, remote: str, *names: str) -> dict[str, str]:
+    """Those of the references that a git remote has: name -> object."""
+    lines = git(folder, "ls-remote", remote, *names).splitlines()
+    return {name: commit for commit, name in (line.split("\t") for line in lines)}
 
 
 def _branch(folder: Path) -> str:
@@ -143,8 +142,8 @@ def _branch(folder: Path) -> str:
         ) from error
 
 
-def _check_settled(folder: Path) -> None:
-    """No merge half done: git commits no single files then, and to take that back would lose it."""
+def _check_no_merge(folder: Path) -> None:
+    """Raises PersresError during a merge: git commits no single files then, and undoing the commit would lose the merge."""
     try:
         git(folder, "rev-parse", "--verify", "--quiet", "MERGE_HEAD")
     except PersresError:
@@ -152,28 +151,27 @@ def _check_settled(folder: Path) -> None:
     raise PersresError("not published: a merge is not finished; git commit (or git merge --abort), then publish")
 
 
-def _not_pushed(folder: Path, place: str, branch: str, version: str) -> list[str]:
-    """Commits of the branch that the remote lacks. Raises PersresError where it has the version, or commits that are not here."""
-    there = remote_refs(folder, place, f"refs/heads/{branch}", f"refs/tags/{version}")
-    if f"refs/tags/{version}" in there:
+def _unpushed(folder: Path, remote: str, branch: str, version: str) -> list[str]:
+    """Commits of the branch that the remote lacks. Raises PersresError if it has the version, or commits that this clone lacks."""
+    existing = remote_refs(folder, remote, f"refs/heads/{branch}", f"refs/tags/{version}")
+    if f"refs/tags/{version}" in existing:
         raise PersresError(
-            f"{place} has {version} already, and a version never changes; git fetch --tags, then take another name"
+            f"{remote} has {version} already, and a version never changes; git fetch --tags, then use another name"
         )
-    tip = there.get(f"refs/heads/{branch}")
+    tip = existing.get(f"refs/heads/{branch}")
     if tip is None:
-        return git(folder, "log", "--format=%h %s", "HEAD", "--not", f"--remotes={place}").splitlines()
+        return git(folder, "log", "--format=%h %s", "HEAD", "--not", f"--remotes={remote}").splitlines()
     try:
         git(folder, "merge-base", "--is-ancestor", tip, "HEAD")
     except PersresError as error:
         raise PersresError(
-            f"not published: {place} has commits of {branch} that are not here; git pull, then publish"
+            f"not published: {remote} has commits of {branch} that this clone lacks; git pull, then publish"
         ) from error
     return git(folder, "log", "--format=%h %s", f"{tip}..HEAD").splitlines()
 
 
 def artifact_tags(version: str, folder: Path) -> list[str]:
-    """Tags by which ``dvc artifacts get`` finds the models that dvc.yaml names: ``residuals@v3.0.0`` for v3. It knows numbers alone, so
-    another name has none."""
+    """Tags for ``dvc artifacts get``: ``residuals@v3.0.0`` for v3 and every model of dvc.yaml. Versions that are not numbers have none."""
     number = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
     if number is None:
         return []
@@ -184,7 +182,7 @@ def artifact_tags(version: str, folder: Path) -> list[str]:
     return [f"{name}@v{full}" for name, entry in artifacts.items() if entry.get("type") == "model"]
 
 
-def _take_back(folder: Path, tags: list[str], before: str) -> None:
+def _undo(folder: Path, tags: list[str], before: str) -> None:
     for tag in set(tags) & set(git(folder, "tag").split()):
         git(folder, "tag", "-d", tag)
     git(folder, "reset", "-q", before)
@@ -193,37 +191,37 @@ def _take_back(folder: Path, tags: list[str], before: str) -> None:
 def _check_name(version: str, folder: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", version):
         raise PersresError(
-            f"{version!r} is no name for a version; letters, digits, dots and dashes, e.g. v3 or dogs-2026-11"
+            f"{version!r} is not a valid version; use letters, digits, dots and dashes, e.g. v3 or dogs-2026-11"
         )
     if git(folder, "tag", "--list", version).strip():
-        raise PersresError(f"{version} is there already, and a version never changes; take another name (persres list)")
+        raise PersresError(f"{version} exists already, and a version never changes; use another name (persres list)")
 
 
 def default_remote(settings: dict[str, str]) -> str:
-    """Name and url of DVC's default remote, of its :func:`configuration`. Raises PersresError where there is none."""
+    """Name and url of the default remote in DVC's :func:`configuration`. Raises NoRemote if there is none."""
     name = settings.get("core.remote")
     if name is None or f"remote.{name}.url" not in settings:
         raise NoRemote(
             "there is no DVC remote to publish to",
-            "dvc remote add -d store s3://BUCKET/PREFIX, for your own server also dvc remote modify store endpointurl https://…; commit"
-            " .dvc/config (docs/versions.md)",
+            "dvc remote add -d store s3://BUCKET/PREFIX, with another server than AWS also dvc remote modify store endpointurl https://…;"
+            " commit .dvc/config (docs/versions.md)",
         )
     return f"{name} ({settings[f'remote.{name}.url']})"
 
 
 def _check_secrets(folder: Path) -> None:
-    """Of the configuration that is committed; a .dvc/config.local stays here."""
+    """Raises PersresError if the committed configuration holds a secret; .dvc/config.local is not committed."""
     config = configparser.ConfigParser()
     config.read(folder / ".dvc" / "config")
-    found = [f"{section} {key}" for section in config.sections() for key in config[section] if key in SECRETS]
-    if found:
+    secrets = [f"{section} {key}" for section in config.sections() for key in config[section] if key in SECRETS]
+    if secrets:
         raise PersresError(
-            f".dvc/config holds a secret ({', '.join(found)}) and would be committed; remove it, change the key, and set it in the"
+            f".dvc/config holds a secret ({', '.join(secrets)}) and would be committed; remove it, change the key, and set it in the"
             " environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
 
 
-def _check_whole(folder: Path) -> None:
+def _check_up_to_date(folder: Path) -> None:
     stale = json.loads(dvc(folder, "status", "--json"))
     if stale:
         raise PersresError(
@@ -232,22 +230,23 @@ def _check_whole(folder: Path) -> None:
 
 
 def _changes(folder: Path, lock: dict[str, Any]) -> list[str]:
-    """Paths that a run changed. Raises PersresError where others changed too."""
+    """Paths that a run changed. Raises PersresError if other files changed too."""
     # without renames an entry is two letters, a space and one path
     status = git(folder, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     entries = [entry for entry in status.split("\0") if entry]
     outs = {out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
-    others = [entry[3:] for entry in entries if not _is_own(entry[:2], entry[3:], outs)]
+    others = [entry[3:] for entry in entries if not _is_from_run(entry[:2], entry[3:], outs)]
     if others:
         raise PersresError(
-            f"not published: {', '.join(others[:5])}{' …' if others[5:] else ''} changed and belong to no run; commit or stash them first"
+            f"not published: {', '.join(others[:MAX_LISTED])}{' …' if others[MAX_LISTED:] else ''} changed and belong to no run; commit or"
+            " stash them first"
         )
     return [entry[3:] for entry in entries]
 
 
-def _is_own(state: str, path: str, outs: set[str]) -> bool:
-    """Whether a run changes that: its settings, its lock, what git keeps below data/; of new files there an output's alone."""
-    if path in OWN:
+def _is_from_run(state: str, path: str, outs: set[str]) -> bool:
+    """Whether a run changes the path: its settings, its lock, tracked files in data/, new files of its outputs."""
+    if path in RUN_FILES:
         return True
     if not path.startswith("data/"):
         return False
@@ -266,7 +265,7 @@ def _lock(folder: Path) -> dict[str, Any]:
 
 
 def _outputs(folder: Path, lock: dict[str, Any]) -> tuple[int, int]:
-    """Learned files, and the bytes of all outputs, from what DVC recorded."""
+    """The number of residuals, and the bytes of all outputs from dvc.lock."""
     outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     learned = list((folder / "data" / "learned").rglob("*.safetensors"))
     return len(learned), sum(out.get("size", 0) for out in outs)

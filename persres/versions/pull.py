@@ -1,10 +1,9 @@
-"""``persres pull dog7 --rev v3``: one learned file of a version, whole and as it was published, its model card and preview beside it."""
+"""``persres pull dog7 --rev v3``: downloads one residual of a version, with its model card and preview."""
 
 from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,20 +17,19 @@ log = logging.getLogger(__name__)
 
 
 def learned_files(repository: Repository, rev: str) -> dict[str, StoredFile]:
-    """What was learned, by ``variant/concept``. Raises PersresError where the version or its list can't be had."""
-    files = sorted(repository.files(rev, LEARNED), key=lambda file: file.path)
-    return {_name_of(file): file for file in files if file.path.endswith(SUFFIX)}
+    """The residuals of a version by ``variant/concept``. Raises PersresError if the version can't be read."""
+    return {_name_of(file): file for file in repository.files(rev, LEARNED) if file.path.endswith(SUFFIX)}
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull wrote: the learned file, and what came beside it (its model card, its preview) where that was to be had."""
+    """What a pull wrote: the residual, and its model card and preview if the version has them."""
 
     concept: str
     version: str
     md5: str
     file: str
-    beside: list[str]
+    extras: list[str]
 
     def as_json(self) -> str:
         """For scripts."""
@@ -39,43 +37,40 @@ class Pulled:
 
 
 def pull(concept: str, rev: str | None, repository: Repository, out: Path) -> Path:
-    """As :func:`pull_all`; returns the learned file."""
+    """As :func:`pull_all`; returns the residual's path."""
     return Path(pull_all(concept, rev, repository, out).file)
 
 
 def pull_all(concept: str, rev: str | None, repository: Repository, out: Path) -> Pulled:
-    """Fetch a concept (``dog7``, or ``variant/dog7`` where several variants learned it) into a folder. Beside it come ``dog7.md`` and
-    ``dog7.png``; a version without them, or a remote that lost them, is only logged.
+    """Download a concept into a folder: ``dog7``, or ``variant/dog7`` if several variants trained it.
 
-    ``rev`` None is the newest version. Raises PersresError where the concept is not in it, the remote can't be read, or what arrives is
-    not what the version names.
+    ``dog7.md`` and ``dog7.png`` come with it; a version without them, or a remote that lost them, is only logged. ``rev`` None is the
+    newest version. Raises PersresError if the version has no such concept, the remote can't be read, or a file's digest differs.
     """
     rev = rev or repository.newest()
-    file = _the_one(concept, learned_files(repository, rev), rev)
+    file = _select(concept, learned_files(repository, rev), rev)
     target = out / PurePosixPath(file.path).name
-    with ThreadPoolExecutor() as threads:  # each is a program of its own that waits for the network
-        beside = threads.submit(_card, file, rev, repository)
-        repository.copy(rev, file, target, shown=f"pull: {file.path} at {rev}")
-        copies = [threads.submit(_copy_card, found, rev, repository, out) for found in beside.result()]
-    came = [str(copy.result()) for copy in copies if copy.result()]
-    return Pulled(_name_of(file), rev, file.md5, str(target), came)
+    log.info("pull: %s at %s", file.path, rev)
+    repository.copy(rev, file, target)
+    extras = [_copy_card(card, rev, repository, out) for card in _cards(file, rev, repository)]
+    return Pulled(_name_of(file), rev, file.md5, str(target), [str(path) for path in extras if path])
 
 
 def _name_of(file: StoredFile) -> str:
     return file.path.removeprefix(f"{LEARNED}/").removesuffix(SUFFIX)
 
 
-def _card(file: StoredFile, rev: str, repository: Repository) -> list[StoredFile]:
-    """The card and the preview of what was learned, where the version has them."""
+def _cards(file: StoredFile, rev: str, repository: Repository) -> list[StoredFile]:
+    """The model card and the preview of a residual, if the version has them."""
     name = _name_of(file)
     try:
-        found = [other for other in repository.files(rev, CARDS) if other.path.rpartition(".")[0] == f"{CARDS}/{name}"]
+        cards = [card for card in repository.files(rev, CARDS) if card.path.rpartition(".")[0] == f"{CARDS}/{name}"]
     except PersresError as error:
         log.debug("no cards at %s: %s", rev, error)
-        found = []
-    if not found:
+        cards = []
+    if not cards:
         log.warning("pull: %s has no model card of %s", rev, name)
-    return found
+    return cards
 
 
 def _copy_card(file: StoredFile, rev: str, repository: Repository, out: Path) -> Path | None:
@@ -88,24 +83,22 @@ def _copy_card(file: StoredFile, rev: str, repository: Repository, out: Path) ->
     return target
 
 
-def _the_one(concept: str, files: dict[str, StoredFile], rev: str) -> StoredFile:
+def _select(concept: str, files: dict[str, StoredFile], rev: str) -> StoredFile:
     if concept in files:
         return files[concept]
-    named = [name for name in files if PurePosixPath(name).name == concept]
-    if len(named) == 1:
-        return files[named[0]]
-    if named:
-        raise PersresError(f"{concept} was learned by several variants at {rev}; say which: {', '.join(named)}")
-    there = ", ".join(sorted({PurePosixPath(name).name for name in files}))
-    raise PersresError(f"{rev} has no concept {concept}; it has: {there or 'none'}")
+    names = [name for name in files if PurePosixPath(name).name == concept]
+    if len(names) == 1:
+        return files[names[0]]
+    if names:
+        raise PersresError(f"several variants trained {concept} at {rev}; use one of: {', '.join(names)}")
+    available = ", ".join(sorted({PurePosixPath(name).name for name in files}))
+    raise PersresError(f"{rev} has no concept {concept}; it has: {available or 'none'}")
 
 
 def make_link(concept: str, rev: str | None, seconds: int) -> str:
-    """A presigned link to a concept of this checkout's default remote. Raises PersresError where that is not in S3."""
+    """A presigned link to a concept of this checkout's default remote. Raises PersresError if the remote is not in S3."""
     remote, repository = s3_remote(configuration(Path())), Repository()
     if remote is None:
-        raise PersresError(
-            "the default DVC remote is not in S3, and only S3 signs links; give them a copy (persres pull)"
-        )
+        raise PersresError("the default DVC remote is not in S3, and only S3 signs links; use persres pull instead")
     rev = rev or repository.newest()
-    return link(remote, _the_one(concept, learned_files(repository, rev), rev), seconds)
+    return link(remote, _select(concept, learned_files(repository, rev), rev), seconds)

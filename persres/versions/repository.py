@@ -1,36 +1,36 @@
-"""A published repository, here or at a git URL: its versions, what lies in them, and one file of one of them.
+"""A published repository, local or at a git URL: its versions, their files, and one file of one version.
 
-DVC's own ``list`` and ``get`` read it, so whatever remote DVC can read (S3, Ceph, MinIO, a folder, ssh) serves. What arrives is
-compared with the digest that the version names, and kept by that digest: nothing is fetched twice, and a pull that broke goes on
-with the files that are missing.
+DVC's file system reads it, so every remote of DVC works (S3, Ceph, MinIO, a folder, ssh). Downloads are checked against the version's
+digest and cached by it: nothing is downloaded twice, and a pull that failed goes on with the missing files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from persres.errors import PersresError
 from persres.units.files import written_whole
-from persres.versions.git_dvc import dvc, git
+from persres.versions.git_dvc import dvc_files, git
 
-CACHE = "PERSRES_CACHE"  # names the folder of pulled files
+CACHE = "PERSRES_CACHE"  # environment variable: the folder of downloads
 
 
 def cache_folder() -> Path:
-    """Where pulled files are kept: $PERSRES_CACHE, else ~/.cache/persres."""
+    """The folder of downloads: $PERSRES_CACHE, else ~/.cache/persres."""
     return Path(os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "persres")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a version. ``path`` within the repository. (DVC's lists of a folder hold no sizes.)"""
+    """A file of a version; ``path`` is relative to the repository."""
 
     path: str
     md5: str
@@ -38,63 +38,57 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """``where`` is a folder or a git URL; ``endpoint`` and ``remote`` override what its DVC configuration says."""
+    """``where`` is a folder or a git URL; ``endpoint`` and ``remote`` override its DVC configuration."""
 
     where: str = "."
     remote: str | None = None
     endpoint: str | None = None
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is a folder of this machine."""
         return Path(self.where).is_dir()
 
     @cached_property
     def _tags(self) -> list[str]:
-        """Its versions as they were when first asked for: a command asks several times, and each is a way over the network."""
+        """Its versions at the first call: a command needs them several times, and each request goes over the network."""
         lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", self._url()).splitlines()
         tags = [line.split("refs/tags/")[1] for line in lines]
-        return [tag for tag in tags if "@" not in tag]  # those are DVC's, of single artifacts
+        return [tag for tag in tags if "@" not in tag]  # with @ they are DVC's, of single artifacts
 
     def versions(self) -> list[str]:
-        """Its tags, the newest version first. Raises PersresError where there is no repository."""
+        """Its tags, newest version first. Raises PersresError if there is no repository."""
         return list(self._tags)
 
     def newest(self) -> str:
-        """The newest version. Raises PersresError where nothing was published."""
-        found = self.versions()
-        if not found:
+        """The newest version. Raises PersresError if nothing was published."""
+        if not self._tags:
             raise PersresError(f"{self.where} has no published version; persres publish v1 there makes one")
-        return found[0]
+        return self._tags[0]
 
     def files(self, rev: str, folder: str) -> list[StoredFile]:
-        """What DVC keeps of a folder at a version. Raises PersresError where there is no such version or folder."""
-        self._known(rev)
-        command = ["list", "--json", "-R", "--show-hash", "--rev", rev, *self._choice(), self._url(), folder]
-        found = json.loads(dvc(Path(), *command))
-        return [
-            StoredFile(f"{folder}/{entry['path']}", entry["md5"])
-            for entry in found
-            if entry.get("md5") and not entry.get("isdir")
-        ]
+        """The files of a folder that DVC tracks at a version, sorted. Raises PersresError for an unknown version or folder."""
+        with self._files("list", rev) as files:
+            entries = {path: info["dvc_info"] for path, info in files.find(folder, detail=True).items()}
+            if not entries:
+                raise FileNotFoundError(f"{folder} does not exist at {rev}")
+        return [StoredFile(path.lstrip("/"), entry["md5"]) for path, entry in sorted(entries.items()) if "md5" in entry]
 
     def text(self, rev: str, path: str) -> str:
-        """A file that git keeps, as it stood at a version. Raises PersresError."""
-        self._known(rev)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "file"
-            dvc(Path(), "get", self._url(), path, "--rev", rev, "-o", str(target), *self._choice())
-            return target.read_text()
+        """The content of a text file at a version. Raises PersresError."""
+        with self._files("get", rev) as files:
+            return files.read_text(path)
 
-    def _known(self, rev: str) -> None:
-        versions = self.versions()
-        if rev not in versions and not self._is_commit(rev):
-            there = ", ".join(versions[:8]) or "none yet"
-            raise PersresError(f"{self.where} has no version {rev}; it has: {there}")
+    def _files(self, what: str, rev: str) -> AbstractContextManager[Any]:
+        if rev not in self.versions() and not self._is_commit(rev):
+            available = ", ".join(self.versions()[:8]) or "none yet"
+            raise PersresError(f"{self.where} has no version {rev}; it has: {available}")
+        config = {"endpointurl": self.endpoint} if self.endpoint else None
+        return dvc_files(what, self._url(), rev=rev, remote=self.remote, remote_config=config)
 
     def _is_commit(self, rev: str) -> bool:
-        """Branches and commits serve too; only a local repository can be asked for them."""
-        if not self.is_here:
+        """Whether a local repository has a branch or commit of that name."""
+        if not self.is_local:
             return False
         try:
             git(Path(self.where), "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}")
@@ -103,35 +97,30 @@ class Repository:
         return True
 
     def _url(self) -> str:
-        return str(Path(self.where).resolve()) if self.is_here else self.where
+        return str(Path(self.where).resolve()) if self.is_local else self.where
 
-    def _choice(self) -> list[str]:
-        chosen = ["--remote", self.remote] if self.remote else []
-        return [*chosen, "--remote-config", f"endpointurl={self.endpoint}"] if self.endpoint else chosen
-
-    def read(self, rev: str, file: StoredFile, shown: str = "") -> Path:
-        """The file's place in the cache, fetched where it was not there; ``shown`` names that as long work. Raises PersresError where it is missing from the remote,
-        or what the remote has is not what the version names."""
-        kept = cache_folder() / "files" / file.md5[:2] / file.md5
-        if kept.exists() and md5_of(kept) == file.md5:
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".pull-") as folder:
+    def read(self, rev: str, file: StoredFile) -> Path:
+        """The path of a file in the cache; downloads it if needed. Raises PersresError if the remote lacks it or has other content."""
+        cached = cache_folder() / "files" / file.md5[:2] / file.md5
+        if cached.exists() and md5_of(cached) == file.md5:
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".pull-") as folder:
             fresh = Path(folder) / "file"
-            command = ["get", self._url(), file.path, "--rev", rev, "-o", str(fresh), *self._choice()]
-            dvc(Path(), *command, shown=shown)
-            found = md5_of(fresh)
-            if found != file.md5:
+            with self._files("get", rev) as files:
+                files.get_file(file.path, str(fresh))
+            digest = md5_of(fresh)
+            if digest != file.md5:
                 raise PersresError(
-                    f"{file.path} at {rev}: what the remote holds has digest {found}, the version says {file.md5}; it was damaged or"
-                    f" replaced there. Push it again from a clone that has it"
+                    f"{file.path} at {rev}: the remote has digest {digest}, the version {file.md5}; it was damaged or replaced there,"
+                    " so push it again from a clone that has it"
                 )
-            os.replace(fresh, kept)
-        return kept
+            os.replace(fresh, cached)
+        return cached
 
-    def copy(self, rev: str, file: StoredFile, target: Path, shown: str = "") -> None:
+    def copy(self, rev: str, file: StoredFile, target: Path) -> None:
         """Write the file to ``target``, whole or not at all. Raises PersresError as :meth:`read` does."""
-        source = self.read(rev, file, shown)
+        source = self.read(rev, file)
         try:
             with written_whole(target) as partial:
                 shutil.copyfile(source, partial)

@@ -1,4 +1,4 @@
-"""A folder of photos becomes a residual, a sheet and a note that works."""
+"""Personalization of a folder of photos: residual, sheet, and a README whose code runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from persres.residuals.file import load_residual
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """What a phone's user has: portrait, landscape, turned by EXIF, CMYK, and a file that is no photo."""
+    """Typical files of a phone: portrait, landscape, rotated by EXIF, CMYK, and a file that is no photo."""
     folder = tmp_path / "My mug!"
     folder.mkdir()
-    turned = Image.Exif()
-    turned[274] = 6
+    rotated = Image.Exif()
+    rotated[274] = 6
     Image.new("RGB", (90, 60), "red").save(folder / "a.JPG", "JPEG")
-    Image.new("RGB", (60, 90), "blue").save(folder / "b.jpeg", exif=turned)
+    Image.new("RGB", (60, 90), "blue").save(folder / "b.jpeg", exif=rotated)
     Image.new("CMYK", (80, 80)).save(folder / "c.jpg")
     (folder / "clip.mov").write_bytes(b"x")
     return folder
@@ -40,29 +40,29 @@ def done(out: Path) -> list[str]:
 
 
 def rows(sheet: Path) -> int:
-    """How many prompts a sheet of 160-pixel cells shows below its references."""
+    """The number of prompt rows in a sheet of 160-pixel cells below its references."""
     below, row = Image.open(sheet).height - (30 + 160 + 8 + 20) - 8, 160 + 8 + 22
     assert below % row == 0
     return below // row
 
 
-def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_path, capsys, monkeypatch):
+def test_photos_become_a_residual_a_sheet_and_a_readme(tiny_params, photos, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     arguments = ["--class", "mug", "--out", str(out), "--prompt", "a {} on the moon", "--prompt", "a red {}"]
     assert run(tiny_params, photos, *arguments) == 0
     captured = capsys.readouterr()
-    said = captured.err
+    output = captured.err
     assert captured.out == f"{out}\n"
     assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
-    assert all(str(out / name) in said for name in done(out))
-    assert said.count("left out clip.mov") == 1 and "only" not in said
+    assert all(str(out / name) in output for name in done(out))
+    assert output.count("left out clip.mov") == 1 and "only" not in output
     _, info = load_residual(out / "My_mug.safetensors")
     assert info["spec"]["macro_class"] == "mug" and len(info["spec"]["photos"]) == 3
     assert rows(out / "My_mug.png") == 2, "every prompt, though both are of one group"
     written = (out / "My_mug.safetensors").read_bytes()
     assert run(tiny_params, photos, *arguments) == 0
-    said = capsys.readouterr().err
-    assert "train: 1 units, 1 already done" in said and "sample: 3 units, 3 already done" in said
+    output = capsys.readouterr().err
+    assert "train: 1 units, 1 already done" in output and "sample: 3 units, 3 already done" in output
     assert (out / "My_mug.safetensors").read_bytes() == written
     readme = (out / "README.md").read_text()
     front = yaml.safe_load(readme.split("---\n")[1])
@@ -70,7 +70,9 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     assert front["library_name"] == "diffusers" and "lora" in front["tags"] and front["license"] == "other"
     assert front["instance_prompt"] == "a photo of a <v*> mug" and facts["spec_hash"] == info["spec_hash"]
     assert facts["base_model_weights"] and len(facts["dataset_hash"]) == 64 and facts["photos"] == 3
-    assert "unknown" in facts["photos_licence"] and "scores" not in facts, "nobody said, and nothing was scored"
+    assert "unknown" in facts["photos_licence"] and "scores" not in facts, (
+        "no licence was given, and nothing was scored"
+    )
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert "a photo of a sks mug" in code
     monkeypatch.chdir(out)
@@ -78,19 +80,19 @@ def test_photos_become_a_residual_a_sheet_and_a_note(tiny_params, photos, tmp_pa
     assert Image.open(out / "beach.png").size == (32, 32)
 
 
-def test_without_a_class_it_is_found_and_told_with_its_confidence(tiny_params, photos, tmp_path, capsys):
+def test_without_a_class_the_zero_shot_class_is_logged_with_its_confidence(tiny_params, photos, tmp_path, capsys):
     out = tmp_path / "out"
     (photos / "c.jpg").unlink()
     assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
-    said = capsys.readouterr().err
-    assert "only 2 photo(s)" in said
-    assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", said), "with what comes next"
+    output = capsys.readouterr().err
+    assert "only 2 photo(s)" in output
+    assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", output), "with what comes next"
     _, info = load_residual(out / "cup-1.safetensors")
     assert info["spec"]["macro_class"] in ("mug", "robot", "cat"), "from nouns.txt"
     assert f"sks {info['spec']['macro_class']}" in (out / "README.md").read_text()
 
 
-def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
+def test_without_prompts_the_neutral_ones_are_sampled(photos, tmp_path):
     _stage([photos / "a.JPG"], "mug", (), "my_mug", tmp_path / "staged")
     concept = describe(tmp_path / "staged" / "my_mug")
     assert concept.prompts == NEUTRAL_PROMPTS and concept.macro_class == "mug"
@@ -109,10 +111,10 @@ def test_without_prompts_the_neutral_ones_are_drawn(photos, tmp_path):
         ("", ["--profile", "nothing"], "no profile 'nothing'; one of tiny"),
     ],
 )
-def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys, change, arguments, message):
+def test_bad_input_is_one_clear_error(tiny_params, photos, tmp_path, capsys, change, arguments, message):
     for path in list(photos.iterdir()) if change else []:
         if change == "broken" and path.name == "a.JPG":
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
         elif change != "broken":
             path.unlink()
     if change == "heic":
@@ -126,8 +128,8 @@ def test_what_is_wrong_is_one_clear_error(tiny_params, photos, tmp_path, capsys,
     assert not done(out)
 
 
-def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks for 20 s
+def test_an_unavailable_model_is_one_clear_error(tiny_params, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it retries for 20 s
     load_diffusion.cache_clear()
     settings = yaml.safe_load(tiny_params.read_text())
     settings["tiny"]["base"]["model"] = "nobody/nothing"
@@ -138,14 +140,16 @@ def test_a_model_that_is_not_to_be_had_is_one_clear_error(tiny_params, photos, t
     assert not done(tmp_path / "out")
 
 
-def test_the_profile_keeps_its_models_and_training_and_no_benchmark(repo, tmp_path):
-    """What a profile says of another dataset (its judge, its rows, its variants) must not follow a user's photos."""
+def test_the_derived_profile_has_models_and_training_of_the_original(repo, tmp_path):
+    """Settings for another dataset (attribute classifier, table rows, variants) are left out."""
     mini = load_profile(repo / "params.yaml", "mini")
-    own = derive(mini, "dog", tmp_path, look_for_class=False)
-    assert (own.base, own.encoders) == (mini.base, mini.encoders)
-    assert own.train.variant("ours") == mini.train.variant("ours")
+    derived = derive(mini, "dog", tmp_path, zero_shot=False)
+    assert (derived.base, derived.encoders) == (mini.base, mini.encoders)
+    assert derived.train.variant("ours") == mini.train.variant("ours")
     assert (
-        own.score.attribute_classifier is None and own.fetch.dataset == "folder" and own.macro_class.source == "dataset"
+        derived.score.attribute_classifier is None
+        and derived.fetch.dataset == "folder"
+        and derived.macro_class.source == "dataset"
     )
-    assert derive(mini, "dog", tmp_path, look_for_class=True).macro_class.source == "zero_shot"
+    assert derive(mini, "dog", tmp_path, zero_shot=True).macro_class.source == "zero_shot"
     assert list(derive(load_profile(repo / "params.yaml", "tables"), "dog", tmp_path, False).train.variants) == ["ours"]

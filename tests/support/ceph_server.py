@@ -1,6 +1,6 @@
-"""A real S3 server on loopback: Ceph's monitor, one OSD in memory, its RADOS gateway. Up in about 15 s, gone with :meth:`Ceph.stop`.
+"""A real S3 server on loopback: Ceph's monitor, one OSD in memory, its RADOS gateway. Starts in about 15 s; :meth:`Ceph.stop` ends it.
 
-Asks for root and Debian's packages radosgw, ceph-mon, ceph-osd, ceph-common (``make ceph``).
+Needs root and Debian's packages radosgw, ceph-mon, ceph-osd, ceph-common (``make ceph``).
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ def why_not() -> str | None:
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed (make ceph installs Debian's packages)"
-    return None if os.geteuid() == 0 else "Ceph's daemons ask for root here"
+    return None if os.geteuid() == 0 else "Ceph's daemons need root"
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
 
 
 class Ceph:
-    """``endpoint`` takes key and secret "testing"; a wrong secret is refused, as moto does not."""
+    """``endpoint`` accepts key and secret "testing" and, unlike moto, refuses a wrong secret."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, folder / "ceph.conf"
@@ -120,10 +120,10 @@ class Ceph:
 
 
 class Forward:
-    """Hands every request on to a server as it came, Host and signature included."""
+    """Forwards every request to a server unchanged, with its Host and signature."""
 
     def __init__(self, endpoint: str) -> None:
-        self.place = urlsplit(endpoint).netloc
+        self.address = urlsplit(endpoint).netloc
 
     def __call__(self, environ, start_response):
         headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
@@ -136,21 +136,19 @@ class Forward:
         size = environ.get("CONTENT_LENGTH")
         chunked = environ.get("wsgi.input_terminated")
         body = environ["wsgi.input"].read(int(size) if size else -1) if size or chunked else b""
-        connection = http.client.HTTPConnection(self.place, timeout=60)
+        connection = http.client.HTTPConnection(self.address, timeout=60)
         connection.request(environ["REQUEST_METHOD"], environ["RAW_URI"], body=body or None, headers=headers)
         answer = connection.getresponse()
-        content, told = (
-            answer.read(),
-            [(k, v) for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")],
-        )
+        content = answer.read()
+        returned = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")]
         connection.close()
-        start_response(f"{answer.status} {answer.reason}", told)
+        start_response(f"{answer.status} {answer.reason}", returned)
         return [content]
 
 
 @contextmanager
 def serving(kind: str, tmp_path_factory) -> Iterator[Server]:
-    """moto's server (``moto``), or one before Ceph's gateway (``ceph``), which skips the test where that can't be had; ``is_real`` says which."""
+    """moto's server (``moto``), or a proxy of Ceph's gateway (``ceph``), which skips the test if it can't start. ``is_real``: not moto."""
     ceph = None
     if kind == "ceph":
         if why_not():

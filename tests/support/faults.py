@@ -57,7 +57,7 @@ class Campaign:
         self.store_url = f"s3://{BUCKET}/{store or name}"
         self.units = noops(units, SECONDS, self.store_url)
         self.work, self.process = stand.root / f"work-{name}", None
-        self.before = len(stand.s3.let_through)
+        self.before = len(stand.s3.forwarded)
 
     def start(self) -> None:
         """Or start again: the same command."""
@@ -100,7 +100,7 @@ class Campaign:
         """(finished units begun again, files lost, wrong files), by what the S3 server took and what lies in the work folder. A manifest
         that it refused finished nothing: whichever worker takes that unit next may begin it again."""
         done, redone = set(), 0
-        for method, path in self.stand.s3.let_through[self.before :]:
+        for method, path in self.stand.s3.forwarded[self.before :]:
             if method != "PUT" or f"/{self.store_url.rpartition('/')[2]}/" not in path:
                 continue
             if "/units/noop/" in path:

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, moto's or one that it stands before, which a test can make refuse, drop or slow down what it is asked."""
+"""An S3 server on loopback, moto or a proxy of another server. A test can make it refuse, drop or delay requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNSIGNED = (
 
 
 def credentials(endpoint: str) -> dict[str, str]:
-    """What a client's environment has to say."""
+    """The environment variables of a client."""
     return {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
@@ -35,21 +35,21 @@ def credentials(endpoint: str) -> dict[str, str]:
 
 
 class Server:
-    """``refuse(method, path)`` may answer "deny" (403), "drop" (the connection ends with no word) or seconds to wait first.
+    """``refuse(method, path)`` may return "deny" (403), "drop" (close the connection without an answer) or seconds to wait first.
 
-    ``asked``: every request; ``let_through``: those that reached the store.
+    ``requests``: all; ``forwarded``: those that reached the store.
     """
 
     def __init__(self, app=None) -> None:
-        self.secret = (
-            None if app else "testing"
-        )  # a server that stands behind looks at signatures itself; moto takes any
+        self.secret = None if app else "testing"  # another server checks signatures itself; moto accepts all
         self.app = app or DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], str | float | None] = lambda method, path: None
         self.running, self.lock = 0, threading.Lock()
-        self.asked: list[tuple[str, str]] = []
-        self.let_through: list[tuple[str, str]] = []
-        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, a traceback a drop
+        self.requests: list[tuple[str, str]] = []
+        self.forwarded: list[tuple[str, str]] = []
+        logging.getLogger("werkzeug").setLevel(
+            logging.CRITICAL
+        )  # else it logs every request, and a traceback per dropped one
         self.http = make_server("127.0.0.1", 0, self, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -64,13 +64,13 @@ class Server:
                 self.running -= 1
 
     def settle(self) -> None:
-        """Wait for requests that whoever asked no longer waits for."""
+        """Wait for requests whose client no longer waits."""
         while self.running:
             time.sleep(0.01)
 
     def _answer(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.asked.append((method, path))
+        self.requests.append((method, path))
         answer = self.refuse(method, path)
         if answer == "deny" or (self.secret and not signed_with(self.secret, environ)):
             why = DENIED if answer == "deny" else UNSIGNED
@@ -79,11 +79,11 @@ class Server:
         if answer == "drop":
             environ["werkzeug.socket"].shutdown(
                 socket.SHUT_RDWR
-            )  # close() alone would leave it to the server's own files
+            )  # close() would keep the connection open for the server
             return []
         if answer is not None:
             time.sleep(answer)
-        self.let_through.append((method, path))
+        self.forwarded.append((method, path))
         return self.app(environ, start_response)
 
     def client(self):
@@ -95,14 +95,14 @@ class Server:
 
 
 def signed_with(secret: str, environ) -> bool:
-    """Whether a request's header was signed with that secret (AWS' Signature Version 4); a link's query is not looked at."""
-    scheme, _, told = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    """Whether a request's header was signed with that secret (AWS Signature Version 4); presigned links are not checked."""
+    scheme, _, fields = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme != "AWS4-HMAC-SHA256":
         return "HTTP_AUTHORIZATION" not in environ
-    parts = dict(part.strip().split("=", 1) for part in told.split(","))
+    parts = dict(part.strip().split("=", 1) for part in fields.split(","))
     key, _, region, service, _ = parts["Credential"].split("/")
-    named = {name: name.upper().replace("-", "_") for name in parts["SignedHeaders"].split(";")}
-    headers = {name: environ.get(f"HTTP_{field}", environ.get(field)) for name, field in named.items()}
+    signed = {name: name.upper().replace("-", "_") for name in parts["SignedHeaders"].split(";")}
+    headers = {name: environ.get(f"HTTP_{field}", environ.get(field)) for name, field in signed.items()}
     request = AWSRequest(environ["REQUEST_METHOD"], f"http://{environ['HTTP_HOST']}{environ['RAW_URI']}", headers)
     request.context["timestamp"] = headers["x-amz-date"]
     auth = S3SigV4Auth(Credentials(key, secret), service, region)

@@ -1,7 +1,7 @@
-"""Repositories with versions for tests, their S3 server, and ways to look at both. A test module imports the fixtures by name; each builds a
-state once for a module, and tests take copies.
+"""Repositories with versions for tests, and their S3 server. A test module imports the fixtures by name; each builds a state once per
+module, and tests copy it.
 
-moto's server on loopback in every run, Ceph's gateway in a marked one: the same tests on both.
+The same tests run on moto's server, and in a marked run on Ceph's gateway.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def table(dino: float) -> str:
 
 @pytest.fixture(scope="module", params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def server(request, tmp_path_factory):
-    """moto's in every run; Ceph's in the marked one (make test-ceph)."""
+    """moto's, and in the marked run Ceph's (make test-ceph)."""
     with ceph_server.serving(request.param, tmp_path_factory) as served:
         yield served
 
 
 @pytest.fixture(scope="module", autouse=True)
 def environment():
-    """Credentials in the environment alone."""
+    """Credentials only in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -61,7 +61,7 @@ def environment():
 
 @pytest.fixture(autouse=True)
 def surroundings(environment, server, monkeypatch, tmp_path):
-    """A server that refuses nothing, an empty bucket, a cache of the test's own."""
+    """A server that refuses nothing, an empty bucket, a cache of this test."""
     monkeypatch.setenv("PERSRES_CACHE", str(tmp_path / "cache"))
     server.refuse = lambda method, path: None
     fill(server, {})
@@ -70,7 +70,7 @@ def surroundings(environment, server, monkeypatch, tmp_path):
 
 
 def fill(server, objects: dict[str, bytes]) -> None:
-    """Make the bucket hold just that."""
+    """Make the bucket hold only these objects."""
     client = server.client()
     client.create_bucket(Bucket=BUCKET)
     for key in contents(server):
@@ -84,14 +84,14 @@ def contents(server) -> set[str]:
 
 
 def name_remote(folder: Path, endpoint: str, **options: object) -> None:
-    """Write what ``dvc remote add -d`` and ``modify`` would."""
+    """Write the configuration as ``dvc remote add -d`` and ``modify`` do."""
     lines = {"url": f"s3://{BUCKET}/team", "endpointurl": endpoint} | options
     text = "".join(f"    {key} = {value}\n" for key, value in lines.items())
     (folder / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n{text}")
 
 
 class State:
-    """A repository ``work`` with git's remote ``origin.git`` beside it, and what the bucket holds; to be copied, never changed."""
+    """A repository ``work``, its git remote ``origin.git``, and the bucket's objects; copied, never changed."""
 
     def __init__(self, root: Path, server) -> None:
         client, self.root = server.client(), root
@@ -109,7 +109,7 @@ class State:
 
 @pytest.fixture(scope="module")
 def ran(environment, server, tmp_path_factory) -> State:
-    """It ran once, is committed and clean, and has remotes."""
+    """A repository that ran once, is committed and clean, and has remotes."""
     root = tmp_path_factory.mktemp("ran")
     folder = root / "work"
     (folder / "source").mkdir(parents=True)
@@ -135,7 +135,7 @@ def ran(environment, server, tmp_path_factory) -> State:
 
 @pytest.fixture(scope="module")
 def published(ran, server, tmp_path_factory) -> State:
-    """That, published as v1."""
+    """The state ``ran``, published as v1."""
     root = tmp_path_factory.mktemp("published")
     released(ran.copy(root, server), "v1")
     return State(root, server)
@@ -143,7 +143,7 @@ def published(ran, server, tmp_path_factory) -> State:
 
 @pytest.fixture(scope="module")
 def retrained(published, server, tmp_path_factory) -> State:
-    """That, with another setting and another result, which nobody has published."""
+    """The state ``published`` with another setting and result, unpublished."""
     root = tmp_path_factory.mktemp("retrained")
     folder = published.copy(root, server)
     (folder / "params.yaml").write_text(PARAMS.replace("0.001", "0.002"))
@@ -152,7 +152,7 @@ def retrained(published, server, tmp_path_factory) -> State:
 
 
 def train(folder: Path, dog: bytes, dino: float) -> None:
-    """What is learned depends on ``source``, which git keeps."""
+    """Run the stage again with other ``source`` files, which git tracks."""
     (folder / "source" / "dog7.safetensors").write_bytes(dog)
     (folder / "source" / "table1.csv").write_text(table(dino))
     git(folder, "add", "source")
@@ -173,5 +173,5 @@ def key_of(md5: str) -> str:
 
 
 def unpublished(work: Path, tmp_path: Path, before: str) -> bool:
-    """Nothing of a version that failed stands, here or there, and its changes are as they were."""
+    """Whether nothing of a failed version remains, local or remote, and its changes are as before."""
     return (git(work, "tag").split(), git(work, "rev-parse", "HEAD"), tags(tmp_path)) == ([], before, [])

@@ -1,6 +1,6 @@
-"""What git alone decides of a publication: what is committed, what goes too, and what stands when a push's answer is lost.
+"""The git part of a publication: commits, unpushed commits, and the outcome if the answer of a push is lost.
 
-DVC has nothing to do here, so it is not asked; with it, and with a server: test_versions.py.
+DVC is replaced here; with DVC and a server: test_versions.py.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(template, tmp_path, monkeypatch) -> Path:
-    """A clone that is up to date with ``origin.git`` beside it."""
+    """A clone that is up to date with ``origin.git``."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     git(tmp_path / "work", "remote", "set-url", "origin", str(tmp_path / "origin.git"))
     monkeypatch.setattr(publishing, "configuration", lambda folder: {"core.remote": "s", "remote.s.url": "s3://b/p"})
-    monkeypatch.setattr(publishing, "dvc", lambda folder, *arguments, **how: "{}")
+    monkeypatch.setattr(publishing, "dvc", lambda folder, *arguments, **options: "{}")
     return tmp_path / "work"
 
 
@@ -54,7 +54,7 @@ def plan(work: Path, version: str = "v1") -> Plan:
     return plan_publication(version, work)
 
 
-def test_a_detached_head_and_a_merge_half_done_are_refused(work):
+def test_a_detached_head_and_an_unfinished_merge_are_refused(work):
     git(work, "checkout", "-q", "--detach")
     with pytest.raises(PersresError, match=r"HEAD is detached.*git switch main"):
         plan(work)
@@ -69,7 +69,7 @@ def test_a_detached_head_and_a_merge_half_done_are_refused(work):
         plan(work)
 
 
-def test_what_a_run_changed_is_committed_whatever_git_calls_it(work):
+def test_all_changes_of_a_run_are_committed(work):
     """Changed, new, gone, renamed: staged or not."""
     git(work, "mv", "data/table.csv", "data/a table.csv")
     (work / "params.yaml").write_text("a: 2\n")
@@ -88,30 +88,30 @@ def test_what_a_run_changed_is_committed_whatever_git_calls_it(work):
 @pytest.mark.parametrize(
     "junk", ["params.yaml.bak", "dvc.lock.orig", "data/notes.txt", "data/scores.csv~", "database/x", "data/sheets.zip"]
 )
-def test_what_only_looks_like_a_runs_own_is_refused(work, junk):
+def test_files_that_belong_to_no_run_are_refused(work, junk):
     (work / junk).parent.mkdir(exist_ok=True)
     (work / junk).write_text("mine")
     with pytest.raises(PersresError, match=f"{junk} changed and belong to no run"):
         plan(work)
 
 
-def test_a_name_that_is_none_or_taken_is_refused(work, tmp_path):
+def test_an_invalid_or_existing_version_is_refused(work, tmp_path):
     for name in ("", "-f", "a b", "v1..2/x"):
-        with pytest.raises(PersresError, match="no name for a version"):
+        with pytest.raises(PersresError, match="is not a valid version"):
             plan(work, name)
     git(tmp_path / "origin.git", "tag", "v1", "main")
     with pytest.raises(PersresError, match=r"origin has v1 already.*git fetch --tags"):
         plan(work)
     git(work, "fetch", "-q", "--tags")
-    with pytest.raises(PersresError, match="v1 is there already"):
+    with pytest.raises(PersresError, match="v1 exists already"):
         plan(work)
     (work / "dvc.lock").unlink()
     with pytest.raises(PersresError, match=r"dvc.lock is missing.*dvc repro"):
         plan(work, "v2")
 
 
-def test_commits_that_were_not_pushed_are_said(work, tmp_path):
-    assert plan(work).commits == [] and "goes too" not in plan(work).text()
+def test_unpushed_commits_are_listed(work, tmp_path):
+    assert plan(work).commits == [] and "unpushed" not in plan(work).text()
     for number in range(7):
         git(work, "commit", "-q", "--allow-empty", "-m", f"thought {number}")
     there = plan(work)
@@ -125,12 +125,12 @@ def test_commits_that_were_not_pushed_are_said(work, tmp_path):
     )
     git(tmp_path / "other", "push", "-q")
     git(work, "switch", "-q", "main")
-    with pytest.raises(PersresError, match="origin has commits of main that are not here; git pull"):
+    with pytest.raises(PersresError, match="origin has commits of main that this clone lacks; git pull"):
         plan(work)
 
 
 class Flaky:
-    """git, whose push ends with an error: before it begins, or after the remote has taken all. ``mute``: nor does it answer then."""
+    """git with a push that fails before it begins or, with ``arrives``, after the remote has accepted it. ``mute``: the remote no longer answers."""
 
     def __init__(self, arrives: bool, mute: bool = False, error: BaseException | None = None) -> None:
         self.arrives, self.mute, self.pushed = arrives, mute, False
@@ -148,7 +148,7 @@ class Flaky:
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
-def test_an_answer_that_was_lost_is_no_failure(work, tmp_path, monkeypatch, caplog, error):
+def test_a_lost_answer_is_no_failure(work, tmp_path, monkeypatch, caplog, error):
     (work / "params.yaml").write_text("a: 2\n")
     there = plan(work)
     monkeypatch.setattr(publishing, "git", Flaky(arrives=True, error=error))
@@ -157,7 +157,7 @@ def test_an_answer_that_was_lost_is_no_failure(work, tmp_path, monkeypatch, capl
     assert git(work, "rev-parse", "v1", "HEAD") == git(tmp_path / "origin.git", "rev-parse", "v1", "main")
 
 
-def test_what_did_not_arrive_is_taken_back(work, tmp_path, monkeypatch):
+def test_a_push_that_did_not_arrive_is_undone(work, tmp_path, monkeypatch):
     (work / "params.yaml").write_text("a: 2\n")
     there, before = plan(work), git(work, "rev-parse", "HEAD")
     monkeypatch.setattr(publishing, "git", Flaky(arrives=False))
@@ -168,11 +168,11 @@ def test_what_did_not_arrive_is_taken_back(work, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_where_nobody_knows_it_is_said_how_to_finish(work, tmp_path, monkeypatch, arrives):
+def test_an_unknown_outcome_comes_with_the_command_to_finish(work, tmp_path, monkeypatch, arrives):
     (work / "params.yaml").write_text("a: 2\n")
     there = plan(work)
     monkeypatch.setattr(publishing, "git", Flaky(arrives, mute=True))
-    with pytest.raises(PersresError, match="nobody knows whether v1 was published") as caught:
+    with pytest.raises(PersresError, match="it is unknown whether v1 was published") as caught:
         publish(there, None, work)
     assert (git(tmp_path / "origin.git", "tag") == "v1\n") is arrives
     command = str(caught.value).partition("answers again: git ")[2].partition("   #")[0]
@@ -180,7 +180,7 @@ def test_where_nobody_knows_it_is_said_how_to_finish(work, tmp_path, monkeypatch
     assert git(work, "rev-parse", "v1", "HEAD") == git(tmp_path / "origin.git", "rev-parse", "v1", "main")
 
 
-def test_housekeeping_asks_for_all_that_a_remote_has(work, tmp_path):
+def test_gc_needs_all_refs_of_a_remote(work, tmp_path):
     _check_fetched(work, "origin", old_commits=True)
     git(tmp_path, "clone", "-q", "origin.git", "other")
     other = tmp_path / "other"
@@ -209,12 +209,12 @@ class Quick:
         return "{}" if "--json" in arguments else "picture.png"
 
 
-def test_the_round_trip_fails_where_its_goal_is_missed_or_v1_is_another(tmp_path, monkeypatch):
+def test_the_demo_fails_if_it_is_late_or_v1_differs(tmp_path, monkeypatch):
     digests = {"v1": hashlib.md5(b"v1").hexdigest(), "v2": hashlib.md5(b"v2").hexdigest()}
     for name in ("in time", "late", "another"):
         (tmp_path / name).mkdir()
-    found = s3_demo._elsewhere(Quick(), tmp_path, tmp_path / "in time", digests)
-    assert found["pulled_and_drawn_s"] <= found["goal_s"] == 60
+    record = s3_demo._elsewhere(Quick(), tmp_path, tmp_path / "in time", digests)
+    assert record["pulled_and_drawn_s"] <= record["goal_s"] == 60
     with pytest.raises(PersresError, match="v1 came back as"):
         s3_demo._elsewhere(Quick(), tmp_path, tmp_path / "another", digests | {"v1": "0"})
     monkeypatch.setattr(s3_demo, "DRAWN_WITHIN", -1.0)
@@ -222,9 +222,9 @@ def test_the_round_trip_fails_where_its_goal_is_missed_or_v1_is_another(tmp_path
         s3_demo._elsewhere(Quick(), tmp_path, tmp_path / "late", digests)
 
 
-def test_the_round_trip_records_the_code_that_did_it(work):
+def test_the_demo_records_its_commit(work):
     (work / "persres").mkdir()
     assert s3_demo._provenance(work)["commit"] == git(work, "rev-parse", "HEAD").strip()
     (work / "params.yaml").write_text("a: 2\n")
-    found = s3_demo._provenance(work)
-    assert found["commit"].endswith("-dirty") and found["moto"] and found["torch"]
+    record = s3_demo._provenance(work)
+    assert record["commit"].endswith("-dirty") and record["moto"] and record["torch"]

@@ -1,5 +1,4 @@
-"""``load_residual("dog7@v1")``: which file is meant, and that it is drawn with. That it really comes from a server, by the same code as
-``persres pull``, and once only: tests/versions/test_versions.py."""
+"""``load_residual("dog7@v1")``: which file an address names, and that the pipeline loads it. Downloads: tests/versions/test_versions.py."""
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ from tests.support.small_models import tiny_unet
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """Stands for the server: notes what is asked for, and gives a residual of dog7 and a LoRA of nobody's."""
-    found: list[tuple[str, str, str]] = []
+def requests(tmp_path, monkeypatch):
+    """Replaces the server: records the requests, and has a residual of dog7 and a foreign LoRA."""
+    calls: list[tuple[str, str, str]] = []
     (tmp_path / "store").mkdir()
     saved(tiny_unet(), tmp_path / "store" / "dog7.safetensors", concept="dog7")
     save_file(other_layer(), tmp_path / "store" / "any.safetensors")
 
     def pulled(concept: str, rev: str, repository: Repository, out: Path) -> Path:
-        found.append((concept, rev, repository.where))
+        calls.append((concept, rev, repository.where))
         out.mkdir(parents=True, exist_ok=True)
         name = f"{concept.rpartition('/')[2]}.safetensors"
         return Path(shutil.copy(tmp_path / "store" / name, out / name))
@@ -34,26 +33,24 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setenv("PERSRES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(residual_address, "pull", pulled)
     monkeypatch.setattr(Repository, "newest", lambda self: "v9")
-    return found
+    return calls
 
 
-def test_a_ref_is_loaded_by_name_as_a_file_is(asked, tiny_pipeline, tmp_path):
+def test_an_address_is_loaded_as_a_file_is(requests, tiny_pipeline, tmp_path):
     pipe = PersonalizedPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
     pipe.load_residual("dog7@v3", repo="https://git.example/repo", allow_other_base=True)
     assert pipe.active == "dog7" and pipe.residuals["dog7"].info["spec"]["concept"] == "dog7"
     pipe.load_residual("ours/dog7", "newest", repo=tmp_path, allow_other_base=True)
     pipe.load_residual("any@v1", subject="sks mug", repo=Repository("/there", remote="store"))
     assert list(pipe.residuals) == ["dog7", "newest", "any"] and pipe.residuals["any"].phrase == "sks mug"
-    assert asked == [("dog7", "v3", "https://git.example/repo"), ("ours/dog7", "v9", str(tmp_path)), ("any", "v1", "/there")]  # fmt: skip
+    assert requests == [("dog7", "v3", "https://git.example/repo"), ("ours/dog7", "v9", str(tmp_path)), ("any", "v1", "/there")]  # fmt: skip
 
 
-def test_what_is_a_file_and_what_a_ref(asked, tmp_path):
+def test_paths_and_addresses(requests, tmp_path):
     for path in ("my_dog.safetensors", "me@home/dog.safetensors", Path("dog7@v3"), "folder/dog"):
         assert residual_address.file_of(path) == Path(path)
-    assert not asked
+    assert not requests
     here, there = (residual_address.file_of("dog7@v3", repo) for repo in (None, "/other"))
-    assert here != there and here.name == there.name == "dog7.safetensors", (
-        "of two repositories one never stands for the other"
-    )
+    assert here != there and here.name == there.name == "dog7.safetensors", "two repositories have separate caches"
     assert residual_address.file_of("dog7@", ".") != here
-    assert asked == [("dog7", "v3", "."), ("dog7", "v3", "/other"), ("dog7", "v9", ".")]
+    assert requests == [("dog7", "v3", "."), ("dog7", "v3", "/other"), ("dog7", "v9", ".")]

@@ -1,5 +1,4 @@
-"""Versions in S3: published, listed, pulled, compared, kept house for. What goes wrong: test_versions_trouble.py; git's part:
-test_publish.py."""
+"""Versions in S3: publish, list, pull, compare, garbage collection. Failures: test_versions_trouble.py; git: test_publish.py."""
 
 # ruff: noqa: F401, F811 - pytest takes fixtures by their names
 
@@ -14,7 +13,7 @@ from persres.errors import PersresError
 from persres.versions import store
 from persres.versions.compare import differences
 from persres.versions.git_dvc import dvc, git
-from persres.versions.pull import _card, pull
+from persres.versions.pull import _cards, pull
 from persres.versions.repository import Repository, StoredFile, cache_folder, md5_of
 from persres.versions.residual_address import file_of
 from tests.support.s3_server import BUCKET
@@ -41,9 +40,9 @@ def test_two_versions_are_published_listed_pulled_and_compared(retrained, server
     work = retrained.copy(tmp_path, server)
     monkeypatch.chdir(work)
     assert main(["publish", "v2", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "v2" in said and "dvc.lock, params.yaml" in said and f"s3://{BUCKET}/team" in said
-    assert "goes too" in said and "photos" in said and tags(tmp_path) == ["residuals@v1.0.0", "v1"]
+    output = capsys.readouterr().out
+    assert "v2" in output and "dvc.lock, params.yaml" in output and f"s3://{BUCKET}/team" in output
+    assert "unpushed" in output and "photos" in output and tags(tmp_path) == ["residuals@v1.0.0", "v1"]
     assert main(["publish", "v2", "-m", "twice the rate"]) == 0
     assert tags(tmp_path) == ["residuals@v1.0.0", "residuals@v2.0.0", "v1", "v2"]
     assert git(work, "status", "--porcelain") == ""
@@ -64,15 +63,15 @@ def test_two_versions_are_published_listed_pulled_and_compared(retrained, server
     listed = json.loads(capsys.readouterr().out)
     assert set(listed) == {"ours/dog7", "ours/mug"} and listed["ours/dog7"]["md5"] == md5_of(work / LEARNED)
     assert main(["pull", "ours/dog7", "--repo", origin, "--json"]) == 0, "the newest"
-    told = json.loads(capsys.readouterr().out)
-    assert told == {
+    pulled = json.loads(capsys.readouterr().out)
+    assert pulled == {
         "concept": "ours/dog7", "version": "v2", "md5": listed["ours/dog7"]["md5"], "file": "dog7.safetensors",
-        "beside": ["dog7.md", "dog7.png"],
+        "extras": ["dog7.md", "dog7.png"],
     }  # fmt: skip
     assert (elsewhere / "dog7.safetensors").read_bytes() == BETTER
-    found = differences("v1", "v2", Repository(origin))
-    assert found["settings"] == {"train.lr": [0.001, 0.002]}
-    assert found["scores"]["ours"]["dino"] == [0.5, 0.6]
+    changes = differences("v1", "v2", Repository(origin))
+    assert changes["settings"] == {"train.lr": [0.001, 0.002]}
+    assert changes["scores"]["ours"]["dino"] == [0.5, 0.6]
     dvc(elsewhere, "artifacts", "get", origin, "residuals", "--rev", "v1.0.0", "-o", "all")
     assert (elsewhere / "all" / "ours" / "dog7.safetensors").read_bytes() == DOG
 
@@ -88,18 +87,18 @@ def test_a_link_needs_no_key_and_a_lost_object_gets_none(published, server, tmp_
     assert f"no link to {LEARNED}" in capsys.readouterr().err
 
 
-def test_what_was_pulled_once_is_not_fetched_again(published, server, tmp_path):
+def test_a_file_is_downloaded_once(published, server, tmp_path):
     work = published.copy(tmp_path, server)
     repository, key = Repository(str(tmp_path / "origin.git")), key_of(md5_of(work / LEARNED))
     pull("dog7", "v1", repository, tmp_path / "one")
-    server.asked.clear()
+    server.requests.clear()
     by_ref = file_of("dog7@v1", repository)  # as load_residual asks for it
     assert by_ref.name == "dog7.safetensors" and by_ref.read_bytes() == DOG
-    assert not any(method == "GET" and path.endswith(key) for method, path in server.asked)
-    kept = next(path for path in (cache_folder() / "files").rglob("*") if path.is_file())
-    kept.write_bytes(b"damaged here")
+    assert not any(method == "GET" and path.endswith(key) for method, path in server.requests)
+    cached = next(path for path in (cache_folder() / "files").rglob("*") if path.is_file())
+    cached.write_bytes(b"damaged here")
     pull("dog7", "v1", repository, tmp_path / "three")
-    assert (tmp_path / "three" / "dog7.safetensors").read_bytes() == DOG, "a damaged cache mends itself"
+    assert (tmp_path / "three" / "dog7.safetensors").read_bytes() == DOG, "a damaged cached file is downloaded again"
 
 
 def test_a_plain_folder_serves_as_a_remote(ran, server, tmp_path):
@@ -112,38 +111,38 @@ def test_a_plain_folder_serves_as_a_remote(ran, server, tmp_path):
     assert pull("mug", None, Repository(str(tmp_path / "origin.git")), tmp_path).read_bytes() == MUG
 
 
-def test_doctor_tries_the_remote_and_says_the_mend(ran, server, tmp_path, monkeypatch, capsys):
+def test_doctor_tries_the_remote_and_prints_the_fix(ran, server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ran.copy(tmp_path, server))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert main(["doctor", "--json"]) == 0
-    found = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert found["remote"]["state"] == "ok" and "written, read and deleted" in found["remote"]["says"]
-    assert found["S3 keys"] == {"what": "S3 keys", "state": "ok", "says": "…ting, from the environment", "mend": ""}
+    checks = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert checks["remote"]["state"] == "ok" and "written, read and deleted" in checks["remote"]["says"]
+    assert checks["S3 keys"] == {"what": "S3 keys", "state": "ok", "says": "…ting, from the environment", "fix": ""}
     assert not contents(server), "the probe is gone"
     server.refuse = lambda method, path: "deny" if method == "PUT" else None
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert main(["doctor"]) == 1
-    said = capsys.readouterr().out
-    assert f"writing to bucket {BUCKET}" in said and "-> these credentials may not" in said
-    assert "prefect server start" in said
+    output = capsys.readouterr().out
+    assert f"writing to bucket {BUCKET}" in output and "-> these credentials have no permission" in output
+    assert "prefect server start" in output
     server.refuse = lambda method, path: 1.0
-    monkeypatch.setattr(store, "SECONDS", 0.3)
+    monkeypatch.setattr(store, "TIMEOUT", 0.3)
     assert main(["doctor", "--json"]) == 1
-    found = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert "timeout" in found["remote"]["says"] and "does not answer" in found["remote"]["mend"]
+    checks = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert "timeout" in checks["remote"]["says"] and "does not answer" in checks["remote"]["fix"]
 
 
-def test_a_version_from_before_there_were_cards_is_pulled_without(caplog):
+def test_a_version_without_cards_is_pulled(caplog):
     class Older(Repository):
         def files(self, rev, folder):
             raise PersresError("dvc list failed: The path 'data/cards' does not exist")
 
-    assert _card(StoredFile(LEARNED, "0"), "v1", Older()) == []
+    assert _cards(StoredFile(LEARNED, "0"), "v1", Older()) == []
     assert "v1 has no model card of ours/dog7" in caplog.text
 
 
-def test_housekeeping_keeps_what_a_tag_needs_and_frees_the_rest(retrained, server, tmp_path, monkeypatch, capsys):
-    """And does nothing where somebody's tag is not here: its data would go. Between v1 and v2 lies a run that nobody published."""
+def test_gc_keeps_what_a_tag_needs_and_deletes_the_rest(retrained, server, tmp_path, monkeypatch, capsys):
+    """And refuses if this clone lacks a tag, whose data would go. A run between v1 and v2 was never published."""
     work = retrained.copy(tmp_path, server)
     git(work, "commit", "-q", "-am", "a run that nobody published")
     dvc(work, "push", "-q")
@@ -153,12 +152,12 @@ def test_housekeeping_keeps_what_a_tag_needs_and_frees_the_rest(retrained, serve
     monkeypatch.chdir(work)
     git(work, "tag", "-d", "v1")
     assert main(["gc", "--old-commits", "--delete"]) == 1
-    said = capsys.readouterr().err
-    assert "lacks (v1)" in said and "git fetch --tags origin" in said
+    output = capsys.readouterr().err
+    assert "lacks (v1)" in output and "git fetch --tags origin" in output
     git(work, "fetch", "-q", "--tags", "origin")
     assert main(["gc", "--old-commits"]) == 0
-    said = capsys.readouterr().out
-    assert f"Removing {BUCKET}/{stray}" in said and "--delete" in said and stray in contents(server)
+    output = capsys.readouterr().out
+    assert f"Removing {BUCKET}/{stray}" in output and "--delete" in output and stray in contents(server)
     assert main(["gc", "--old-commits", "--delete"]) == 0
     assert stray not in contents(server), "no tag needs it"
     for version, content in (("v1", DOG), ("v2", b"dog seven, best" * 1000)):

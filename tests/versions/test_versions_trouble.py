@@ -1,4 +1,4 @@
-"""What is left when something goes wrong with a version: nothing lost, nothing half-done, an error that names it each time."""
+"""Failures of publish and pull: nothing is lost or half-done, and every error names the object."""
 
 # ruff: noqa: F401, F811 - pytest takes fixtures by their names
 
@@ -39,14 +39,14 @@ from tests.support.versions_stand import (  # fixtures
 )
 
 
-def test_what_the_server_damaged_or_lost_is_named_and_leaves_nothing(published, server, tmp_path, caplog):
+def test_a_damaged_or_lost_object_is_named_and_nothing_is_written(published, server, tmp_path, caplog):
     key = key_of(md5_of(published.copy(tmp_path, server) / LEARNED))
     origin, client = Repository(str(tmp_path / "origin.git")), server.client()
     client.put_object(Bucket=BUCKET, Key=key, Body=b"dog sevem" * 1000)
     with pytest.raises(PersresError, match=rf"{LEARNED}.*digest"):
         pull("dog7", "v1", origin, tmp_path / "out")
     client.delete_object(Bucket=BUCKET, Key=key)
-    with pytest.raises(PersresError, match="not in the remote") as caught:
+    with pytest.raises(PersresError, match="the remote lacks a file") as caught:
         pull("dog7", "v1", origin, tmp_path / "out")
     assert "Traceback" not in str(caught.value) and not (tmp_path / "out").exists()
     assert not [path for path in cache_folder().rglob("*") if path.is_file()]
@@ -54,14 +54,14 @@ def test_what_the_server_damaged_or_lost_is_named_and_leaves_nothing(published, 
     client.delete_object(Bucket=BUCKET, Key=key_of(md5_of(tmp_path / "work" / "data/cards/ours/dog7.png")))
     pull("dog7", "v1", origin, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dog7.md", "dog7.safetensors"]
-    assert "without dog7.png" in caplog.text, "a lost preview keeps nobody from the residual"
+    assert "without dog7.png" in caplog.text, "a lost preview does not fail the pull"
     with pytest.raises(PersresError, match="has no concept cat; it has: dog7, mug"):
         pull("cat", "v1", origin, tmp_path / "out")
     with pytest.raises(PersresError, match="has no version v7; it has: v1"):
         pull("dog7", "v7", origin, tmp_path / "out")
 
 
-def test_an_upload_refused_in_the_middle_publishes_nothing_and_goes_on(ran, server, tmp_path):
+def test_a_refused_upload_publishes_nothing_and_can_continue(ran, server, tmp_path):
     work, put = ran.copy(tmp_path, server), []
     before = git(work, "rev-parse", "HEAD")
 
@@ -80,8 +80,8 @@ def test_an_upload_refused_in_the_middle_publishes_nothing_and_goes_on(ran, serv
     assert pull("mug", "v1", Repository(str(tmp_path / "origin.git")), tmp_path).read_bytes() == MUG
 
 
-def test_dropped_and_slow_connections_are_borne(ran, server, tmp_path):
-    """Slow: the first answer to a download comes later than the client waits for one, so that it must ask again."""
+def test_dropped_and_slow_connections_are_retried(ran, server, tmp_path):
+    """Slow: the first answer to a download comes after the client's timeout, so it must retry."""
     work, seen = ran.copy(tmp_path, server), []
     name_remote(work, server.endpoint, read_timeout=1)
     git(work, "commit", "-qam", "short patience")
@@ -94,19 +94,19 @@ def test_dropped_and_slow_connections_are_borne(ran, server, tmp_path):
             return None
         return 2.5 if method == "GET" and path.endswith(mug) else "drop"
 
-    def asked(method: str, key: str) -> int:
+    def count(method: str, key: str) -> int:
         return len([path for verb, path in seen if verb == method and path.endswith(key)])
 
     server.refuse = refuse
     released(work, "v1")
-    assert min(asked("PUT", dog), asked("PUT", mug)) > 1, "each was dropped once"
+    assert min(count("PUT", dog), count("PUT", mug)) > 1, "each was dropped once"
     origin = Repository(str(tmp_path / "origin.git"))
-    assert pull("mug", "v1", origin, tmp_path).read_bytes() == MUG and asked("GET", mug) > 1
-    assert pull("dog7", "v1", origin, tmp_path).read_bytes() == DOG and asked("GET", dog) > 1
+    assert pull("mug", "v1", origin, tmp_path).read_bytes() == MUG and count("GET", mug) > 1
+    assert pull("dog7", "v1", origin, tmp_path).read_bytes() == DOG and count("GET", dog) > 1
 
 
 def test_no_bucket_no_server_and_a_wrong_secret_are_one_error_each(published, server, tmp_path, monkeypatch, capsys):
-    """To who publishes, to who pulls, and to the doctor."""
+    """For publish, pull and doctor."""
     work = published.copy(tmp_path, server)
     before = git(work, "rev-parse", "HEAD")
 
@@ -128,22 +128,22 @@ def test_no_bucket_no_server_and_a_wrong_secret_are_one_error_each(published, se
     git(work, "reset", "-q", "--hard", before.strip())
     git(work, "push", "-q", "--force", "origin", "main")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    fails("AWS_SECRET_ACCESS_KEY|may not do that")
+    fails("AWS_SECRET_ACCESS_KEY|no permission")
     monkeypatch.chdir(work)
     assert main(["doctor", "--json"]) == 1
-    found = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert "AWS_SECRET_ACCESS_KEY" in found["remote"]["mend"] and not (tmp_path / "out").exists()
+    checks = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert "AWS_SECRET_ACCESS_KEY" in checks["remote"]["fix"] and not (tmp_path / "out").exists()
 
 
-def test_of_two_publishers_at_once_one_is_told(retrained, server, tmp_path, monkeypatch):
-    """Each in a thread and a clone of its own; their pushes to git begin together."""
+def test_of_two_publishers_one_gets_an_error(retrained, server, tmp_path, monkeypatch):
+    """Each in a thread and a clone; their pushes to git start at the same time."""
     work, other = retrained.copy(tmp_path, server), tmp_path / "other"
     shutil.copytree(work, other, symlinks=True)
-    before, together = git(work, "rev-parse", "HEAD").strip(), threading.Barrier(2)
+    before, barrier = git(work, "rev-parse", "HEAD").strip(), threading.Barrier(2)
 
     def both_at_once(folder: Path, *arguments: str) -> str:
         if arguments[0] == "push":
-            together.wait(60)
+            barrier.wait(60)
         return git(folder, *arguments)
 
     def race(folder: Path) -> str | None:
@@ -155,16 +155,18 @@ def test_of_two_publishers_at_once_one_is_told(retrained, server, tmp_path, monk
 
     monkeypatch.setattr(publishing, "git", both_at_once)
     with ThreadPoolExecutor() as threads:
-        told = dict(zip((work, other), threads.map(race, (work, other)), strict=True))
-    (winner,), (loser,) = ([folder for folder, said in told.items() if bool(said) is lost] for lost in (False, True))
-    assert "v2 was not published" in told[loser] and "git pull" in told[loser]
+        outcome = dict(zip((work, other), threads.map(race, (work, other)), strict=True))
+    (winner,), (loser,) = (
+        [folder for folder, message in outcome.items() if bool(message) is lost] for lost in (False, True)
+    )
+    assert "v2 was not published" in outcome[loser] and "git pull" in outcome[loser]
     origin = tmp_path / "origin.git"
     assert (
         git(origin, "rev-parse", "v2^{commit}") == git(winner, "rev-parse", "HEAD") == git(origin, "rev-parse", "main")
     )
     assert git(origin, "log", "-1", "--format=%s", "main").strip() == f"by {winner.name}"
     assert "v2" not in git(loser, "tag").split() and git(loser, "rev-parse", "HEAD").strip() == before
-    assert "params.yaml" in git(loser, "status", "--porcelain"), "the loser's own work stands as it was"
+    assert "params.yaml" in git(loser, "status", "--porcelain"), "the loser's changes stay"
     for name in ("v2", "v3"):  # another name does not help: the branch has moved
         with pytest.raises(PersresError, match=r"has v2 already|git pull"):
             plan_publication(name, loser)
