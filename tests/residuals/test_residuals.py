@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from persres.errors import PersresError
 from persres.residuals.bank import ResidualBank, Routing, merged_weights, residual_hooks
 from persres.residuals.file import load_bank, load_residual, save_residual
+from persres.residuals.lora import Delta
 from persres.residuals.targets import find_targets, rank_of
 from persres.seeding import generator
 from tests.support.residual_files import header_info
@@ -257,3 +258,32 @@ def test_both_memory_layouts_give_the_same_sums(unet, concepts, gated):
         gradients.append(torch.autograd.grad(results[-1].square().sum(), [bank.up[0], bank.down[0]]))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, -2.0])
+def test_strength_scales_every_delta(unet, strength):
+    bank = random_bank(unet, concepts=2)
+    before = [bank.deltas(concept) for concept in range(2)]
+    assert bank.scaled(strength) is bank
+    for concept in range(2):
+        for path, delta in bank.deltas(concept).items():
+            torch.testing.assert_close(delta.matrix(), strength * before[concept][path].matrix())
+
+
+def test_ranks_come_from_the_file(unet, tmp_path):
+    """Whatever ranks the header's settings would give."""
+    bank = ResidualBank(find_targets(unet, rank=5)).initialise(0, "normal", 0.3, generator("five"))
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), header_info())
+    assert {target.rank for target in load_bank(unet, tmp_path / "r.safetensors").targets} == {5}
+
+
+def test_a_layer_of_another_width_or_left_out_is_refused(unet):
+    deltas = random_bank(unet).deltas()
+    path = next(iter(deltas))
+    with pytest.raises(PersresError, match=rf"another architecture: the file has no layer '{path}'"):
+        ResidualBank.from_deltas(unet, {p: d for p, d in deltas.items() if p != path})
+    with pytest.raises(PersresError, match="another architecture: the model has no layer 'x'"):
+        ResidualBank.from_deltas(unet, deltas | {"x": deltas[path]})
+    wide = Delta(torch.ones(99, 1), torch.ones(1, 99, 1, 1))
+    with pytest.raises(PersresError, match=rf"{path} is \[99, 99\], the model has"):
+        ResidualBank.from_deltas(unet, deltas | {path: wide})
