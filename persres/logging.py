@@ -1,7 +1,4 @@
-"""What a run says of itself: log lines, and progress with the time it will still take.
-
-In a terminal progress is a bar. In a log file it is a line now and then, so that a run on an agent can be followed there too.
-"""
+"""Log lines and progress of a run: a bar in a terminal, a line every half minute in a log file."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ EVERY = 30.0  # seconds between two lines of a log file
 
 
 class _Stderr(logging.Handler):
-    """To standard error, above a bar where one is drawn: standard output is what a command gives, and scripts read it."""
+    """Writes to standard error, above a progress bar: standard output has the results, which scripts read."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -28,9 +25,9 @@ class _Stderr(logging.Handler):
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Send this library's log lines, bare, to standard error; calling it again changes nothing but the level.
+    """Send this library's log lines to standard error; another call only changes the level.
 
-    For a program's entry point, and for the processes it starts: as a library persres leaves logging to its caller.
+    It is for the entry point of a program and its worker processes: as a library persres leaves logging to its caller.
     """
     logger = logging.getLogger("persres")
     logger.setLevel(level)
@@ -38,11 +35,11 @@ def show_logs(level: int = logging.INFO) -> None:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-        logger.propagate = False  # a library that sets up the root logger would say everything twice
+        logger.propagate = False  # the root logger would repeat every line
 
 
 def remaining(done: int, total: int, seconds: float) -> str:
-    """``about 3 min left``, at the pace so far; nothing where there is no pace yet or nothing is left."""
+    """``, about 3 min left`` at the rate so far; empty at the beginning and at the end."""
     if not done or done >= total:
         return ""
     left = seconds / done * (total - done)
@@ -51,45 +48,45 @@ def remaining(done: int, total: int, seconds: float) -> str:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "step", start: int = 0) -> Iterator[Callable[..., None]]:
-    """Gives ``advance(by=1, note="")``: a bar in a terminal, a line every half minute elsewhere. ``start`` were done before."""
-    begun = said = time.monotonic()
+    """Show progress by the ``advance(by=1, note="")`` that it yields; ``start`` of ``total`` are already done."""
+    begun = logged = time.monotonic()
     done = start
     with tqdm(
         total=total, initial=start, desc=what, unit=unit, mininterval=2, leave=False, disable=not sys.stderr.isatty()
     ) as bar:
 
         def advance(by: int = 1, note: str = "") -> None:
-            nonlocal done, said
+            nonlocal done, logged
             done += by
             bar.update(by)
             bar.set_postfix_str(note, refresh=False)
             now = time.monotonic()
-            if bar.disable and now - said > EVERY and done < total:
-                said = now
+            if bar.disable and now - logged > EVERY and done < total:
+                logged = now
                 left = remaining(done - start, total - start, now - begun)
                 log.info("%s: %s %d of %d%s", what, unit, done, total, left)
 
         yield advance
 
 
-def relay(said: BinaryIO, what: str = "") -> str:
-    """All that a program writes to its standard error, which may be read when it has ended.
+def relay(stream: BinaryIO, what: str = "") -> str:
+    """Read and return everything that a program writes to its standard error.
 
-    ``what`` names long work: then its bars are passed on to a terminal, but not its errors, which the caller tells; in a log file the
-    last of them is a line every half minute.
+    ``what`` names long work: its progress bars are then copied to the terminal, or logged every half minute. Its errors are not, since
+    the caller reports them.
     """
-    pieces, rest, told = [], "", time.monotonic()
+    pieces, rest, logged = [], "", time.monotonic()
     if what:
         log.info("%s", what)
-    while piece := said.read1(4096):  # what is there, without waiting for more
+    while piece := stream.read1(4096):  # what is available
         pieces.append(piece)
         *whole, rest = re.split(r"(?<=[\r\n])", rest + piece.decode(errors="replace"))
         if what and sys.stderr.isatty():
             sys.stderr.write("".join(part for part in whole if not plain(part).startswith("ERROR")))
             sys.stderr.flush()
-        elif what and time.monotonic() - told > EVERY:
+        elif what and time.monotonic() - logged > EVERY:
             bars = [plain(part).strip() for part in (*whole, rest) if "%" in part]
-            told = time.monotonic()
+            logged = time.monotonic()
             log.info("%s: %s", what, bars[-1] if bars else "goes on")
     if what and sys.stderr.isatty() and not plain(rest).startswith("ERROR"):
         sys.stderr.write(rest)  # the last movement, which puts the cursor back
@@ -98,5 +95,5 @@ def relay(said: BinaryIO, what: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """Without a terminal's colours and movements."""
+    """Text without a terminal's escape sequences."""
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)

@@ -50,15 +50,15 @@ def module_file(name: str, package: Path = PACKAGE) -> Path | None:
 
 def imports_of(name: str, package: Path = PACKAGE) -> set[str]:
     """Our modules that a module imports, inside functions too, and the packages that they lie in."""
-    path, found = module_file(name, package), set()
+    path, modules = module_file(name, package), set()
     if path is None:
-        return found
+        return modules
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {module for module in found if module.split(".")[0] == "persres" and module_file(module, package)}
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {module for module in modules if module.split(".")[0] == "persres" and module_file(module, package)}
     return {part for module in ours for part in _with_packages(module)} - {"persres"}
 
 
