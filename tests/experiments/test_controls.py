@@ -39,7 +39,7 @@ def test_the_disk_has_lags_area_and_lies_in_the_middle(side):
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("control", CONTROLS)
-def test_each_control_has_its_masks_area_and_a_place_of_its_own(name, control):
+def test_each_control_has_the_masks_area_in_another_place(name, control):
     attention = torch.rand(3, 64, generator=torch.Generator().manual_seed(1))
     mask = MaskConfig(name, 0.3).mask(attention, SQUARE)
     other = MaskConfig(name, 0.3, control=control).mask(attention, SQUARE, draws())
@@ -51,7 +51,7 @@ def test_each_control_has_its_masks_area_and_a_place_of_its_own(name, control):
     assert torch.equal(other, moved), "the same wherever the attention lies"
 
 
-def test_a_random_place_is_each_samples_own_and_its_seeds():
+def test_a_random_mask_depends_on_sample_and_seed():
     mask = median(torch.rand(3, 64))
     placed = CONTROLS["random"](mask, SQUARE, draws())
     assert not torch.equal(placed[0], placed[1])
@@ -63,8 +63,8 @@ def test_a_random_place_is_each_samples_own_and_its_seeds():
 def best_cut(row: torch.Tensor) -> float:
     """Otsu by trying every threshold."""
 
-    def within(cut: float) -> float:
-        parts = row[row <= cut], row[row > cut]
+    def within(threshold: float) -> float:
+        parts = row[row <= threshold], row[row > threshold]
         return sum(float((part - part.mean()).square().sum()) for part in parts if len(part))
 
     return min(row[:-1].tolist() if len(row) > 1 else row.tolist(), key=within)
@@ -102,8 +102,8 @@ def a_square(noise: float) -> torch.Tensor:
 
 
 def test_confidence_knows_an_object_from_noise():
-    found, unsure = confidence(a_square(0.3)), confidence(a_square(30.0))
-    assert (found > 0.6).all() and (unsure < 0.15).all()
+    clear, unsure = confidence(a_square(0.3)), confidence(a_square(30.0))
+    assert (clear > 0.6).all() and (unsure < 0.15).all()
     assert not confidence(torch.ones(2, 4, 4)).any()
     scattered = a_square(0.0).flatten(1)[:, torch.randperm(256, generator=torch.Generator().manual_seed(0))]
     assert (confidence(scattered.view(2, 16, 16)) < 0.2).all(), "two values alone are no object: neighbours must agree"
@@ -123,7 +123,7 @@ def test_names_are_refused_and_lag_says_which_masks():
         mask_config_of("yes")
 
 
-def test_inverted_and_plain_masks_share_the_picture():
+def test_inverted_and_plain_masks_share_the_image():
     """LAG's output and its inverse add up to base + ours where one block stands alone; here: their masks do."""
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
@@ -142,15 +142,15 @@ def test_shared_masks_come_from_the_named_block():
     unet = tiny_unet()
     blocks = blocks_of(unet)
     bank, (x, t, text) = random_bank(unet), inputs(4)
-    _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
+    _, block_masks = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
     rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks=(blocks[0],)))
     _, shared = lag_run(unet, bank, x, t, text, rule)
     source = f"{blocks[0]}.proj_out"
-    assert torch.equal(shared[source], own[source])
-    same = [path for path in own if own[path].shape == own[source].shape]
-    assert len(same) > 1 and all(torch.equal(shared[path], own[source]) for path in same)
-    coarse = next(path for path in own if own[path].shape != own[source].shape)
-    assert not torch.equal(shared[coarse], own[coarse])
+    assert torch.equal(shared[source], block_masks[source])
+    same = [path for path in block_masks if block_masks[path].shape == block_masks[source].shape]
+    assert len(same) > 1 and all(torch.equal(shared[path], block_masks[source]) for path in same)
+    coarse = next(path for path in block_masks if block_masks[path].shape != block_masks[source].shape)
+    assert not torch.equal(shared[coarse], block_masks[coarse])
 
 
 def test_blocks_before_the_source_use_the_step_before():
@@ -159,10 +159,10 @@ def test_blocks_before_the_source_use_the_step_before():
     bank, (x, t, text) = random_bank(unet), inputs(4)
     last = [block for block in blocks if block.startswith("up_blocks")][-1]
     rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks=(last,)))
-    _, own = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
+    _, block_masks = lag_run(unet, bank, x, t, text, guidance_rule(TOKENS, "mask"))
     _, first = lag_run(unet, bank, x, t, text, rule)
     early, source = f"{blocks[0]}.proj_out", f"{last}.proj_out"
-    assert torch.equal(first[early], own[early]), "nothing is known yet: its own attention"
+    assert torch.equal(first[early], block_masks[early]), "nothing is known yet: its own attention"
     _, second = lag_run(unet, bank, x, t, text, rule)
     assert torch.equal(second[early], first[source])
 
@@ -191,14 +191,14 @@ def test_smoothing_keeps_its_share_of_the_step_before():
     _, plain = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks="confidence_weighted"))
     routing, rule = guidance_rule(TOKENS, "mask", MaskConfig(source_blocks="confidence_weighted", smooth=0.75))
     lag_run(unet, bank, x, t, text, (routing, rule))
-    kept = {block: maps.clone() for block, maps in rule.newest.items()}
+    previous = {block: maps.clone() for block, maps in rule.newest.items()}
     lag_run(unet, bank, x * 2, t, text, (routing, rule))
     lag_run(unet, bank, x * 2, t, text, (routing, plain))
     block = blocks_of(unet)[0]  # before any residual: its attention is the same in both
-    torch.testing.assert_close(rule.newest[block], 0.75 * kept[block] + 0.25 * plain.newest[block])
+    torch.testing.assert_close(rule.newest[block], 0.75 * previous[block] + 0.25 * plain.newest[block])
 
 
-def test_pictures_that_take_no_mask_take_the_whole_residual():
+def test_images_that_take_no_mask_take_the_whole_residual():
     unet = tiny_unet()
     bank, (x, t, text) = random_bank(unet), inputs(4)
     rule = guidance_rule(TOKENS, "mask", AUTO, unmasked=torch.tensor([True, False]))

@@ -1,4 +1,4 @@
-"""The attention that LAG and the samplers put together, against diffusers' own and against softmax written out."""
+"""The attention of LAG and the samplers, against diffusers' own and against softmax written out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def test_shares_are_columns_of_the_softmax(biased):
     bias = torch.randn(3, 1, 12, generator=draw) if biased else None
     scores = query @ key.mT * 0.3 + (0 if bias is None else bias[:, None])
     expected = torch.einsum("nhpl,nml->nhmp", scores.softmax(-1), marks).mean(1)
-    found = token_shares(query, key, marks, 0.3, bias)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    shares = token_shares(query, key, marks, 0.3, bias)
+    torch.testing.assert_close(shares, expected, atol=1e-6, rtol=1e-5)
     assert (
-        found.dtype == torch.float32
+        shares.dtype == torch.float32
         and token_shares(query.bfloat16(), key.bfloat16(), marks, 0.3).dtype == torch.float32
     )
 
@@ -40,12 +40,12 @@ def test_more_marks_than_a_head_is_wide():
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_a_kept_text_changes_nothing(linear):
+def test_a_cached_text_changes_nothing(linear):
     unet = tiny_unet(linear)
     x, t, text = inputs()
     expected, before = run(unet, x, t, text), [layer.processor for layer in crossings(unet)]
-    asked = []
-    handles = [layer.to_q.register_forward_pre_hook(lambda *_: asked.append(1)) for layer in crossings(unet)]
+    queries = []
+    handles = [layer.to_q.register_forward_pre_hook(lambda *_: queries.append(1)) for layer in crossings(unet)]
     with cached_text_kv(unet):
         first = run(unet, x, t, text)
         made = [layer.processor.cache.made for layer in crossings(unet)]
@@ -57,12 +57,12 @@ def test_a_kept_text_changes_nothing(linear):
     torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(first, second)
     torch.testing.assert_close(other, run(unet, x, t, text * 2), atol=1e-5, rtol=1e-4)
-    assert [layer.processor for layer in crossings(unet)] == before and asked
+    assert [layer.processor for layer in crossings(unet)] == before and queries
     for handle in handles:
         handle.remove()
 
 
-def test_keys_that_learn_are_never_kept():
+def test_trained_keys_are_not_cached():
     """The ablation attn_kv puts residuals on the very layers whose output would be kept."""
     unet = tiny_unet().requires_grad_(False)
     x, t, text = inputs()
@@ -84,11 +84,11 @@ def test_keys_that_learn_are_never_kept():
 
 def test_another_processor_and_another_attention_are_left_alone():
     unet = tiny_unet()
-    own, strange = crossings(unet)[:2]
-    mine = CachedTextAttnProcessor()
-    own.set_processor(mine)
+    plain, strange = crossings(unet)[:2]
+    processor = CachedTextAttnProcessor()
+    plain.set_processor(processor)
     strange.norm_q = torch.nn.LayerNorm(4)
     was = strange.processor
-    assert is_plain(own) and not is_plain(strange)
+    assert is_plain(plain) and not is_plain(strange)
     with cached_text_kv(unet):
-        assert own.processor is mine and strange.processor is was
+        assert plain.processor is processor and strange.processor is was

@@ -1,4 +1,4 @@
-"""PersonalizedPipeline draws what ours draws, is called as diffusers' own, and leaves it as it was."""
+"""PersonalizedPipeline samples what the stages sample, takes the arguments of diffusers, and leaves the wrapped pipeline unchanged."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def write(folder, path, seed: int = 0, **spec):
         ResidualBank(targets).initialise(0, "scaled_normal", 0.5, generator("personalized", seed)).requires_grad_(False)
     )
     settings = {"rank_ratio": 0.05, "rank": None, "target": "proj_out", "name_class": True}
-    said = {
+    spec_fields = {
         "base": base.model_dump(),
         "model": model_identity(str(folder)),
         "concept": f"mug{seed}",
         "macro_class": "mug",
     }
-    save_residual(path, bank.deltas(), {"spec": said | {"settings": settings} | spec})
+    save_residual(path, bank.deltas(), {"spec": spec_fields | {"settings": settings} | spec})
     return bank
 
 
 def hold_as_stages_do(pipe) -> None:
-    """Pictures channels last, as on the CPU the stages hold them: a mask's threshold can tell sums in another order apart."""
+    """Images channels last, as on the CPU the stages hold them: a mask's threshold can tell sums in another order apart."""
     for part in (pipe.unet, pipe.vae):
         part.to(memory_format=torch.channels_last)
 
@@ -76,7 +76,7 @@ def noise(pipe, count: int = 2) -> torch.Tensor:
 
 
 def ours(model, tmp_path, texts, latents, **sampling) -> torch.Tensor:
-    """The same pictures by the library's own path, from the same noise."""
+    """The same images by the stages' path, from the same noise."""
     from persres.methods.common.base import LearnedFile
     from persres.methods.ours import METHOD
     from persres.sampling import sample as module
@@ -95,7 +95,7 @@ def ours(model, tmp_path, texts, latents, **sampling) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lag", [False, True])
-def test_pictures_equal_ours(model, pipe, tmp_path, lag):
+def test_images_equal_ours(model, pipe, tmp_path, lag):
     latents = noise(pipe)
     theirs = pipe(list(TEXTS), lag=lag, latents=latents, output_type="pt", **CALL).images
     expected = ours(model, tmp_path, TEXTS, latents, lag=lag)
@@ -117,14 +117,14 @@ def test_the_pipeline_is_left_as_it_was(model, pipe):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_it_is_called_as_diffusers_own(pipe):
+def test_it_takes_the_arguments_of_diffusers(pipe):
     steps = []
 
     def note(_pipe, step, t, values):
         steps.append(step)
         return values
 
-    found = pipe(
+    output = pipe(
         TEXTS[0],
         lag=True,
         negative_prompt="blue",
@@ -134,13 +134,13 @@ def test_it_is_called_as_diffusers_own(pipe):
         return_masks=True,
         **CALL,
     )
-    assert len(found.images) == 3 and found.images[0].size == (RESOLUTION, RESOLUTION) and steps == [0, 1]
+    assert len(output.images) == 3 and output.images[0].size == (RESOLUTION, RESOLUTION) and steps == [0, 1]
     side = RESOLUTION // pipe.vae_scale_factor
-    assert found.masks.shape == (3, side, side) and 0.3 < float(found.masks.mean()) < 0.6
+    assert output.masks.shape == (3, side, side) and 0.3 < float(output.masks.mean()) < 0.6
     assert pipe.scheduler is pipe.pipe.scheduler and pipe.to("cpu") is pipe
 
 
-def test_many_pictures_of_a_prompt_equal_the_prompt_many_times(pipe):
+def test_many_images_of_a_prompt_equal_the_prompt_many_times(pipe):
     latents = noise(pipe, 4)
     each = pipe(list(TEXTS), lag=True, num_images_per_prompt=2, latents=latents, output_type="pt", **CALL).images
     apart = pipe([TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]], lag=True, latents=latents, output_type="pt", **CALL).images
@@ -149,23 +149,23 @@ def test_many_pictures_of_a_prompt_equal_the_prompt_many_times(pipe):
 
 def test_without_guidance_and_in_another_shape(pipe):
     call = CALL | {"guidance_scale": 1.0, "width": RESOLUTION * 2}
-    found = pipe(TEXTS[0], lag=True, return_masks=True, **call)
-    assert found.images[0].size == (2 * RESOLUTION, RESOLUTION)
+    output = pipe(TEXTS[0], lag=True, return_masks=True, **call)
+    assert output.images[0].size == (2 * RESOLUTION, RESOLUTION)
     side = RESOLUTION // pipe.vae_scale_factor
-    assert found.masks.shape == (1, side, 2 * side)
+    assert output.masks.shape == (1, side, 2 * side)
 
 
 def test_several_are_switched_by_name_and_scaled(model, pipe, tmp_path):
     write(model, tmp_path / "other.safetensors", seed=1)
     latents = noise(pipe, 1)
 
-    def drawn(**more) -> torch.Tensor:
+    def sample(**more) -> torch.Tensor:
         return pipe(TEXTS[0], latents=latents, output_type="pt", **CALL, **more).images
 
-    first = drawn()
+    first = sample()
     pipe.load_residual(tmp_path / "other.safetensors", "second")
     assert list(pipe.residuals) == ["mug0", "second"] and pipe.active == "second"
-    assert (drawn() - first).abs().max() > 1e-3
+    assert (sample() - first).abs().max() > 1e-3
     assert torch.equal(pipe.set_residual("mug0")(TEXTS[0], latents=latents, output_type="pt", **CALL).images, first)
     none = pipe.set_residual(None)(TEXTS[0], latents=latents, output_type="pt", **CALL).images
     torch.testing.assert_close(
@@ -177,15 +177,15 @@ def test_several_are_switched_by_name_and_scaled(model, pipe, tmp_path):
         pipe.set_residual("mug0")
 
 
-def test_half_precision_draws(model, tmp_path):
+def test_half_precision_samples(model, tmp_path):
     write(model, tmp_path / "r.safetensors")
     pipe = PersonalizedPipeline.from_pretrained(model, dtype=torch.bfloat16).load_residual(tmp_path / "r.safetensors")
     pipe.set_progress_bar_config(disable=True)
-    pictures = pipe(TEXTS[0], lag=True, latents=noise(pipe, 1).bfloat16(), output_type="pt", **CALL).images
-    assert pictures.isfinite().all()
+    images = pipe(TEXTS[0], lag=True, latents=noise(pipe, 1).bfloat16(), output_type="pt", **CALL).images
+    assert images.isfinite().all()
 
 
-def test_what_can_not_be_is_said(model, pipe, tmp_path):
+def test_invalid_calls_are_refused(model, pipe, tmp_path):
     with pytest.raises(PersresError, match="not among the first"):
         pipe("a photo of a cat", lag=True, **CALL)
     with pytest.raises(PersresError, match="pass prompt, not prompt_embeds"):

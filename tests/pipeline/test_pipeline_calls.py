@@ -29,8 +29,8 @@ def residual(tmp_path_factory):
     return path
 
 
-def loaded(folder, residual, **how) -> PersonalizedPipeline:
-    pipe = PersonalizedPipeline.from_pretrained(folder, safety_checker=None, **how)
+def loaded(folder, residual, **arguments) -> PersonalizedPipeline:
+    pipe = PersonalizedPipeline.from_pretrained(folder, safety_checker=None, **arguments)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe.load_residual(residual, allow_other_base=True)
@@ -41,7 +41,7 @@ def pipe(tiny_pipeline, residual):
     return loaded(tiny_pipeline, residual)
 
 
-def drawn(pipe, text=TEXT, seed: int = 0, **more) -> torch.Tensor:
+def sample(pipe, text=TEXT, seed: int = 0, **more) -> torch.Tensor:
     return pipe(text, **(CALL | {"generator": torch.Generator().manual_seed(seed)} | more)).images.float()
 
 
@@ -54,38 +54,38 @@ def test_with_any_scheduler_it_draws_as_the_plain_pipeline_does(pipe, tiny_pipel
     plain.set_progress_bar_config(disable=True)
     exported = export(residual, "kohya", tmp_path / "x.safetensors")
     plain.load_lora_weights(str(tmp_path), weight_name=exported.name)
-    ours = drawn(pipe)
-    torch.testing.assert_close(ours, drawn(plain, TEXT.replace("<v*>", "sks")), atol=1e-4, rtol=1e-3)
-    assert torch.equal(ours, drawn(pipe)) and not torch.equal(ours, drawn(pipe, seed=1))
+    ours = sample(pipe)
+    torch.testing.assert_close(ours, sample(plain, TEXT.replace("<v*>", "sks")), atol=1e-4, rtol=1e-3)
+    assert torch.equal(ours, sample(pipe)) and not torch.equal(ours, sample(pipe, seed=1))
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_with_any_scheduler_lag_confines_the_residual(pipe, kind):
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
-    found = pipe(TEXT, lag="auto", return_masks=True, **CALL, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(found.images, drawn(pipe, lag="auto")), "its generator decides"
-    assert found.masks.shape == (1, 8, 8) and 0 < float(found.masks.mean()) < 1
-    whole, base = drawn(pipe), drawn(pipe.set_residual(None))
-    assert (found.images - whole).abs().max() > 1e-3 and (found.images - base).abs().max() > 1e-3
+    output = pipe(TEXT, lag="auto", return_masks=True, **CALL, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(output.images, sample(pipe, lag="auto")), "its generator decides"
+    assert output.masks.shape == (1, 8, 8) and 0 < float(output.masks.mean()) < 1
+    whole, base = sample(pipe), sample(pipe.set_residual(None))
+    assert (output.images - whole).abs().max() > 1e-3 and (output.images - base).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("lag", [False, "auto"])
-def test_in_bfloat16_the_picture_is_nearly_the_same(pipe, tiny_pipeline, residual, lag):
+def test_in_bfloat16_the_image_is_nearly_the_same(pipe, tiny_pipeline, residual, lag):
     half = loaded(tiny_pipeline, residual, dtype=torch.bfloat16)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    exact, near = drawn(pipe, lag=lag, latents=latents), drawn(half, lag=lag, latents=latents.bfloat16())
+    exact, near = sample(pipe, lag=lag, latents=latents), sample(half, lag=lag, latents=latents.bfloat16())
     assert half.unet.dtype == torch.bfloat16 and near.isfinite().all()
     assert (near - exact).abs().mean() < 0.2 * exact.std()
-    assert (near - exact).abs().mean() < 0.5 * (drawn(pipe.set_residual(None), latents=latents) - exact).abs().mean()
+    assert (near - exact).abs().mean() < 0.5 * (sample(pipe.set_residual(None), latents=latents) - exact).abs().mean()
 
 
-def test_many_pictures_of_many_prompts_each_have_their_own_generator(pipe):
-    """Four generators for two prompts of two pictures: a prompt's pictures lie side by side, each as if it were drawn alone."""
+def test_every_image_of_many_prompts_has_its_generator(pipe):
+    """Four generators for two prompts of two images: a prompt's images are adjacent, each as it is alone."""
     texts = [TEXT, "a photo of a <v*> mug in the snow"]
     seeds = [torch.Generator().manual_seed(i) for i in range(4)]
-    together = drawn(pipe, texts, lag="auto", num_images_per_prompt=2, generator=seeds)
-    alone = torch.cat([drawn(pipe, texts[i // 2], seed=i, lag="auto") for i in range(4)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    batched = sample(pipe, texts, lag="auto", num_images_per_prompt=2, generator=seeds)
+    alone = torch.cat([sample(pipe, texts[i // 2], seed=i, lag="auto") for i in range(4)])
+    torch.testing.assert_close(batched, alone, atol=1e-5, rtol=1e-4)
 
 
 def order_of(pipe) -> list[str]:
@@ -98,20 +98,20 @@ def order_of(pipe) -> list[str]:
     return called
 
 
-def test_offloading_hooks_are_set_and_the_picture_stays(pipe):
+def test_offloading_hooks_are_set_and_the_image_stays(pipe):
     """Without an accelerator diffusers refuses by itself; told to take the CPU for one, it sets the same hooks, whose moves then do
     nothing. That parts really leave a GPU is the next test's, which needs one."""
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="requires accelerator"):
             pipe.enable_model_cpu_offload()
-    whole = drawn(pipe, lag="auto")
+    whole = sample(pipe, lag="auto")
     pipe.enable_model_cpu_offload(device="cpu")
     assert all(hasattr(part, "_hf_hook") for part in (pipe.text_encoder, pipe.unet, pipe.vae))
     called = order_of(pipe)
-    assert torch.equal(drawn(pipe, lag="auto"), whole)
+    assert torch.equal(sample(pipe, lag="auto"), whole)
     assert called == ["text_encoder"] * 2 + ["unet"] * 3 + ["vae"], "as the hooks expect it: each part once, in turn"
-    base = drawn(pipe.set_residual(None))
-    assert not torch.equal(base, whole) and torch.equal(drawn(pipe.set_residual("my_mug"), lag="auto"), whole)
+    base = sample(pipe.set_residual(None))
+    assert not torch.equal(base, whole) and torch.equal(sample(pipe.set_residual("my_mug"), lag="auto"), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to take parts off")
@@ -120,9 +120,9 @@ def test_offloaded_parts_leave_a_gpu(tiny_pipeline, residual, dtype):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     pipe = loaded(tiny_pipeline, residual, dtype=dtype)
     pipe.to("cuda")
-    whole = {lag: drawn(pipe, lag=lag, latents=latents.cuda()).cpu() for lag in (False, "auto")}
+    whole = {lag: sample(pipe, lag=lag, latents=latents.cuda()).cpu() for lag in (False, "auto")}
     pipe = loaded(tiny_pipeline, residual, dtype=dtype)
     pipe.enable_model_cpu_offload()
     for lag, expected in whole.items():
-        torch.testing.assert_close(drawn(pipe, lag=lag, latents=latents).cpu(), expected, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(sample(pipe, lag=lag, latents=latents).cpu(), expected, atol=1e-3, rtol=1e-2)
         assert pipe.unet.device.type == pipe.text_encoder.device.type == "cpu", "until the next call"

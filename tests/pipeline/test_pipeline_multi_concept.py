@@ -45,9 +45,9 @@ def pipe(model, tmp_path):
 
 
 @pytest.mark.parametrize("lag", [False, "auto"])
-def test_pictures_equal_the_librarys(model, pipe, lag, monkeypatch):
+def test_images_equal_the_librarys(model, pipe, lag, monkeypatch):
     latents = noise(pipe)
-    found = pipe([PROMPT, PROMPT], lag=lag, latents=latents, output_type="pt", return_masks=bool(lag), **CALL)
+    output = pipe([PROMPT, PROMPT], lag=lag, latents=latents, output_type="pt", return_masks=bool(lag), **CALL)
     base = Base(model=str(model), resolution=CALL["height"])
     diffusion = load_diffusion(base, "cpu")
     add_numbered_tokens(diffusion, ("<v1*>", "<v2*>"), base.rare_token)
@@ -56,34 +56,34 @@ def test_pictures_equal_the_librarys(model, pipe, lag, monkeypatch):
     sampling = SamplingConfig(variant="ours", steps=2, lag=lag)
     monkeypatch.setattr("persres.sampling.sample.starting_noise", lambda draws, shape: latents)
     [(ours, masks)] = sample_batch(diffusion, [Request(images, sampling, bank)], CALL["height"])
-    torch.testing.assert_close(found.images, (ours / 2 + 0.5).clamp(0, 1), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(output.images, (ours / 2 + 0.5).clamp(0, 1), atol=2e-4, rtol=1e-3)
     if lag:
-        torch.testing.assert_close(found.masks, masks, atol=1e-5, rtol=1e-4)
-        assert found.masks.sum(1).max() <= 1 + 1e-6
+        torch.testing.assert_close(output.masks, masks, atol=1e-5, rtol=1e-4)
+        assert output.masks.sum(1).max() <= 1 + 1e-6
 
 
 def test_braces_and_phrases_say_the_same_and_strength_0_is_the_base_model(pipe):
     latents = noise(pipe, 1)
 
-    def drawn(text: str, **how) -> torch.Tensor:
-        return pipe(text, latents=latents, output_type="pt", **(CALL | how)).images
+    def sample(text: str, **arguments) -> torch.Tensor:
+        return pipe(text, latents=latents, output_type="pt", **(CALL | arguments)).images
 
     assert [one.phrase for one in pipe.multi_concept.values()] == list(PHRASES)
-    ours = drawn(PROMPT, lag="auto")
-    assert torch.equal(ours, drawn(FULL, lag="auto"))
-    assert (ours - drawn(FULL, lag=False)).abs().max() > 1e-3, "masks keep part of the picture"
-    weak = drawn(FULL, lag="auto", strength=0.0)
+    ours = sample(PROMPT, lag="auto")
+    assert torch.equal(ours, sample(FULL, lag="auto"))
+    assert (ours - sample(FULL, lag=False)).abs().max() > 1e-3, "masks keep part of the image"
+    weak = sample(FULL, lag="auto", strength=0.0)
     torch.testing.assert_close(weak, pipe.set_residual(None)(FULL, latents=latents, output_type="pt", **CALL).images)
     assert pipe.multi_concept == {}
 
 
-def test_without_guidance_and_with_several_pictures_a_prompt(pipe):
-    how = CALL | {"guidance_scale": 1.0, "num_images_per_prompt": 2}
-    found = pipe([PROMPT, FULL], lag="auto", latents=noise(pipe, 4), return_masks=True, **how)
-    assert len(found.images) == 4 and found.masks.shape[:2] == (4, 2)
+def test_without_guidance_and_with_several_images_a_prompt(pipe):
+    arguments = CALL | {"guidance_scale": 1.0, "num_images_per_prompt": 2}
+    output = pipe([PROMPT, FULL], lag="auto", latents=noise(pipe, 4), return_masks=True, **arguments)
+    assert len(output.images) == 4 and output.masks.shape[:2] == (4, 2)
 
 
-def test_what_can_not_be_drawn_is_one_clear_error(model, pipe, tmp_path):
+def test_invalid_calls_are_one_clear_error(model, pipe, tmp_path):
     with pytest.raises(PersresError, match="does not name mug1"):
         pipe("a photo of a {mug0}", lag="auto", **CALL)
     with pytest.raises(PersresError, match="<v2"):
@@ -111,9 +111,9 @@ def test_generate_with_another_residual(model, tmp_path, capsys):
     call = ["generate", files[0], "--with", files[1], "--out", str(tmp_path / "out"), "--steps", "2", "--device", "cpu"]
     assert main([*call, "--prompt", "a photo of a {1} next to a {thing_1}"]) == 0
     (path,) = (tmp_path / "out").glob("*.png")
-    said = json.loads(Image.open(path).text["persres"])
-    assert said["prompt"] == FULL and said["residuals"] == ["thing_0.safetensors", "thing_1.safetensors"]
-    assert len(said["residuals_sha256"]) == 2 and said["lag"] == "auto"
+    metadata = json.loads(Image.open(path).text["persres"])
+    assert metadata["prompt"] == FULL and metadata["residuals"] == ["thing_0.safetensors", "thing_1.safetensors"]
+    assert len(metadata["residuals_sha256"]) == 2 and metadata["lag"] == "auto"
     capsys.readouterr()
     assert main([*call, "--prompt", "a photo of a {1}"]) == 1
     assert "does not name thing_1" in capsys.readouterr().err

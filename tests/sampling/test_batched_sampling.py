@@ -1,4 +1,4 @@
-"""Pictures of several concepts and ways in one batch are those of a batch each."""
+"""Images of several concepts and configs in one batch equal those of a batch each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bank_of(model, seed: int):
 
 @pytest.mark.parametrize("rule", ["mask", "base", "full"])
 @pytest.mark.parametrize("lag", [True, "auto"])
-def test_each_picture_is_what_it_is_alone(diffusion, lag, rule):  # noqa: F811
+def test_each_image_is_what_it_is_alone(diffusion, lag, rule):  # noqa: F811
     plain, masked = (
         SamplingConfig(variant="a", steps=3),
         SamplingConfig(variant="a", steps=3, lag=lag, uncond_rule=rule, cfg_scale=4.0),
@@ -46,14 +46,16 @@ def test_each_picture_is_what_it_is_alone(diffusion, lag, rule):  # noqa: F811
         Request(items(1), masked, bank_of(diffusion, 2)),
         Request(items(2), masked, bank_of(diffusion, 3)),
     ]
-    together = sample_batch(diffusion, requests, SIZE)
-    for request, (pictures, masks) in zip(requests, together, strict=True):
-        alone, own = sample_batch(diffusion, [Request(request.images, request.sampling, request.bank)], SIZE)[0]
-        torch.testing.assert_close(pictures, alone, atol=2e-4, rtol=1e-3)
-        assert (masks is None) == (own is None)
-        if own is not None:
-            torch.testing.assert_close(masks, own, atol=1e-4, rtol=1e-4)
-    assert (together[0][0][0] - together[2][0][0]).abs().max() > 1e-2, "another concept, another picture"
+    batched = sample_batch(diffusion, requests, SIZE)
+    for request, (images, masks) in zip(requests, batched, strict=True):
+        separate, expected_masks = sample_batch(
+            diffusion, [Request(request.images, request.sampling, request.bank)], SIZE
+        )[0]
+        torch.testing.assert_close(images, separate, atol=2e-4, rtol=1e-3)
+        assert (masks is None) == (expected_masks is None)
+        if expected_masks is not None:
+            torch.testing.assert_close(masks, expected_masks, atol=1e-4, rtol=1e-4)
+    assert (batched[0][0][0] - batched[2][0][0]).abs().max() > 1e-2, "another concept, another image"
 
 
 def test_without_a_residual_no_hook_and_no_mask(diffusion):  # noqa: F811
@@ -71,9 +73,9 @@ def test_what_a_batch_has_one_of_must_agree(diffusion):  # noqa: F811
         sample_batch(
             diffusion, [Request(items(1), SamplingConfig(steps=2)), Request(items(1), SamplingConfig(steps=3))], SIZE
         )
-    ways = [SamplingConfig(variant="a", steps=2, lag=True), SamplingConfig(variant="a", steps=2, lag="auto")]
+    configs = [SamplingConfig(variant="a", steps=2, lag=True), SamplingConfig(variant="a", steps=2, lag="auto")]
     with pytest.raises(PersresError, match="the same masks"):
-        sample_batch(diffusion, [Request(items(1), way, bank) for way in ways], SIZE)
+        sample_batch(diffusion, [Request(items(1), config, bank) for config in configs], SIZE)
 
 
 def test_a_prompt_is_read_once(diffusion, monkeypatch):  # noqa: F811
@@ -89,7 +91,7 @@ def test_a_prompt_is_read_once(diffusion, monkeypatch):  # noqa: F811
 
 
 def small(tiny_profile, tmp_path, **runtime) -> Context:
-    """Two concepts by three methods of which each draws one picture a concept."""
+    """Two concepts by three configs with one image per concept."""
     methods = {"base": {}, "ours": {"variant": "ours"}, "lag": {"variant": "ours", "lag": True}}
     changed = {
         "fetch": tiny_profile["fetch"] | {"concepts": ["heart_mug", "star_robot"]},
@@ -102,15 +104,15 @@ def small(tiny_profile, tmp_path, **runtime) -> Context:
     return load_context(path, data=tmp_path / "data", work=tmp_path / "work")
 
 
-def pictures_of(context: Context) -> dict[str, np.ndarray]:
-    found = {}
+def images_of(context: Context) -> dict[str, np.ndarray]:
+    images = {}
     for archive in sorted((context.data / "samples").rglob("*.zip")):
         for name, image in unzip_images(archive).items():
-            found[f"{archive.parent.name}/{archive.stem}/{name}"] = np.asarray(image).astype(int)
-    return found
+            images[f"{archive.parent.name}/{archive.stem}/{name}"] = np.asarray(image).astype(int)
+    return images
 
 
-def test_units_with_few_pictures_share_a_batch(tiny_profile, tmp_path):
+def test_units_with_few_images_share_a_batch(tiny_profile, tmp_path):
     context = small(tiny_profile, tmp_path, sample_batch=8)
     for stage in ("fetch", "macro_class", "train", "sample"):
         run_stage(stage, context)
@@ -119,18 +121,18 @@ def test_units_with_few_pictures_share_a_batch(tiny_profile, tmp_path):
         "base/heart_mug": 4, "base/star_robot": 4, "ours/heart_mug": 4, "ours/star_robot": 4,
         "lag/heart_mug": 2, "lag/star_robot": 2,
     }  # fmt: skip
-    together = pictures_of(context)
-    alone = Context(context.profile, tmp_path / "alone", tmp_path / "alone_work")
-    shutil.copytree(context.data, alone.data)
+    batched = images_of(context)
+    separate = Context(context.profile, tmp_path / "alone", tmp_path / "alone_work")
+    shutil.copytree(context.data, separate.data)
     one_by_one = context.profile.runtime.model_copy(update={"sample_batch": 1})
-    alone = replace(alone, profile=context.profile.model_copy(update={"runtime": one_by_one}))
-    run_stage("sample", alone)
-    assert not any("units_per_batch" in known(unit, alone.work) for unit in sample_units(alone))
-    other = pictures_of(alone)
-    assert set(together) == set(other) and len(together) == 8, "six pictures and two masks"
-    for name, picture in together.items():
-        assert np.abs(picture - other[name]).mean() < 0.5, name
-    assert np.abs(together["ours/heart_mug/00_000.png"] - together["base/heart_mug/00_000.png"]).mean() > 1
+    separate = replace(separate, profile=context.profile.model_copy(update={"runtime": one_by_one}))
+    run_stage("sample", separate)
+    assert not any("units_per_batch" in known(unit, separate.work) for unit in sample_units(separate))
+    other = images_of(separate)
+    assert set(batched) == set(other) and len(batched) == 8, "six images and two masks"
+    for name, image in batched.items():
+        assert np.abs(image - other[name]).mean() < 0.5, name
+    assert np.abs(batched["ours/heart_mug/00_000.png"] - batched["base/heart_mug/00_000.png"]).mean() > 1
 
 
 def test_a_broken_residual_fails_alone(tiny_profile, tmp_path):

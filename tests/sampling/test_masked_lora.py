@@ -1,5 +1,4 @@
-"""Any LoRA: read from PEFT's and kohya's files, drawn as diffusers draws it under a mask of ones, as the base model under one of zeros,
-and between the two exactly where the mask says."""
+"""Any LoRA: read from PEFT's and kohya's files. A mask of ones equals diffusers, zeros equal the base model, and any other mask is exact."""
 
 from __future__ import annotations
 
@@ -94,14 +93,14 @@ def noise(height: int = 8, width: int = 8, count: int = 1) -> torch.Tensor:
     return torch.randn((count, 4, height, width), generator=generator("loras", height, width))
 
 
-def drawn(pipe, text=TEXT, **more) -> torch.Tensor:
+def sample(pipe, text=TEXT, **more) -> torch.Tensor:
     return pipe(text, **(CALL | {"latents": noise()} | more)).images
 
 
 def by_diffusers(plain, path, text=TEXT, **more) -> torch.Tensor:
     plain.load_lora_weights(str(path.parent), weight_name=path.name)
     try:
-        return drawn(plain, text, **more)
+        return sample(plain, text, **more)
     finally:
         plain.unload_lora_weights()
 
@@ -114,20 +113,20 @@ class Nowhere(MaskConfig):
 
 
 @pytest.mark.parametrize("keys", ["peft", "kohya"])
-def test_a_mask_of_ones_is_diffusers_own_lora_and_of_zeros_the_base_model(plain, pipe, tmp_path, keys):
-    look, everywhere = (
+def test_a_mask_of_ones_equals_diffusers_lora_and_of_zeros_the_base_model(plain, pipe, tmp_path, keys):
+    appearance, everywhere = (
         "a watercolour painting of a sks mug",
         MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes"),
     )
     path = write(pipe, tmp_path / "l.safetensors", keys, tower=TOWER, alpha=1.5)
-    base, theirs = drawn(plain, look), by_diffusers(plain, path, look)
+    base, theirs = sample(plain, appearance), by_diffusers(plain, path, appearance)
     assert (theirs - base).abs().max() > 0.01, "the LoRA must be seen"
     pipe.load_residual(path, subject="sks mug")
-    torch.testing.assert_close(drawn(pipe, look), theirs, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(drawn(pipe, look, lag=everywhere), theirs, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(sample(pipe, appearance), theirs, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(sample(pipe, appearance, lag=everywhere), theirs, atol=1e-4, rtol=1e-3)
     pipe.load_residual(write(pipe, tmp_path / "u.safetensors", keys), "u", subject="sks mug")
-    nowhere = drawn(pipe, lag=Nowhere(source_blocks="confidence_weighted", threshold="otsu"))
-    torch.testing.assert_close(nowhere, drawn(plain), atol=1e-5, rtol=1e-4)
+    nowhere = sample(pipe, lag=Nowhere(source_blocks="confidence_weighted", threshold="otsu"))
+    torch.testing.assert_close(nowhere, sample(plain), atol=1e-5, rtol=1e-4)
 
 
 def test_sdxl_with_both_its_text_towers(tmp_path):
@@ -135,21 +134,21 @@ def test_sdxl_with_both_its_text_towers(tmp_path):
 
     theirs = quiet(StableDiffusionXLPipeline.from_pretrained(save_family("sdxl", tmp_path)))
     path = write(theirs, tmp_path / "l.safetensors", "kohya", (*ATTENTION, "conv1"), TOWER, alpha=1.5)
-    look, call = "a watercolour painting of a sks mug", {"height": 64, "width": 64, "output_type": "latent"}
+    appearance, call = "a watercolour painting of a sks mug", {"height": 64, "width": 64, "output_type": "latent"}
     call |= {"num_inference_steps": 1, "latents": noise(), "guidance_scale": 1.0}
-    base = theirs(look, **call).images
+    base = theirs(appearance, **call).images
     theirs.load_lora_weights(str(path.parent), weight_name=path.name)
-    whole = theirs(look, **call).images
+    whole = theirs(appearance, **call).images
     theirs.unload_lora_weights()
     ours = PersonalizedPipeline(theirs).load_residual(path, subject="sks mug")
     assert (whole - base).abs().max() > 1e-3
-    torch.testing.assert_close(ours(look, **call).images, whole, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(ours(appearance, **call).images, whole, atol=1e-4, rtol=1e-3)
     everywhere = MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes")
-    torch.testing.assert_close(ours(look, lag=everywhere, **call).images, whole, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(ours(appearance, lag=everywhere, **call).images, whole, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_every_layer_is_found_by_its_name_in_kohyas_keys(tmp_path, linear):
+def test_every_layer_matches_its_name_in_kohyas_keys(tmp_path, linear):
     """Layer by layer, each alone in its file: diffusers guesses spellings from what else is there."""
     unet, scale = tiny_unet(linear), 1.5 / 3
     for layer, module in layers_of(unet, EVERYTHING).items():
@@ -157,15 +156,15 @@ def test_every_layer_is_found_by_its_name_in_kohyas_keys(tmp_path, linear):
         name = f"lora_unet_{layer.replace('.', '_')}"
         tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.5)}
         save_file(tensors, tmp_path / "l.safetensors")
-        found = read_lora(tmp_path / "l.safetensors", "mug", unet, []).unet
-        assert list(found) == [layer]
-        torch.testing.assert_close(found[layer].matrix(), scale * up.flatten(1) @ down.flatten(1))
+        result = read_lora(tmp_path / "l.safetensors", "mug", unet, []).unet
+        assert list(result) == [layer]
+        torch.testing.assert_close(result[layer].matrix(), scale * up.flatten(1) @ down.flatten(1))
 
 
 def test_a_text_tower_without_its_output_is_not_dropped(pipe, tmp_path):
     path = write(pipe, tmp_path / "l.safetensors", "kohya", ends=("proj_out",), tower=("q_proj", "fc1"))
-    found = read_lora(path, "mug", pipe.unet, [pipe.text_encoder]).towers[0]
-    assert set(found) == set(layers_of(pipe.text_encoder, ("q_proj", "fc1")))
+    result = read_lora(path, "mug", pipe.unet, [pipe.text_encoder]).towers[0]
+    assert set(result) == set(layers_of(pipe.text_encoder, ("q_proj", "fc1")))
 
 
 def test_everywhere_is_the_whole_lora_layer_by_layer(unet):
@@ -182,9 +181,9 @@ def test_everywhere_is_the_whole_lora_layer_by_layer(unet):
         layer = unet.get_submodule(path)
         layer.weight.data += delta.matrix().view_as(layer.weight)
     with torch.no_grad():
-        merged = unet(x, t, encoder_hidden_states=text).sample
-    torch.testing.assert_close(whole, merged, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(masked, merged, atol=1e-4, rtol=1e-3)
+        expected = unet(x, t, encoder_hidden_states=text).sample
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(masked, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_keys_and_values_are_blended_by_query(unet):
@@ -210,7 +209,7 @@ def test_keys_and_values_are_blended_by_query(unet):
 
 
 @pytest.mark.parametrize("mask_config", [PAPER, AUTO])
-def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
+def test_our_residual_as_a_lora_equals_lag(tmp_path, mask_config):
     """The output projections' deltas, masked by both paths, in either export."""
     unet = tiny_unet().requires_grad_(False)
     targets = find_targets(unet, 0.15)
@@ -243,20 +242,20 @@ def test_our_own_residual_as_any_lora_is_lag(tmp_path, mask_config):
 def test_peft_and_kohya_draw_the_same_confined(pipe, tmp_path):
     for keys in ("peft", "kohya"):
         pipe.load_residual(write(pipe, tmp_path / f"{keys}.safetensors", keys, tower=TOWER, alpha=1.5), subject="sks mug")  # fmt: skip
-    ours = {k: drawn(pipe.set_residual(k), lag="auto") for k in ("peft", "kohya")}
+    ours = {k: sample(pipe.set_residual(k), lag="auto") for k in ("peft", "kohya")}
     torch.testing.assert_close(ours["peft"], ours["kohya"], atol=1e-5, rtol=1e-4)
-    assert (ours["peft"] - drawn(pipe)).abs().max() > 1e-3, "confined is not the whole LoRA"
+    assert (ours["peft"] - sample(pipe)).abs().max() > 1e-3, "confined is not the whole LoRA"
 
 
 def test_switched_by_name_scaled_and_left_untouched(pipe, plain, tmp_path):
     pipe.load_residual(write(pipe, tmp_path / "a.safetensors", ends=ATTENTION, tower=TOWER), subject="mug")
     pipe.load_residual(write(pipe, tmp_path / "b.safetensors", ends=("conv1",)), "second", subject="sks mug")
     assert pipe.active == "second"
-    whole = {name: drawn(pipe.set_residual(name)) for name in ("a", "second")}
+    whole = {name: sample(pipe.set_residual(name)) for name in ("a", "second")}
     assert (whole["a"] - whole["second"]).abs().max() > 1e-3
-    base = drawn(plain)
-    torch.testing.assert_close(drawn(pipe.set_residual("a"), strength=0.0), base, atol=1e-5, rtol=1e-4)
-    near, far = ((drawn(pipe, strength=s) - base).abs().mean() for s in (0.2, 1.0))
+    base = sample(plain)
+    torch.testing.assert_close(sample(pipe.set_residual("a"), strength=0.0), base, atol=1e-5, rtol=1e-4)
+    near, far = ((sample(pipe, strength=s) - base).abs().mean() for s in (0.2, 1.0))
     assert near < far
     processors = {path: type(p) for path, p in pipe.unet.attn_processors.items()}
 
@@ -264,22 +263,22 @@ def test_switched_by_name_scaled_and_left_untouched(pipe, plain, tmp_path):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        drawn(pipe, lag="auto", callback_on_step_end=stop)
+        sample(pipe, lag="auto", callback_on_step_end=stop)
     assert {path: type(p) for path, p in pipe.unet.attn_processors.items()} == processors
-    assert torch.equal(drawn(pipe.set_residual(None)), base), "also after an error"
+    assert torch.equal(sample(pipe.set_residual(None)), base), "also after an error"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
 
 
-def test_other_shapes_many_pictures_and_half_precision(pipe, tiny_pipeline, tmp_path):
+def test_other_shapes_many_images_and_half_precision(pipe, tiny_pipeline, tmp_path):
     path = write(pipe, tmp_path / "l.safetensors", tower=TOWER)
     pipe.load_residual(path, subject="sks mug")
-    wide = drawn(pipe, lag=True, width=64, latents=noise(8, 16), return_masks=True)
+    wide = sample(pipe, lag=True, width=64, latents=noise(8, 16), return_masks=True)
     assert wide.shape == (1, 3, 32, 64)
-    found = pipe([TEXT, TEXT], **CALL, lag="auto", num_images_per_prompt=2, latents=noise(count=4), return_masks=True)
-    assert found.masks.shape == (4, 8, 8) and 0 < float(found.masks.mean()) < 1
+    result = pipe([TEXT, TEXT], **CALL, lag="auto", num_images_per_prompt=2, latents=noise(count=4), return_masks=True)
+    assert result.masks.shape == (4, 8, 8) and 0 < float(result.masks.mean()) < 1
     half = quiet(PersonalizedPipeline.from_pretrained(tiny_pipeline, safety_checker=None, dtype=torch.bfloat16))
     half.load_residual(path, subject="sks mug")
-    assert drawn(half, lag="auto", latents=noise().bfloat16()).isfinite().all()
+    assert sample(half, lag="auto", latents=noise().bfloat16()).isfinite().all()
 
 
 def test_a_place_that_is_not_known_yet_does_not_act():
@@ -291,16 +290,16 @@ def test_the_files_header_scales_as_peft_does(pipe, tmp_path):
     """alpha / r, by layer where the header has patterns, alpha / √r for rsLoRA."""
     path = "down_blocks.0.attentions.0.proj_out"
     down, up = factors(pipe.unet.get_submodule(path), "h", rank=4)
-    for said, scale in (
+    for metadata, scale in (
         ({"lora_alpha": 2}, 0.5),
         ({"lora_alpha": 2, "alpha_pattern": {"attentions.0.proj_out": 8}}, 2.0),
         ({"lora_alpha": 2, "use_rslora": True}, 1.0),
         ({}, 1.0),
     ):
-        header = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in said.items()})}
+        header = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in metadata.items()})}
         save_file({f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}, tmp_path / "h.safetensors", header)  # fmt: skip
-        found: Lora = read_lora(tmp_path / "h.safetensors", "mug", pipe.unet, [pipe.text_encoder])
-        torch.testing.assert_close(found.unet[path].matrix(), scale * up.flatten(1) @ down.flatten(1))
+        result: Lora = read_lora(tmp_path / "h.safetensors", "mug", pipe.unet, [pipe.text_encoder])
+        torch.testing.assert_close(result.unet[path].matrix(), scale * up.flatten(1) @ down.flatten(1))
 
 
 LAYER = "down_blocks.0.attentions.0.proj_out"
@@ -322,13 +321,13 @@ GOOD = {f"unet.{LAYER}.lora_A.weight": (3, 16, 1, 1), f"unet.{LAYER}.lora_B.weig
         ({}, r"holds no LoRA layer"),
     ],
 )  # fmt: skip
-def test_what_is_no_lora_of_this_model_is_said(pipe, tmp_path, tensors, message):
+def test_files_that_are_no_lora_of_this_model_are_refused(pipe, tmp_path, tensors, message):
     save_file({key: torch.ones(shape) for key, shape in tensors.items()}, tmp_path / "x.safetensors")
     with pytest.raises(PersresError, match=message):
         pipe.load_residual(tmp_path / "x.safetensors", subject="mug")
 
 
-def test_prompts_and_calls_that_can_not_be_are_said(pipe, tmp_path):
+def test_invalid_prompts_and_calls_are_refused(pipe, tmp_path):
     path = write(pipe, tmp_path / "l.safetensors", ends=("proj_out",))
     with pytest.raises(PersresError, match=r"not a persres residual.*subject="):
         pipe.load_residual(write(pipe, tmp_path / "m.safetensors", ends=("proj_out",)))
@@ -336,7 +335,7 @@ def test_prompts_and_calls_that_can_not_be_are_said(pipe, tmp_path):
         pipe.load_residual(path, subject=" ")
     pipe.load_residual(path, subject="mug")
     with pytest.raises(PersresError, match="subject 'mug' is not in the prompt 'a photo of a cat'; add it"):
-        drawn(pipe, "a photo of a cat", lag="auto")
+        sample(pipe, "a photo of a cat", lag="auto")
     (tmp_path / "p.safetensors").write_bytes(b"PK\x03\x04" + bytes(40))
     with pytest.raises(PersresError, match="ZIP archive"):
         pipe.load_residual(tmp_path / "p.safetensors", subject="mug")
@@ -350,5 +349,5 @@ def test_the_command_line_draws_with_any_lora(pipe, tiny_pipeline, tmp_path, cap
     from PIL import Image
 
     (written,) = (tmp_path / "out").glob("*.png")
-    said = json.loads(Image.open(written).text["persres"])
-    assert said["prompt"] == TEXT and said["lag"] == "auto"
+    metadata = json.loads(Image.open(written).text["persres"])
+    assert metadata["prompt"] == TEXT and metadata["lag"] == "auto"

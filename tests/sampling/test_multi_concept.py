@@ -1,4 +1,4 @@
-"""Several concepts in one picture: masks that share nothing, residuals that stay inside them, prompts that name every one."""
+"""Several concepts in one image: masks do not overlap, residuals stay inside them, prompts name every concept."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_a_residual_acts_inside_its_mask_only(fresh):
     assert torch.equal(caught[0], caught[1])
     masks = seen[path]
     routing = replace(Routing.everywhere(4, concepts=2), masks={path: masks})
-    found = []
+    result = []
     for pair in (parts[:2], [parts[0], parts[2]]):
         layer = fresh()
         with residual_hooks(layer, stack_banks(list(pair)), routing):
             module = layer.get_submodule(path)
-            found.append(module(torch.ones(4, module.weight.shape[1], 8, 8)))
-    changed = (found[0] - found[1]).abs().amax(1).flatten(1) > 1e-6
+            result.append(module(torch.ones(4, module.weight.shape[1], 8, 8)))
+    changed = (result[0] - result[1]).abs().amax(1).flatten(1) > 1e-6
     assert changed.any() and not changed[masks[1] == 0].any()
 
 
@@ -131,9 +131,9 @@ def test_the_highest_map_takes_an_overlap_however_loud_it_is():
     """Concept 1's map is ten times louder all over; where both masks lie, the one that stands higher over its own parts wins."""
     maps = torch.tensor([[[0.0, 1.0, 3.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 10.0, 30.0, 0.0, 0.0]]])
     masks = torch.tensor([[[0.0, 1, 1, 0, 0, 0]], [[0.0, 0, 1, 1, 0, 0]]])
-    found = exclusive(maps, masks, (1, 6))
-    assert found[:, 0].tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
-    assert torch.equal(exclusive(maps * torch.tensor([7.0, 0.1]).view(2, 1, 1), masks, (1, 6)), found)
+    result = exclusive(maps, masks, (1, 6))
+    assert result[:, 0].tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
+    assert torch.equal(exclusive(maps * torch.tensor([7.0, 0.1]).view(2, 1, 1), masks, (1, 6)), result)
 
 
 def test_controls_split_as_they_say():
@@ -149,14 +149,13 @@ def test_controls_split_as_they_say():
 
 def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     low, high = (
-        ResidualBank(find_targets(unet, rank=r)).initialise(0, "normal", 0.3, generator("rank", r))
-        for r in (2, 5)
+        ResidualBank(find_targets(unet, rank=r)).initialise(0, "normal", 0.3, generator("rank", r)) for r in (2, 5)
     )
     whole = stack_banks([low, high])
     x = torch.randn(2, whole.targets[0].width_in, 4, 4)
     for k, bank in enumerate((low, high)):
-        found = whole.product(0, x, torch.full((2,), k))
-        torch.testing.assert_close(found, bank.product(0, x, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4)
+        result = whole.product(0, x, torch.full((2,), k))
+        torch.testing.assert_close(result, bank.product(0, x, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4)
     with pytest.raises(PersresError, match="different layers"):
         stack_banks([low, ResidualBank(find_targets(unet, target="proj_in"))])
 

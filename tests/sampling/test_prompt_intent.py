@@ -20,11 +20,11 @@ from persres.sampling.prompt_intent import prompt_intent
 
 SCENE = ("a photo of a {} on the beach", "a {} next to a red ball", "{} in the snow", "a photo of a {}", "a close up of my {} and a wooden table",
          "a {} wearing a hat", "{} on top of a painted wall")  # fmt: skip
-LOOK = ("a watercolour painting of a {}", "a photo of a red {}", "pixel art of a {} in the snow", "a {} made of crochet", "{} in the style of Van Gogh",
+APPEARANCE = ("a watercolour painting of a {}", "a photo of a red {}", "pixel art of a {} in the snow", "a {} made of crochet", "{} in the style of Van Gogh",
         "a {} painted in oil", "a cube shaped {}", "a {} sculpture of marble in a garden")  # fmt: skip
 
 
-@pytest.mark.parametrize("text", SCENE + LOOK)
+@pytest.mark.parametrize("text", SCENE + APPEARANCE)
 def test_a_prompts_words_say_whether_the_thing_itself_changes(text):
     phrase = "<v*> dog"
     assert prompt_intent(text.format(phrase), phrase) == ("scene" if text in SCENE else "look")
@@ -35,19 +35,21 @@ def test_prompts_are_masked_by_what_they_ask_for():
     assert masks_prompt(by_words, "a dog on the moon", "dog") and not masks_prompt(by_words, "a red dog", "dog")
     assert masks_prompt(AUTO, "a red dog", "dog")
     assert mask_config_of(SamplingConfig(variant="ours", lag="auto")) == AUTO
-    said = SamplingConfig(variant="ours", lag=True, mask="quantile", mask_area=0.2, mask_blocks=["a"], mask_smooth=0.5)
-    assert mask_config_of(said) == MaskConfig("quantile", 0.2, ("a",), 0.5)
+    settings = SamplingConfig(
+        variant="ours", lag=True, mask="quantile", mask_area=0.2, mask_blocks=["a"], mask_smooth=0.5
+    )
+    assert mask_config_of(settings) == MaskConfig("quantile", 0.2, ("a",), 0.5)
 
 
 def test_where_no_block_is_sure_nothing_is_masked():
-    noise, found = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 8, 8)
-    found[:, 2:5, 2:5] = 1
+    noise, attention = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 8, 8)
+    attention[:, 2:5, 2:5] = 1
     rule = guidance_rule(
         torch.ones(1, 2, 3), "mask", MaskConfig("otsu", source_blocks="confidence_weighted", policy="high_confidence")
     )[1]
-    rule.finish("b.proj_out", torch.cat([noise, found] * 2).flatten(1), (8, 8))
+    rule.finish("b.proj_out", torch.cat([noise, attention] * 2).flatten(1), (8, 8))
     mask = rule.mask_at((8, 8))[0]
-    assert mask[[0, 2]].all() and torch.equal(mask[1].view(8, 8), found[0])
+    assert mask[[0, 2]].all() and torch.equal(mask[1].view(8, 8), attention[0])
 
 
 def test_a_thing_is_off_centre_by_its_centroid():
@@ -60,8 +62,8 @@ def test_a_thing_is_off_centre_by_its_centroid():
 
 def test_masks_of_blocks_are_brought_to_one_size():
     maps = {"a": torch.rand(2, 16), "b": torch.rand(2, 64)}
-    own = masks_from_maps(maps, MaskConfig("otsu"), 8)
-    assert len(own) == 2 and all(m.shape == (2, 64) for m in own)
+    block_masks = masks_from_maps(maps, MaskConfig("otsu"), 8)
+    assert len(block_masks) == 2 and all(m.shape == (2, 64) for m in block_masks)
     assert len(masks_from_maps(maps, AUTO, 8)) == 1
     only = masks_from_maps(maps, MaskConfig(source_blocks=("b",)), 8)[0]
     assert torch.equal(only, MaskConfig().mask(maps["b"], (8, 8)))
@@ -104,14 +106,14 @@ def lying(auto: float) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def holding(found) -> set[str]:
-    return {c["claim"] for c in found if c["holds"]}
+def holding(claims) -> set[str]:
+    return {c["claim"] for c in claims if c["holds"]}
 
 
 def test_claims_of_masks_hold_by_their_margins_and_fall_when_broken():
     rows = made_up()
-    found = list(mask_claims.claims(rows, lying(0.75)))
-    assert {c["claim"] for c in found} - holding(found) == set()
+    claims = list(mask_claims.claims(rows, lying(0.75)))
+    assert {c["claim"] for c in claims} - holding(claims) == set()
     assert "quarter" not in holding(mask_claims.claims(made_up(auto=(0.6, 0.02)), lying(0.75)))
     assert "kept" not in holding(mask_claims.claims(made_up(auto=(0.57, 0.01)), lying(0.75)))
     assert "iou" not in holding(mask_claims.claims(rows, lying(0.68)))
@@ -130,7 +132,7 @@ def test_claims_of_choosing_hold_and_fall():
 
 
 def test_the_profile_draws_what_the_claims_and_figures_need(repo):
-    drawn = set(load_profile(repo / "params.yaml", "masks").sample.configs)
-    assert set(made_up()["method"]) | set(prompt_claims.CONFIGS) | set(MASK_CONFIGS) - {"auto_disk"} <= drawn
+    configs = set(load_profile(repo / "params.yaml", "masks").sample.configs)
+    assert set(made_up()["method"]) | set(prompt_claims.CONFIGS) | set(MASK_CONFIGS) - {"auto_disk"} <= configs
     profile = load_profile(repo / "params.yaml", "masks")
     assert profile.sample.images_per_prompt == 4 and profile.sample.prompts is None and not profile.fetch.concepts

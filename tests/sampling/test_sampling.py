@@ -1,4 +1,4 @@
-"""Samplers, prompts, and pictures that do not depend on batch or shard."""
+"""Samplers, prompts, and images that do not depend on batch or shard."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bank_for(diffusion) -> ResidualBank:
     return bank.requires_grad_(False)
 
 
-def test_ddim_with_a_perfect_model_recovers_the_picture():
+def test_ddim_with_a_perfect_model_recovers_the_image():
     """If ε is known exactly, every DDIM path ends at x0 whatever the number of steps."""
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True
@@ -80,14 +80,14 @@ def test_equals_the_diffusers_pipeline(diffusion, tiny_pipeline):
 
 
 @pytest.mark.parametrize("lag", [False, True])
-def test_batch_and_shard_do_not_change_a_picture(diffusion, lag):
+def test_batch_and_shard_do_not_change_a_image(diffusion, lag):
     bank, sampling = bank_for(diffusion), DRAWING.model_copy(update={"lag": lag})
-    together, masks = sample_batch(diffusion, [Request(items(5), sampling, bank)], 32)[0]
+    batched, masks = sample_batch(diffusion, [Request(items(5), sampling, bank)], 32)[0]
     parts = [
         sample_batch(diffusion, [Request(chunk, sampling, bank)], 32)[0]
         for chunk in (items(5)[:2], items(5)[2:3], items(5)[3:])
     ]
-    torch.testing.assert_close(torch.cat([p for p, _ in parts]), together, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([p for p, _ in parts]), batched, atol=1e-4, rtol=1e-4)
     assert (masks is not None) == lag
     if lag:
         assert (torch.cat([m for _, m in parts]) - masks).abs().mean() < 1e-3
@@ -140,8 +140,8 @@ def test_a_class_that_the_prompt_goes_on_with_counts_to_the_words_end(diffusion)
         text: len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("a pair of", prompt, "on the beach")
     }
     marked = concept_positions(tokenizer, prompt, "<v*> mug").nonzero()[:, 0].tolist()
-    first, beyond = 1 + length["a pair of"], 1 + length[prompt] - length["on the beach"]
-    assert marked == list(range(first, beyond)), "V* and all of 'mugs', behind the start token"
+    first, end = 1 + length["a pair of"], 1 + length[prompt] - length["on the beach"]
+    assert marked == list(range(first, end)), "V* and all of 'mugs', behind the start token"
 
 
 @pytest.mark.parametrize("template", ["a photo", "a {} and a {}"])
