@@ -1,0 +1,1 @@
+"""Settings: params.yaml, typed; old names."""

@@ -1,0 +1,1 @@
+"""Study: early stopping."""

@@ -1,0 +1,1 @@
+"""Study: any LoRA, limited to its subject."""

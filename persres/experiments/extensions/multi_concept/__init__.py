@@ -1,0 +1,1 @@
+"""Study: several concepts in one image."""

@@ -1,0 +1,1 @@
+"""Study: the zero-shot class."""
