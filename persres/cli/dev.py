@@ -153,6 +153,13 @@ def miniworld(
         print(json.dumps(measured, indent=1))
 
 
+def golden(record: Annotated[bool, typer.Option("--record", help="write today's figures")] = False) -> None:
+    """Compare a small run of everything with its committed figures (data/golden), or record them again."""
+    from persres.experiments.golden.run import run_golden
+
+    print(run_golden(record))
+
+
 def deps(write: Annotated[bool, typer.Option("--write", help="write them into dvc.yaml")] = False) -> None:
     """Print the code that each DVC stage depends on, from its imports."""
     from persres.experiments.dvc_dependencies import STAGES, stage_code, write_dependencies
@@ -174,6 +181,7 @@ COMMANDS = {
     "bench": Command(bench, ("persres dev bench sd14 --dtype bfloat16",)),
     "full-size": Command(full_size, ("persres dev full-size --family sdxl --dtype bfloat16",)),
     "miniworld": Command(miniworld),
+    "golden": Command(golden, ("persres dev golden --record",)),
     "deps": Command(deps, ("persres dev deps --write",)),
 }
 add_commands(app, COMMANDS)

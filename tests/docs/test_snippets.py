@@ -111,7 +111,9 @@ def test_every_block_has_a_language_that_is_checked():
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "yaml"], ids=lambda block: block.at)
 def test_settings_in_pages_are_valid(block):
-    assert make_profile({"fetch": {"dataset": "miniworld"}, "macro_class": {"nearest": True}} | yaml.safe_load(block.text))
+    assert make_profile(
+        {"fetch": {"dataset": "miniworld"}, "macro_class": {"nearest": True}} | yaml.safe_load(block.text)
+    )
 
 
 def test_the_setting_that_the_readme_changes_exists(tmp_path):
@@ -230,9 +232,7 @@ def test_versions_page(tmp_path, repository):
 
 def test_the_estimates_of_pages(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    estimates = [
-        Block(at, 0, "sh", " ".join(words)) for at, words in COMMANDS if words[:2] == ["persres", "estimate"]
-    ]
+    estimates = [Block(at, 0, "sh", " ".join(words)) for at, words in COMMANDS if words[:2] == ["persres", "estimate"]]
     assert "GPU" in run_blocks(estimates, tmp_path)
 
 

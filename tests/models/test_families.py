@@ -233,9 +233,9 @@ def test_half_precision_trains_in_float32_and_samples(models, name, dtype):
     near, _ = sample_batch(half, [Request(ITEMS, sampling, bank)], RESOLUTION)[0]
     assert near.dtype == torch.float32
     assert (near - exact).abs().mean() < 0.1 * exact.std(), "nearer to it than any other image"
-    with_lag, masks = sample_batch(
-        half, [Request(ITEMS, sampling.model_copy(update={"lag": True}), bank)], RESOLUTION
-    )[0]
+    with_lag, masks = sample_batch(half, [Request(ITEMS, sampling.model_copy(update={"lag": True}), bank)], RESOLUTION)[
+        0
+    ]
     assert with_lag.isfinite().all() and not torch.equal(with_lag, near)
     assert float(masks.mean()) == pytest.approx(0.5, abs=0.01), "the median still selects half of the pixels"
     _check_training_in_float32(half)

@@ -70,7 +70,9 @@ def commands(text: str) -> list[list[str]]:
     return result
 
 
-def run_blocks(found: list[Block], folder: Path, before: dict[str, str] | None = None, skip: tuple[str, ...] = ()) -> str:
+def run_blocks(
+    found: list[Block], folder: Path, before: dict[str, str] | None = None, skip: tuple[str, ...] = ()
+) -> str:
     """Run Python blocks, and the persres commands of shell blocks, in one fresh process in ``folder``; returns its output.
 
     ``before`` is code to run before a block, by a text that the block holds. Commands that match a regular expression of ``skip``
