@@ -29,10 +29,10 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     "mask": (1e-3, 0.0),
     "loss": (0.0, 1e-4),
     "weights": (0.0, 1e-3),
-    "direction": (1e-3, 0.0),
+    "direction": (2e-2, 0.0),
     "lora": (0.0, 1e-3),
     "class": (1e-3, 0.0),
-    "score": (1e-3, 0.0),
+    "score": (5e-3, 0.0),
     "localisation": (1e-3, 0.0),
 }
 
