@@ -31,9 +31,9 @@ def evidence(
     views: Annotated[int, typer.Option(help="scenes per concept for localisation")] = 27,
 ) -> None:
     """Measure every claim on the mini world: effects with controls, localisation, negative controls."""
-    from persres.experiments.evidence.commands import run_evidence
+    from persres.experiments.evidence.commands import Amount, run_evidence
 
-    print(run_evidence(params_file(params), work, out, prompts, scenes, views))
+    print(run_evidence(params_file(params), work, out, Amount(prompts, scenes, views)))
 
 
 def tables(params: Params = None, work: Work = WORK, out: Out = DATA) -> None:
@@ -65,7 +65,7 @@ def extensions(
         print(folder)
 
 
-def real_classes(photos: Path, out: Out = DATA) -> None:
+def real_photos(photos: Path, out: Out = DATA) -> None:
     """Measure the zero-shot class on real photos, one folder per subject, with an image classifier from PyPI."""
     from persres.experiments.extensions.zero_shot_class.real_photos import measure_photos
 
@@ -99,6 +99,7 @@ def bench(
 ) -> None:
     """Compare training and sampling with diffusers and peft in alternating runs, and with the FLOP lower bound; the encoding
     of WordNet's nouns; the overhead of the pipeline."""
+    from persres.experiments.benchmarks.models import ModelChoice
     from persres.experiments.benchmarks.other_suites import OTHERS, run_other
     from persres.experiments.benchmarks.suite import SuiteSettings, run_suite
 
@@ -108,7 +109,7 @@ def bench(
     settings = SuiteSettings(
         train_steps, steps, rounds, _numbers(batches), _numbers(concepts_per_batch), sampled_concepts
     )
-    print(run_suite(model, device, dtype, resolution, settings, out))
+    print(run_suite(ModelChoice(model, dtype, resolution), device, settings, out))
 
 
 def full_size(
@@ -123,9 +124,11 @@ def full_size(
     out: Out = DATA / "bench",
 ) -> None:
     """Measure seconds and memory of a full-size model with random weights, which estimate reads. Needs no hub."""
-    from persres.experiments.benchmarks.full_size import run_full_size
+    from persres.experiments.benchmarks.full_size import FullSizeSettings, run_full_size
+    from persres.experiments.benchmarks.models import ModelChoice
 
-    print(run_full_size(family, device, dtype, resolution, train_steps, train_batch, steps, _numbers(batches), out))
+    settings = FullSizeSettings(train_steps, train_batch, steps, _numbers(batches))
+    print(run_full_size(ModelChoice(family, dtype, resolution), device, settings, out))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -176,7 +179,7 @@ COMMANDS = {
     "tables": Command(tables),
     "sweep": Command(sweep),
     "extensions": Command(extensions, ("persres dev extensions masks",)),
-    "real-classes": Command(real_classes),
+    "real-photos": Command(real_photos),
     "pages": Command(pages),
     "bench": Command(bench, ("persres dev bench sd14 --dtype bfloat16",)),
     "full-size": Command(full_size, ("persres dev full-size --family sdxl --dtype bfloat16",)),

@@ -1,7 +1,7 @@
-"""``make tables``: the paper's tables 1, 3, 4 and 5 with every rival and ablation, measured whole.
+"""The paper's tables 1, 3, 4 and 5 with every rival and ablation (``make tables``).
 
-Runs the profile ``tables`` in ``.work/tables`` (finished units are not redone), publishes ``data/tables`` and
-``data/sheets`` as ``make repro`` does, and keeps what the pages quote in ``data/rivals``.
+The profile ``tables`` runs in ``.work/tables``. Tables and sheets go to ``data/tables`` and ``data/sheets``, as ``make repro`` publishes
+them; what the pages quote goes to ``data/rivals``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.experiments.evidence.provenance import CHAIN_CODE, code_line, provenance
+from persres.experiments.evidence.provenance import measured_line, provenance
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import PAPER_SCORES, SCORES
 from persres.report.sheets import write_sheets
@@ -22,13 +22,13 @@ from persres.units.files import publishing
 from persres.workflow import load_context, run_chain
 
 TABLES = ("table1", "table3", "table4", "table5")
-KEPT = (*TABLES, "methods", "differences", "groups", "categories")
+PUBLISHED = (*TABLES, "methods", "differences", "groups", "categories")
 SHEETS = ("rally_car", "heart_mug")
 TITLES = {name: SCORES[name].title for name in PAPER_SCORES}
 
 
 def run(params: Path, work: Path, out: Path) -> None:
-    """The whole chain, then publish. Raises PersresError at the end, naming what failed; the other rows are published all the same."""
+    """Run the pipeline and publish. Raises PersresError at the end if a unit failed; the other rows are published."""
     context = load_context(params, "tables", work / "tables" / "data", work)
     failure = run_chain(context)
     for name in ("tables", "sheets"):
@@ -37,11 +37,11 @@ def run(params: Path, work: Path, out: Path) -> None:
     if failure is not None:
         raise failure
     with publishing(out / "rivals") as fresh:
-        _keep(context, fresh)
+        _publish(context, fresh)
 
 
-def _keep(context: Context, fresh: Path) -> None:
-    for name in KEPT:
+def _publish(context: Context, fresh: Path) -> None:
+    for name in PUBLISHED:
         for suffix in ("csv", "md", "png"):
             path = context.data / "tables" / f"{name}.{suffix}"
             if path.exists():
@@ -52,13 +52,21 @@ def _keep(context: Context, fresh: Path) -> None:
         configs=("base", *(m for m in context.profile.tables.rows["table1"] if m != "base")),
         concepts=SHEETS,
     )
-    (fresh / "settings.json").write_text(json.dumps(provenance(context.profile, CHAIN_CODE), indent=1) + "\n")
+    (fresh / "settings.json").write_text(json.dumps(provenance(context.profile), indent=1) + "\n")
+    write_comparison(fresh)
+
+
+def write_comparison(folder: Path) -> None:
+    """Write ``comparison.md``: differences to the base model, and the paper's differences with ours."""
+    tables = summary_of(folder)
+    parts = [f"## {block.__doc__.split('.')[0]}\n\n{block(tables)}" for block in (_over_base, _against_paper)]
+    (folder / "comparison.md").write_text("\n".join(["# Differences\n", *parts]))
 
 
 def summary_of(folder: Path) -> dict:
-    """The kept tables by name, and ``settings``."""
-    found: dict = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
-    return found | {"settings": json.loads((folder / "settings.json").read_text())}
+    """Return the published tables by name, and ``settings``."""
+    tables: dict = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+    return tables | {"settings": json.loads((folder / "settings.json").read_text())}
 
 
 def _cells(row: pd.Series, signed: bool = False) -> list[str]:
@@ -66,7 +74,7 @@ def _cells(row: pd.Series, signed: bool = False) -> list[str]:
     return [f"{row[s]:{sign}.3f} [{row[f'{s}_low']:{sign}.3f}, {row[f'{s}_high']:{sign}.3f}]" for s in TITLES]
 
 
-def _table(found: dict, name: str) -> str:
+def _table(table: pd.DataFrame) -> str:
     rows = [
         [
             str(row["row"]),
@@ -74,53 +82,53 @@ def _table(found: dict, name: str) -> str:
             "–" if pd.isna(row["train_s"]) else f"{row['train_s']:.0f}",
             *_cells(row),
         ]
-        for _, row in found[name].iterrows()
+        for _, row in table.iterrows()
     ]
     return markdown(["", "parameters", "training, s", *TITLES.values()], rows)
 
 
-def _over_base(found: dict) -> str:
+def _over_base(tables: dict) -> str:
     """Each method of table 1 minus the base model."""
-    pairs = found["differences"].set_index(["method", "against"])
-    base = found["table1"].iloc[-1]["method"]
+    pairs = tables["differences"].set_index(["method", "against"])
+    base = tables["table1"].iloc[-1]["method"]
     rows = [
         [
             row["row"],
             *_cells(pairs.loc[(row["method"], base)], signed=True),
             f"{pairs.loc[(row['method'], base), 'dino_p']:.2g}",
         ]
-        for _, row in found["table1"].iterrows()
+        for _, row in tables["table1"].iterrows()
         if row["method"] != base
     ]
     return markdown(["minus the base model", *TITLES.values(), "p (DINO)"], rows)
 
 
-PAPER_RANK = "0.05 m"  # the paper's own, as its table 5 calls it
-SAME_ROW = {("table5", "half the ratio"): "0.025 m", ("table5", "Ours"): PAPER_RANK}  # what the paper calls otherwise
+PAPER_RANK = "0.05 m"  # the paper's rank, as its table 5 names it
+SAME_ROW = {("table5", "half the ratio"): "0.025 m", ("table5", "Ours"): PAPER_RANK}  # other names in the paper
 LEVEL = 0.05
 
 
 def verdict(paper: float, here: float, p: float) -> str:
-    """Whether a difference goes the paper's way, by the paired test. Empty where the paper has no difference."""
+    """Return whether a difference has the paper's sign, by the paired test; empty if the paper's difference is zero."""
     if abs(paper) < 5e-5:
         return ""
     if pd.isna(p) or p >= LEVEL:
-        return "can't be told"
-    return "as in the paper" if paper * here > 0 else "**against the paper**"
+        return "not significant"
+    return "same sign" if paper * here > 0 else "**opposite sign**"
 
 
-def _against_paper(found: dict) -> str:
-    """Every row of the paper's tables minus its reference row (Ours, in table 4 the first), in the paper and here."""
-    pairs = found["differences"].set_index(["method", "against"])
+def _against_paper(tables: dict) -> str:
+    """Each row of the paper's tables minus its reference row (Ours, in table 4 the first), in the paper and here."""
+    pairs = tables["differences"].set_index(["method", "against"])
     lines = []
     for name in TABLES:
-        methods = {_paper_row(name, row): method for method, row in zip(*_columns(found[name]), strict=True)}
-        reference = next((row for row in ("Ours", PAPER_RANK) if row in methods), next(iter(methods)))
-        for row in (r for r in methods if r in PAPER[name] and r != reference):
-            key = (methods[row], methods[reference])
+        configs = {_paper_row(name, row): config for config, row in zip(*_columns(tables[name]), strict=True)}
+        reference = next((row for row in ("Ours", PAPER_RANK) if row in configs), next(iter(configs)))
+        for row in (r for r in configs if r in PAPER[name] and r != reference):
+            key = (configs[row], configs[reference])
             if key not in pairs.index:
                 key = key[::-1]
-            cells = [_cell(PAPER[name], row, reference, pairs.loc[key], s, key[0] == methods[row]) for s in TITLES]
+            cells = [_cell(PAPER[name], row, reference, pairs.loc[key], s, key[0] == configs[row]) for s in TITLES]
             lines.append([name.removeprefix("table"), f"{row} − {reference}", *cells])
     return markdown(["table", "difference", *TITLES.values()], lines)
 
@@ -134,19 +142,16 @@ def _columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _cell(paper: dict, row: str, reference: str, pair: pd.Series, score: str, forward: bool) -> str:
-    place = list(TITLES).index(score)
-    theirs = paper[row][place] - paper[reference][place]
+    index = list(TITLES).index(score)
+    theirs = paper[row][index] - paper[reference][index]
     here, p = pair[score] if forward else -pair[score], pair[f"{score}_p"]
-    said = verdict(theirs, here, p)
-    return f"{said}{': ' if said else ''}paper {theirs:+.3f}, here {here:+.3f}, p {p:.2g}"
+    label = verdict(theirs, here, p)
+    return f"{label}{': ' if label else ''}paper {theirs:+.3f}, here {here:+.3f}, p {p:.2g}"
 
 
-def _code(found: dict) -> str:
-    return code_line(found["settings"], CHAIN_CODE, "make tables")
+def _measured(tables: dict) -> str:
+    """Commit and date of the measurement."""
+    return measured_line(tables["settings"])
 
 
-BLOCKS = {name: lambda found, name=name: _table(found, name) for name in TABLES} | {
-    "over_base": _over_base,
-    "paper_directions": _against_paper,
-    "code": _code,
-}
+BLOCKS = {"table1": lambda tables: _table(tables["table1"]), "measured": _measured}

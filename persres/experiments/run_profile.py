@@ -1,4 +1,4 @@
-"""A profile's chain run whole below the work folder, with the units of that folder: what any run has finished is not done again."""
+"""A profile's pipeline run below the work folder; finished units are reused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persres.workflow import load_context, run_stage
 def run_profile(
     profile: str, params: Path, work: Path, device: str | None = None, stages: tuple[str, ...] = STAGES
 ) -> Context:
-    """All stages of a profile, or some in their order, published in ``<work>/<profile>/data``. ``device`` None: the profile's own."""
+    """Run stages of a profile, published in ``<work>/<profile>/data``; return its context. ``device`` None: the profile's device."""
     context = load_context(params, profile, work / profile / "data", work)
     if device is not None:
         runtime = context.profile.runtime.model_copy(update={"device": device})

@@ -1,7 +1,7 @@
-"""The paper's silent or fixed choices, swept once on the mini world: init scale, learning rate and steps, rank, guidance branch.
+"""The settings that the paper does not state or fixes for Stable Diffusion, swept on the mini world.
 
-``balance`` is the product of the object's identity (DINO without its background) and the share of the prompt that
-the picture follows: a residual that learns nothing loses the first, one that learns too much the second.
+``balance`` is the product of the object's identity (DINO without its background) and the share of the prompt that the image follows: a
+residual that learns nothing loses the first, one that learns too much the second.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from persres.experiments.evidence.provenance import CHAIN_CODE, provenance
+from persres.experiments.evidence.provenance import provenance
 from persres.metrics.scores import score_columns
 from persres.metrics.summary import method_table
 from persres.report.table_text import markdown
@@ -22,27 +22,27 @@ SHOWN = ("init", "init_gain", "lr", "steps", "rank_ratio")
 
 
 def sweep_table(context: Context, out: Path) -> pd.DataFrame:
-    """Write ``sweep.csv`` and ``sweep.md``: one row per method, its settings beside its scores."""
+    """Write ``sweep.csv`` and ``sweep.md``: one row per config with settings and scores."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    columns, methods = score_columns(rows), read_index(context).configs
+    columns, facts = score_columns(rows), read_index(context).configs
     table = method_table(rows, columns, context.profile.tables.bootstrap, 0)
     table["balance"] = table["dino_object"] * table["followed"]
-    about = [_about(context, methods[name]) for name in table["method"]]
+    about = [_about(context, facts[name]) for name in table["method"]]
     table = pd.concat([table[["method"]], pd.DataFrame(about), table.drop(columns="method")], axis=1)
     table.to_csv(out / "sweep.csv", index=False)
     (out / "sweep.md").write_text(_text(context, table, columns))
-    settings = provenance(context.profile, CHAIN_CODE)
+    settings = provenance(context.profile)
     (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
     return table
 
 
-def _about(context: Context, method: ConfigFacts) -> dict[str, object]:
-    sampling = method.sampling
+def _about(context: Context, config: ConfigFacts) -> dict[str, object]:
+    sampling = config.sampling
     if sampling.variant is None:
         return {"parameters": None} | dict.fromkeys(SHOWN) | {"sampling": "base", "last_losses": None}
     settings = context.profile.train.variant(sampling.variant)
     return {
-        "parameters": method.parameters,
+        "parameters": config.parameters,
         **{name: getattr(settings, name) for name in SHOWN},
         "sampling": f"LAG, unconditional branch: {sampling.uncond_rule}" if sampling.lag else "plain",
         "last_losses": _last_losses(context.data / "learned" / sampling.variant),
@@ -61,10 +61,10 @@ def _last_losses(folder: Path, count: int = 25) -> float:
 def _text(context: Context, table: pd.DataFrame, columns: list[str]) -> str:
     shown = ["method", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
     body = markdown(shown, [[_cell(row[c]) for c in shown] for _, row in table.iterrows()])
-    drawn = context.profile.sample
+    sampling = context.profile.sample
     return (
-        f"# Sweep of what the paper leaves open\n\n{body}\n{len(context.profile.fetch.concepts)} concepts × {drawn.prompts} prompts"
-        f" × {drawn.images_per_prompt} picture(s), {drawn.steps} steps. balance = dino_object × followed. Intervals are in sweep.csv.\n"
+        f"# Sweep of what the paper leaves open\n\n{body}\n{len(context.profile.fetch.concepts)} concepts × {sampling.prompts} prompts"
+        f" × {sampling.images_per_prompt} image(s), {sampling.steps} steps. balance = dino_object × followed. Intervals are in sweep.csv.\n"
     )
 
 

@@ -15,7 +15,8 @@ from persres.cli.main import main
 from persres.errors import PersresError
 from persres.experiments.evidence import claims, pages, timing
 from persres.experiments.evidence.localisation import STEPS, auc, half_mask_ceiling, iou, latent_truth, upsampled
-from persres.experiments.evidence.provenance import EVIDENCE_CODE, code_line, code_of, stands_for, weight_digests
+from persres.experiments.evidence.provenance import weight_digests
+from persres.experiments.evidence.report import claims_text
 from persres.methods.common.registry import load_profile
 from persres.prompts import PROMPT_GROUPS
 from persres.sampling.masks import upper_half
@@ -103,18 +104,18 @@ def made_up(**shift: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def found(rows: pd.DataFrame, name: str, standins=None) -> dict:
+def effect_of(rows: pd.DataFrame, name: str, standins=None) -> dict:
     return claims.effect(rows, next(c for c in claims.CLAIMS if c.name == name), standins, rounds=200)
 
 
 def test_a_claim_holds_by_its_margin_and_falls_with_a_broken_method():
     rows = made_up()
-    assert found(rows, "identity_dino")["effect"] == pytest.approx(0.3)
-    assert found(rows, "identity_dino")["holds"]
-    assert found(rows, "lag_worth")["effect"] == pytest.approx(0.28 / 0.02 - 0.3 / 0.05)
-    assert not found(rows, "identity_dino", {"ours": "v_alone"})["holds"]
-    assert not found(made_up(ours=0.05), "identity_dino")["holds"], "below its margin"
-    assert not found(rows, "lag_worth_disk")["holds"], "a method that was not drawn proves nothing"
+    assert effect_of(rows, "identity_dino")["effect"] == pytest.approx(0.3)
+    assert effect_of(rows, "identity_dino")["holds"]
+    assert effect_of(rows, "lag_efficiency")["effect"] == pytest.approx(0.28 / 0.02 - 0.3 / 0.05)
+    assert not effect_of(rows, "identity_dino", {"ours": "v_alone"})["holds"]
+    assert not effect_of(made_up(ours=0.05), "identity_dino")["holds"], "below its margin"
+    assert not effect_of(rows, "lag_efficiency_disk")["holds"], "a method that was not drawn proves nothing"
 
 
 def test_broken_methods_and_claims_name_one_another():
@@ -128,19 +129,19 @@ def test_broken_methods_and_claims_name_one_another():
             more, less = (standins.get(method, method) for method in (claim.more, claim.less))
             assert more != less, f"{name}: when broken it compares {more} with itself, which nothing could pass"
     with pytest.raises(ValueError, match="with itself"):
-        found(made_up(), "lag_background", {"ours": "v_alone", "ours_lag": "v_alone"})
+        effect_of(made_up(), "lag_background", {"ours": "v_alone", "ours_lag": "v_alone"})
 
 
 def test_a_claim_that_does_not_hold_unbroken_proves_nothing():
     """LAG's masks inverted can't be said to lose what LAG never had."""
     rows = made_up(ours_lag=0.02, lag_inverted=0.0)
     verdicts = claims.examine_negative_controls(rows)
-    assert verdicts["mask inverted"]["lag_identity"] == "not held unbroken"
-    assert claims.examine_negative_controls(made_up())["residual zeroed"]["identity_dino"] == "falls"
+    assert verdicts["mask inverted"]["lag_identity"] == "never held"
+    assert claims.examine_negative_controls(made_up())["residual zeroed"]["identity_dino"] == "fails"
 
 
 def test_the_profiles_draw_every_method_that_a_claim_needs(repo):
-    drawn = set(load_profile(repo / "params.yaml", "evidence").sample.methods)
+    drawn = set(load_profile(repo / "params.yaml", "evidence").sample.configs)
     needed = {m for c in claims.CLAIMS for m in (c.more, c.less)} | {
         m for s, _ in claims.NEGATIVE_CONTROLS.values() for m in s.values()
     }
@@ -159,9 +160,9 @@ def summary(repo) -> dict:
 
 
 def test_the_summary_belongs_to_the_shipped_weights_and_settings(repo, summary):
-    assert summary["of"]["weights"] == weight_digests(), "other weights ship: run make evidence"
+    assert summary["provenance"]["weights"] == weight_digests(), "other weights ship: run make evidence"
     now = load_profile(repo / "params.yaml", "evidence").model_dump(mode="json", exclude={"runtime"})
-    assert changed(summary["of"]["settings"], now) == [], "settings changed: run make evidence"
+    assert changed(summary["provenance"]["settings"], now) == [], "settings changed: run make evidence"
 
 
 def changed(recorded, now, where: str = "") -> list[str]:
@@ -194,17 +195,17 @@ def test_attention_localises_where_the_summary_says(summary):
 
 
 def test_no_broken_method_passes(summary):
-    assert {verdict for names in summary["broken"].values() for verdict in names.values()} == {"falls"}
+    assert {verdict for names in summary["negative_controls"].values() for verdict in names.values()} == {"fails"}
 
 
 # What docs/results.md says does not appear. A claim that comes or goes must change its prose, so this list is exact.
 ABSENT = {
-    "lag_worth_disk",
-    "shared_worth_disk",
+    "lag_efficiency_disk",
+    "shared_efficiency_disk",
     "lag_scenes_text",
     "lag_scenes_followed",
-    "lag_looks_text",
-    "lag_looks_followed",
+    "lag_appearance_text",
+    "lag_appearance_followed",
     "lag_groups_differ",
 }
 
@@ -217,7 +218,7 @@ def test_the_claims_hold_with_their_margins_but_for_those_that_the_page_names(su
 
 
 def test_every_method_has_every_score_with_its_interval_overall_and_by_group(summary):
-    for name, method in summary["methods"].items():
+    for name, method in summary["configs"].items():
         for scores in (method["overall"], *method["groups"].values()):
             for score in ("clip_text", "clip_image", "dino", "background_change"):
                 value = scores[score]
@@ -226,34 +227,21 @@ def test_every_method_has_every_score_with_its_interval_overall_and_by_group(sum
                 else:
                     assert value["low"] <= value["mean"] <= value["high"]
         assert set(method["groups"]) == set(PROMPT_GROUPS)
-    assert all(summary["methods"][m]["images"] >= 800 for m in ("base", "ours", "ours_lag", "lag_random", "lag_disk"))
+    assert all(summary["configs"][m]["images"] >= 800 for m in ("base", "ours", "ours_lag", "lag_random", "lag_disk"))
 
 
 def test_the_pages_quote_the_summary(repo, summary):
     results, readme = (repo / "docs" / "results.md").read_text(), (repo / "README.md").read_text()
     card = (repo / "persres" / "miniworld" / "weights" / "MODEL_CARD.md").read_text()
-    assert set(pages.block_names(results)) == {"code", "base", "methods", "claims", "groups", "localisation", "time"}
+    assert set(pages.block_names(results)) == {"measured", "configs"}
     assert {"base", "identity", "localisation"} <= set(pages.block_names(card))
+    assert (repo / "data" / "evidence" / "claims.md").read_text() == claims_text(summary), (
+        "stale: run persres dev pages"
+    )
     assert pages.block_names(readme) == ["headline"]
     assert pages.fill(results, summary) == results, "docs/results.md is stale: run persres dev pages"
     assert pages.fill(readme, summary) == readme, "README is stale: run persres dev pages"
     assert pages.fill(card, summary) == card, "the model card is stale: run persres dev pages"
-
-
-def test_the_summary_stands_for_the_present_code(summary):
-    said = "numerics have changed since: run make evidence, or show by persres same that they compute the same"
-    assert stands_for(summary["of"], EVIDENCE_CODE), said
-    today = {"code": code_of(EVIDENCE_CODE)}
-    assert "made by the present code" in code_line(today, EVIDENCE_CODE, "make evidence")
-    shown = {"code": "old", "same": today | {"compared": {"pictures": 80}}}
-    assert "same bits" in code_line(shown, EVIDENCE_CODE, "make evidence") and stands_for(shown, EVIDENCE_CODE)
-    assert not stands_for({"code": "old", "same": {"code": "older"}}, EVIDENCE_CODE)
-
-
-def test_older_code_is_said_to_be_older(summary):
-    for recorded in ({"code": "0123456789abcdef"}, {}):
-        line = code_line(recorded, EVIDENCE_CODE, "make evidence")
-        assert "older code" in line and "run `make evidence` again" in line
 
 
 def test_an_unknown_block_is_refused(summary):

@@ -22,7 +22,7 @@ from persres.methods.ours import Ours
 
 RULE = Ours(stop="early", early_stop_every=25, early_stop_draws=16, early_stop_below=0.1)
 NAMES = [f"c{i}" for i in range(6)]
-WAYS = StopSteps(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
+STOPS = StopSteps(np.array([75, 100, 75, 125, 100, 75]), np.array([50, 125, 75, 50, 75, 100]), np.full(6, 50), 150)
 
 
 def losses(settles_at: int) -> list[float]:
@@ -30,12 +30,12 @@ def losses(settles_at: int) -> list[float]:
     return [20.0 - min(check, settles_at) - 0.01 * check for check in range(13)]
 
 
-def scores(gain=lambda place, steps: min(steps, 75) / 150) -> pd.DataFrame:
+def scores(gain=lambda number, steps: min(steps, 75) / 150) -> pd.DataFrame:
     """Identity grows with the steps, text falls a little."""
     rows = []
-    for place, name in enumerate(NAMES):
-        for steps in WAYS.needed(place):
-            row = {column: gain(place, steps) + place / 100 for column in COLUMNS}
+    for number, name in enumerate(NAMES):
+        for steps in STOPS.needed(number):
+            row = {column: gain(number, steps) + number / 100 for column in COLUMNS}
             rows.append({"concept": name, "steps": steps} | row | {"clip_text": 0.7 - steps / 1e4, "followed": 0.5})
     return pd.DataFrame(rows)
 
@@ -51,28 +51,29 @@ def test_checks_are_paid():
     assert net_saved(np.array([75]), RULE) == pytest.approx([1 - (75 + 8) / 150])
 
 
-def test_handing_the_stops_out_at_random_is_the_mean_over_all_ways_to_do_it():
-    found = scores_by_rule(WAYS, scores(lambda place, steps: (place + 1) * steps / 1000))
+def test_permuted_stops_equal_the_mean_over_all_assignments():
+    result = scores_by_rule(STOPS, scores(lambda number, steps: (number + 1) * steps / 1000))
     every = [
-        np.mean([(place + 1) * s / 1000 + place / 100 for place, s in enumerate(p)]) for p in permutations(WAYS.rule)
+        np.mean([(number + 1) * s / 1000 + number / 100 for number, s in enumerate(p)])
+        for p in permutations(STOPS.rule)
     ]
-    assert found["permuted"]["dino"].mean() == pytest.approx(np.mean(every))
-    assert found["mean"]["steps"].tolist() == [95] * 6 and found["quarter"]["steps"].tolist() == [35] * 6
+    assert result["permuted"]["dino"].mean() == pytest.approx(np.mean(every))
+    assert result["mean"]["steps"].tolist() == [95] * 6 and result["quarter"]["steps"].tolist() == [35] * 6
 
 
 def test_the_claims_tell_a_good_rule_from_a_broken_one():
-    found = scores_by_rule(WAYS, scores())
-    claims = stopping_claims(found, "rule", RULE)
+    result = scores_by_rule(STOPS, scores())
+    claims = stopping_claims(result, "rule", RULE)
     held = {c["claim"] for c in claims if c["holds"]}
     assert held == {"steps_saved", "identity_dino", "identity_clip", "identity_object", "text_clip", "text_followed"}
-    said = negative_controls(found, claims, RULE)
-    assert {verdict for names in said.values() for verdict in names.values()} == {"falls"}
+    verdicts = negative_controls(result, claims, RULE)
+    assert {verdict for names in verdicts.values() for verdict in names.values()} == {"fails"}
 
 
 def test_stops_that_fit_the_concepts_are_seen():
     """Identity stands still exactly from each concept's own stop on."""
-    found = scores_by_rule(WAYS, scores(lambda place, steps: min(steps, WAYS.rule[place]) / 100))
-    held = {c["claim"] for c in stopping_claims(found, "rule", RULE) if c["holds"]}
+    result = scores_by_rule(STOPS, scores(lambda number, steps: min(steps, STOPS.rule[number]) / 100))
+    held = {c["claim"] for c in stopping_claims(result, "rule", RULE) if c["holds"]}
     assert "over_permuted" in held and "identity_dino" in held
 
 

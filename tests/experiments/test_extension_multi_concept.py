@@ -15,9 +15,9 @@ from persres.errors import PersresError
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.multi_concept import measure
 from persres.experiments.extensions.multi_concept.cases import PAIRS, TRIPLES
-from persres.experiments.extensions.multi_concept.claims import mask_accuracy
-from persres.experiments.extensions.multi_concept.figures import coloured
-from persres.experiments.extensions.multi_concept.sampling import CONFIGS
+from persres.experiments.extensions.multi_concept.figures import coloured_masks
+from persres.experiments.extensions.multi_concept.sampling import CODE, CONFIGS
+from persres.experiments.extensions.multi_concept.scores import mask_accuracy
 from persres.experiments.extensions.regions import MAX_PARTS, Regions, connected_parts, match_parts, read_regions
 from persres.experiments.extensions.study import Run
 from persres.miniworld.attribute_classifier import load_attribute_classifier
@@ -38,26 +38,29 @@ def test_touching_parts_are_parted_and_one_part_stays_one():
     assert connected_parts(np.zeros((64, 64), dtype=bool), 2) == []
 
 
-def test_things_take_the_parts_that_fit_them_best_together():
+def test_objects_take_the_parts_with_the_best_total_score():
     scores = np.log(np.array([[0.6, 0.4], [0.9, 0.1]]))  # both parts look like class 0, the second more
     assert match_parts(scores, [0, 1]) == [1, 0] and match_parts(scores, [1, 0]) == [0, 1]
     assert match_parts(scores[:1], [1, 0]) == [None, 0] and match_parts(scores[:0], [0, 1]) == [None, None]
 
 
 def test_regions_of_rendered_pairs_are_the_true_ones(repo):
-    judge, rng = load_attribute_classifier(Path(located("package:miniworld/weights/judge"))), np.random.default_rng(1)
+    classifier, rng = (
+        load_attribute_classifier(Path(located("package:miniworld/weights/judge"))),
+        np.random.default_rng(1),
+    )
     looks = {c.name: c.appearance for c in CONCEPTS}
     scenes = [Scene(looks[a], "snow", second=looks[b]) for a, b in PAIRS]
     drawn = [render(scene, rng) for scene in scenes]
     kinds = [(scene.subject.kind, scene.second.kind) for scene in scenes]
-    found = read_regions(judge, np.stack([np.asarray(d.image) for d in drawn]), kinds)
+    result = read_regions(classifier, np.stack([np.asarray(d.image) for d in drawn]), kinds)
     right = [
         (regions.masks[k] & d.masks[k]).sum() > 0.7 * (regions.masks[k] | d.masks[k]).sum()
-        for regions, d in zip(found, drawn, strict=True)
+        for regions, d in zip(result, drawn, strict=True)
         for k in range(2)
     ]
     assert np.mean(right) > 0.85
-    assert np.mean([regions.seen.mean() for regions in found]) > 0.7
+    assert np.mean([regions.seen.mean() for regions in result]) > 0.7
 
 
 def test_pairs_are_of_two_classes_and_every_concept_stands_in_some():
@@ -106,38 +109,40 @@ def photos_params(tiny_profile, tmp_path) -> Path:
             "class_images": {"steps": 1},
             "variants": {
                 "ours": {"steps": 2, "rank_ratio": 0.4, "init_gain": 1.0},
-                "custom_diffusion": {"method": "custom_diffusion", "steps": 2, "batch_size": 2, "prior_images": 2, "resize": False},
+                "custom_diffusion": {"method": "custom_diffusion", "steps": 2, "batch_size": 2, "num_class_images": 2, "resize": False},
             },
         },
         "sample": {"steps": 2, "images_per_prompt": 1, "configs": {"base": {}}},
     }  # fmt: skip
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({"profile": "several", "several": changed}))
+    path.write_text(yaml.safe_dump({"profile": "multi_concept", "multi_concept": changed}))
     return path
 
 
-def test_the_part_runs_on_a_list_of_photos_and_draws_nothing_twice(photos_params, tmp_path, monkeypatch):
+def test_the_study_runs_on_a_list_of_photos_and_samples_nothing_twice(photos_params, tmp_path, monkeypatch):
     run, out = Run(photos_params, tmp_path / "work", "cpu"), tmp_path / "out"
     out.mkdir()
     summary = measure.measure(run, out)
-    assert set(CONFIGS) <= set(summary["methods"]) and summary["pictures"] == 2 and not summary["judged"]
-    assert summary["masks"]["most"] <= 1 + 1e-3
+    assert set(CONFIGS) <= set(summary["configs"]) and summary["images"] == 2 and not summary["classified"]
+    assert summary["masks"]["max_sum"] <= 1 + 1e-3
     for method in CONFIGS:
-        found = summary["methods"][method]
-        assert -1 <= found["worse"]["mean"] <= 1 and found["missing"]["mean"] is None, method
-    assert summary["methods"]["base"]["background_change"]["mean"] == 0
-    assert {p.name for p in out.iterdir()} == {"rows.csv", "sheet.png", "scores.png", "methods.md"}
-    assert measure.methods(summary).count("\n") == len(CONFIGS) + 3 and measure.threes(summary)
-    monkeypatch.setattr("persres.experiments.extensions.multi_concept.sampling.draw_together", None)
-    context = load_context(photos_params, "several", tmp_path / "work" / "several" / "data", tmp_path / "work")
-    studio = measure.Studio(context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.CACHE)
+        result = summary["configs"][method]
+        assert -1 <= result["worse"]["mean"] <= 1 and result["missing"]["mean"] is None, method
+    assert summary["configs"]["base"]["background_change"]["mean"] == 0
+    assert {p.name for p in out.iterdir()} == {"rows.csv", "sheet.png", "scores.png"}
+    assert measure.configs(summary).count("\n") == len(CONFIGS) + 3 and measure.triples(summary)
+    monkeypatch.setattr("persres.experiments.extensions.multi_concept.sampling.sample_multi_concept", None)
+    context = load_context(
+        photos_params, "multi_concept", tmp_path / "work" / "multi_concept" / "data", tmp_path / "work"
+    )
+    sampler = measure.Studio(context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.CACHE)
     cases = measure.cases_of(context)
-    again = {method: studio.draw(method, cases) for method in CONFIGS}
+    again = {method: sampler.sample(method, cases) for method in CONFIGS}
     assert not np.array_equal(again["ours"].images, again["added"].images)
     assert not np.array_equal(again["merged"].images, again["base"].images)
 
 
-def test_how_much_of_the_masks_lies_on_the_right_objects():
+def test_mask_accuracy():
     left, right = np.zeros((2, 8, 8), dtype=bool)
     left[:, :4], right[:, 4:] = True, True
     regions = Regions(np.stack([left, right]), np.array([True, True]), left | right)
@@ -145,20 +150,20 @@ def test_how_much_of_the_masks_lies_on_the_right_objects():
     masks[0, 0, :, :2] = masks[0, 1, :, 2:] = 1  # each on its own
     masks[1] = masks[0, ::-1]  # on the other's
     masks[2] = 1  # everywhere; the last nowhere
-    found = mask_accuracy(masks, [regions] * 4)
-    assert found[:3].tolist() == [1, 0, 0.5] and np.isnan(found[3]) and np.isnan(mask_accuracy(None, [regions])[0])
+    result = mask_accuracy(masks, [regions] * 4)
+    assert result[:3].tolist() == [1, 0, 0.5] and np.isnan(result[3]) and np.isnan(mask_accuracy(None, [regions])[0])
 
 
 def test_masks_are_shown_a_colour_each():
     masks = np.zeros((2, 4, 4))
     masks[0, 0, 0] = masks[1, 1, 1] = 1
-    picture = np.asarray(coloured(masks))
+    picture = np.asarray(coloured_masks(masks))
     assert (
         picture[0, 0].tolist() == [230, 60, 60] and picture[1, 1].tolist() == [60, 150, 240] and picture[3].sum() == 0
     )
 
 
-def test_the_part_is_one_that_can_be_run(repo):
+def test_the_study_can_be_run(repo):
     part = measure.STUDY
-    assert part.measure is measure.measure and len(code_of(part.modules)) == 16
+    assert part.measure is measure.measure and code_of(CODE)
     assert load_context(repo / "params.yaml", part.profile).profile.sample.images_per_prompt == 4

@@ -1,4 +1,4 @@
-"""The project's goals of speed beside what was measured: each met or not, with the spread over the rounds."""
+"""The project's speed goals, each met or not, with the spread over the rounds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 from persres.experiments.benchmarks.models import MINI
 
-Goal = tuple[str, float, dict]  # what is asked, the limit, and ``ratio``, ``low``, ``high`` of what was measured
+Goal = tuple[str, float, dict]  # text, limit, and ``ratio``, ``low``, ``high`` as measured
 
 
-def goals_of(found: dict) -> list[dict]:
-    """The goals of the model and device that was measured: ``goal``, ``limit``, ``measured`` with ``low`` and ``high``, ``met``."""
-    asked = [*_drawn(found["sampling"])]
-    if found["model"] == MINI:
-        asked += _trained(found["training"])
-    elif found["device"] != "cpu":
-        asked += _on_a_gpu(found)
+def goals_of(record: dict) -> list[dict]:
+    """Return the goals for the record's model and device: ``goal``, ``limit``, ``measured`` with ``low`` and ``high``, ``met``."""
+    goals = [*_sampling_goals(record["sampling"])]
+    if record["model"] == MINI:
+        goals += _training_goals(record["training"])
+    elif record["device"] != "cpu":
+        goals += _gpu_goals(record)
     return [
         {
             "goal": goal,
@@ -25,37 +25,38 @@ def goals_of(found: dict) -> list[dict]:
             "high": value["high"],
             "met": value["ratio"] <= limit,
         }
-        for goal, limit, value in asked
+        for goal, limit, value in goals
     ]
 
 
-def _drawn(sampling: dict[str, dict]) -> Iterator[Goal]:
+def _sampling_goals(sampling: dict[str, dict]) -> Iterator[Goal]:
     for batch, row in sampling.items():
-        yield f"LAG, of the same without, batch {batch}", 1.02, row["ratios"]["lag"]["ours"]
+        yield f"sampling with LAG / without, batch {batch}", 1.02, row["ratios"]["lag"]["ours"]
     for batch, row in sampling.items():
-        yield f"normal sampling, of the base pipeline, batch {batch}", 1.0, row["ratios"]["ours"]["base pipeline"]
+        yield f"sampling without LAG / diffusers' pipeline, batch {batch}", 1.0, row["ratios"]["ours"]["base pipeline"]
 
 
-def _trained(train: dict) -> Iterator[Goal]:
-    ratios = train["ratios"]
-    if "4 together" in ratios:
-        yield "four concepts in one pass, of four alone", 0.6, ratios["4 together"]["ours"]
+def _training_goals(training: dict) -> Iterator[Goal]:
+    ratios = training["ratios"]
+    if "4 concepts" in ratios:
+        yield "training of 4 concepts per batch / of 1", 0.6, ratios["4 concepts"]["ours"]
     for name in (n for n in ratios if n != "cached"):
-        what = "training alone" if name == "ours" else f"training, {name.split()[0]} concepts in one pass"
-        yield f"{what}, of the plain loop", 0.6, ratios[name]["plain"]
-        yield f"{what}, of the loop with caches", 0.7, ratios[name]["cached"]
+        count = "1 concept" if name == "ours" else name
+        yield f"training of {count} per batch / plain loop", 0.6, ratios[name]["plain"]
+        yield f"training of {count} per batch / loop with caches", 0.7, ratios[name]["cached"]
 
 
-def _on_a_gpu(found: dict) -> Iterator[Goal]:
-    train, largest = found["training"], max(found["sampling"], key=int)
-    drawn = found["sampling"][largest]
-    yield "150 iterations alone, s", 10.0, _seconds(train, "ours", 150)
-    for name in (n for n in train["median_s"] if n.endswith(" together")):
-        yield f"150 iterations, {name.split()[0]} concepts in one pass, s a concept", 4.0, _seconds(train, name, 150)
-    yield f"a picture at 50 steps, batch {largest}, s", 0.25, _seconds(drawn, "ours", 50 / drawn["steps"])
+def _gpu_goals(record: dict) -> Iterator[Goal]:
+    training, largest = record["training"], max(record["sampling"], key=int)
+    sampling = record["sampling"][largest]
+    yield "150 training steps of 1 concept, s", 10.0, _seconds(training, "ours", 150)
+    for name in (n for n in training["median_s"] if n.endswith(" concepts")):
+        yield f"150 training steps of {name} per batch, s per concept", 4.0, _seconds(training, name, 150)
+    yield f"one image of 50 steps, batch {largest}, s", 0.25, _seconds(sampling, "ours", 50 / sampling["steps"])
 
 
-def _seconds(row: dict, way: str, times: float) -> dict:
-    """So many times what a way took, in a ratio's form."""
-    rounds = row["rounds_s"][way]
-    return {k: round(s * times, 3) for k, s in zip(("ratio", "low", "high"), (row["median_s"][way], min(rounds), max(rounds)), strict=True)}  # fmt: skip
+def _seconds(row: dict, name: str, factor: float) -> dict:
+    """Seconds of ``name`` times ``factor``, in the form of a ratio."""
+    rounds = row["rounds_s"][name]
+    values = (row["median_s"][name], min(rounds), max(rounds))
+    return {key: round(s * factor, 3) for key, s in zip(("ratio", "low", "high"), values, strict=True)}

@@ -1,8 +1,8 @@
-"""What we are measured against: diffusers and peft as their own example scripts use them, on the same modules with the same ranks.
+"""The baselines: diffusers and peft as their example scripts use them, on the same modules with the same ranks.
 
-The loop is that of diffusers' ``examples/dreambooth/train_dreambooth_lora.py`` without its prior preservation, which the paper's method does
-not have either: photos through the autoencoder, the prompt through the text tower, a step, gradients clipped, AdamW. ``cached`` is the
-fair rival: the same loop with latents' posteriors and the text read once.
+The loop is that of diffusers' ``examples/dreambooth/train_dreambooth_lora.py`` without prior preservation, which the paper's method does
+not use either: photos through the autoencoder, the prompt through the text encoder, a step, gradients clipped, AdamW. ``cached`` is the
+fairer baseline: the same loop with the latents' posteriors and the text computed once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from persres.residuals.targets import find_targets
 
 
 def adapted(measured: Measured) -> nn.Module:
-    """A copy of the U-Net with peft's adapters on what ours learns, at ours' ranks."""
+    """Return a copy of the U-Net with peft adapters on our target modules, with our ranks."""
     unet, settings = deepcopy(measured.pipe.unet).requires_grad_(False), measured.settings
     ranks = {t.path: t.rank for t in find_targets(unet, settings.rank_ratio, settings.rank, settings.target)}
     unet.add_adapter(
@@ -36,7 +36,7 @@ def adapted(measured: Measured) -> nn.Module:
 
 
 def plain_training(measured: Measured, photos: torch.Tensor, steps: int, cached: bool) -> Callable[[], None]:
-    """A run of some steps on photos [n, 3, h, w] in [-1, 1], taken in turn; ``cached``: with latents and text made before."""
+    """Return a run of ``steps`` steps on photos [n, 3, h, w] in [-1, 1]; ``cached``: with latents and text computed before."""
     pipe, unet, batch = measured.pipe, adapted(measured), measured.settings.batch_size
     values = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(values, lr=measured.settings.lr, weight_decay=1e-2)
@@ -45,14 +45,14 @@ def plain_training(measured: Measured, photos: torch.Tensor, steps: int, cached:
     prompt = [f"a photo of a {measured.base.token} {CLASS}"] * batch
     ids = prompt_ids(pipe.tokenizer, prompt).to(measured.device)
     with torch.no_grad():
-        kept = pipe.vae.encode(photos).latent_dist.parameters, pipe.text_encoder(ids)[0]
+        cache = pipe.vae.encode(photos).latent_dist.parameters, pipe.text_encoder(ids)[0]
 
     @torch.no_grad()
     def read(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not cached:
             return pipe.vae.encode(photos[rows]).latent_dist.sample() * scale, pipe.text_encoder(ids)[0]
-        mean, logvar = kept[0][rows].chunk(2, 1)
-        return (mean + (logvar / 2).exp() * torch.randn_like(mean)) * scale, kept[1]
+        mean, logvar = cache[0][rows].chunk(2, 1)
+        return (mean + (logvar / 2).exp() * torch.randn_like(mean)) * scale, cache[1]
 
     def run() -> None:
         for step in range(steps):
@@ -70,7 +70,7 @@ def plain_training(measured: Measured, photos: torch.Tensor, steps: int, cached:
 
 
 def plain_sampling(measured: Measured, batch: int, steps: int, cfg_scale: float) -> Callable[[], torch.Tensor]:
-    """A batch of pictures by diffusers' pipeline and the base model, [n, 3, h, w]."""
+    """Return a run that samples a batch of images [n, 3, h, w] by diffusers' pipeline and the base model."""
     prompts, pixels = [f"a photo of a {CLASS}"] * batch, measured.base.resolution
 
     def run() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pictures by the stage's own function beside diffusers' pipeline: the residual everywhere, and with LAG."""
+"""Sampling against diffusers' pipeline: the residual everywhere, and with LAG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from persres.seeding import generator
 
 
 def some_bank(measured: Measured) -> ResidualBank:
-    """A residual of one concept with random factors."""
+    """Return a residual of one concept with random factors."""
     unet, settings = measured.ours.unet, measured.settings
     targets = find_targets(unet, settings.rank_ratio, settings.rank, settings.target)
     bank = ResidualBank(targets).initialise(0, settings.init, settings.init_gain, generator("bench"))
@@ -28,44 +28,44 @@ def some_bank(measured: Measured) -> ResidualBank:
 def our_sampling(
     measured: Measured, bank: ResidualBank, batch: int, steps: int, lag: bool | str
 ) -> Callable[[], torch.Tensor]:
-    """A batch of pictures, [n, 3, h, w]."""
-    items, base = image_specs(measured.base, batch), measured.base
+    """Return a run that samples a batch of images [n, 3, h, w]."""
+    specs, base = image_specs(measured.base, batch), measured.base
     sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
     texts = PromptCache(measured.ours)
-    return lambda: sample_batch(measured.ours, [Request(items, sampling, bank)], base.resolution, texts)[0][0]
+    return lambda: sample_batch(measured.ours, [Request(specs, sampling, bank)], base.resolution, texts)[0][0]
 
 
 AGAINST = {"ours": ("base pipeline",), "lag": ("base pipeline", "ours"), "lag auto": ("base pipeline", "ours")}
 
 
 def sampling_times(measured: Measured, steps: int, rounds: int, batches: tuple[int, ...]) -> dict[str, dict]:
-    """By batch size: seconds of a picture, and ratios of ours to the base pipeline and of LAG to ours without."""
-    bank, found = some_bank(measured), {}
+    """Return by batch size the seconds of an image, and the ratios of ours to the base pipeline and of LAG to ours without."""
+    bank, result = some_bank(measured), {}
     for batch in batches:
-        ways = {
+        contestants = {
             "base pipeline": plain_sampling(measured, batch, steps, SamplingConfig().cfg_scale),
             "ours": our_sampling(measured, bank, batch, steps, False),
             "lag": our_sampling(measured, bank, batch, steps, True),
             "lag auto": our_sampling(measured, bank, batch, steps, "auto"),
         }
-        facts = {"steps": steps, "gflop": round(flops(ways["ours"]) / batch / 1e9, 3)}
-        found[str(batch)] = facts | formatted(alternated(ways, rounds, measured.device), AGAINST, batch)
-    return found
+        facts = {"steps": steps, "gflop": round(flops(contestants["ours"]) / batch / 1e9, 3)}
+        result[str(batch)] = facts | formatted(alternated(contestants, rounds, measured.device), AGAINST, batch)
+    return result
 
 
 def batched_times(measured: Measured, steps: int, rounds: int, concepts: int) -> dict:
-    """Seconds of a picture of each of several concepts, all in one batch beside one by one, without and with LAG."""
-    ways, against = {}, {}
+    """Return the seconds of an image of each of several concepts, all in one batch and one by one, without and with LAG."""
+    contestants, against = {}, {}
     for lag, suffix in ((False, ""), (True, ", LAG")):
         sampling = SamplingConfig(variant="bench", lag=lag, steps=steps, images_per_prompt=1)
         requests = [Request(image_specs(measured.base, 1), sampling, some_bank(measured)) for _ in range(concepts)]
-        ways[f"one by one{suffix}"] = partial(_one_by_one, measured, requests)
-        ways[f"in one batch{suffix}"] = partial(sample_batch, measured.ours, requests, measured.base.resolution)
+        contestants[f"one by one{suffix}"] = partial(_one_by_one, measured, requests)
+        contestants[f"in one batch{suffix}"] = partial(sample_batch, measured.ours, requests, measured.base.resolution)
         against[f"in one batch{suffix}"] = (f"one by one{suffix}",)
-    taken = alternated(ways, rounds, measured.device)
+    taken = alternated(contestants, rounds, measured.device)
     return {"steps": steps, "concepts": concepts} | formatted(taken, against, concepts)
 
 
 def _one_by_one(measured: Measured, requests: list[Request]) -> None:
     for one in requests:
-        sample_batch(measured.ours, [Request(one.images, one.sampling, one.bank)], measured.base.resolution)[0]
+        sample_batch(measured.ours, [one], measured.base.resolution)

@@ -1,7 +1,6 @@
-"""``persres dev bench``: training and sampling beside diffusers and peft, with the floor under each, on this machine -> ``data/bench``.
+"""The benchmark suite: training and sampling against diffusers and peft, with the FLOP lower bound -> ``data/bench``.
 
-``<model>_<cpu|gpu>.json`` holds every figure with settings and versions, ``.md`` the same as tables, ``.png`` as a picture. Each goal of
-the project stands beside what was measured, met or not.
+``<model>_<cpu|gpu>.json`` holds every figure with settings and versions, ``.md`` the tables, ``.png`` the chart.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from persres.errors import PersresError
 from persres.experiments.benchmarks.figure import bench_figure
 from persres.experiments.benchmarks.goals import goals_of
-from persres.experiments.benchmarks.models import MINI, Measured, model_named
+from persres.experiments.benchmarks.models import Measured, ModelChoice, load_measured
 from persres.experiments.benchmarks.sampling import batched_times, sampling_times
 from persres.experiments.benchmarks.tables import markdown
 from persres.experiments.benchmarks.timing import matmul_rate
@@ -28,65 +27,60 @@ from persres.units.provenance import versions
 
 @dataclass(frozen=True)
 class SuiteSettings:
-    """How much is measured: training steps of a run, sampling steps, rounds of alternating runs, batch sizes of pictures, concepts in one
-    pass, and concepts of which a picture each is drawn in one batch."""
+    """Training steps per run, sampling steps, alternating rounds, batch sizes of images, concepts per training batch, and the number of
+    concepts whose images share a sampling batch."""
 
     train_steps: int = 4
     steps: int = 10
     rounds: int = 7
-    batches: tuple[int, ...] = (1, 10, 32)  # the mini profile draws at 10
-    together: tuple[int, ...] = (4, 5, 8)  # its ten concepts over two workers are 5 in one pass
-    mixed: int = 10
+    batches: tuple[int, ...] = (1, 10, 32)  # the mini profile samples at 10
+    concepts_per_batch: tuple[int, ...] = (4, 5, 8)  # the mini profile's ten concepts over two workers: 5
+    batched: int = 10
 
 
-def measure(model: Measured, plan: SuiteSettings) -> dict:
-    """Every figure. Seconds over the floor: operations by the rate of a large matrix product in the same precision."""
+def measure(model: Measured, settings: SuiteSettings) -> dict:
+    """Return every figure. FLOP lower bound: operations over the rate of a large matrix product in the same precision."""
     rate = matmul_rate(model.device, getattr(torch, model.base.dtype))
     with measuring(model.device) as facts:
-        train = training_times(model, plan.train_steps, plan.rounds, plan.together)
-        drawn = sampling_times(model, plan.steps, plan.rounds, plan.batches)
-        mixed = batched_times(model, plan.steps, plan.rounds, plan.mixed)
-    for row in (train, *drawn.values()):
-        row["floor_s"] = round(row["gflop"] * 1e9 / rate, 5)
-        row["over_floor"] = {name: round(s / row["floor_s"], 2) for name, s in row["median_s"].items()}
-    base, settings = model.base, model.settings
+        training = training_times(model, settings.train_steps, settings.rounds, settings.concepts_per_batch)
+        sampling = sampling_times(model, settings.steps, settings.rounds, settings.batches)
+        batched = batched_times(model, settings.steps, settings.rounds, settings.batched)
+    for row in (training, *sampling.values()):
+        row["flop_bound_s"] = round(row["gflop"] * 1e9 / rate, 5)
+        row["over_flop_bound"] = {name: round(s / row["flop_bound_s"], 2) for name, s in row["median_s"].items()}
     return {
         "model": model.name,
         "weights": model.weights,
         "device": facts["device"],
-        "dtype": base.dtype,
-        "resolution": base.resolution,
+        "dtype": model.base.dtype,
+        "resolution": model.base.resolution,
         "threads": torch.get_num_threads(),
         "matmul_gflop_s": round(rate / 1e9, 1),
-        "rounds": plan.rounds,
-        "plan": asdict(plan),
-        "settings": settings.model_dump(mode="json", exclude_defaults=True),
+        "rounds": settings.rounds,
+        "amount": asdict(settings),
+        "settings": model.settings.model_dump(mode="json", exclude_defaults=True),
         "versions": versions(),
         "peak_mib": facts["peak_mib"],
-        "training": train,
-        "sampling": drawn,
-        "mixed": mixed,
+        "training": training,
+        "sampling": sampling,
+        "batched": batched,
     }
 
 
 def run_suite(
-    name: str = MINI,
-    device: str = "auto",
-    dtype: str = "float32",
-    resolution: int | None = None,
-    plan: SuiteSettings | None = None,
-    out: Path = Path("data/bench"),
+    choice: ModelChoice, device: str = "auto", settings: SuiteSettings | None = None, out: Path = Path("data/bench")
 ) -> str:
-    """Measure a model, write ``<out>/<name>_<cpu|gpu>`` as JSON, Markdown and PNG; returns the tables. Raises PersresError for an unknown
-    model, and where memory does not suffice."""
-    place = pick_device(device)
+    """Measure a model, write ``<out>/<name>_<cpu|gpu>`` as JSON, Markdown and PNG; return the tables.
+
+    Raises PersresError for an unknown model, and if memory does not suffice.
+    """
     try:
-        found = measure(model_named(name, place, dtype, resolution), plan or SuiteSettings())
+        record = measure(load_measured(choice, pick_device(device)), settings or SuiteSettings())
     except torch.OutOfMemoryError as error:
-        raise PersresError(f"{error}; take smaller batches or another dtype") from error
-    found["goals"] = goals_of(found)
-    stem = f"{name}_{'cpu' if found['device'] == 'cpu' else 'gpu'}"
-    write_atomic(out / f"{stem}.json", json.dumps(found, indent=1).encode() + b"\n")
-    write_atomic(out / f"{stem}.md", markdown(found).encode())
-    bench_figure(found, out / f"{stem}.png")
-    return markdown(found)
+        raise PersresError(f"{error}; use smaller batches or another dtype") from error
+    record["goals"] = goals_of(record)
+    stem = f"{choice.name}_{'cpu' if record['device'] == 'cpu' else 'gpu'}"
+    write_atomic(out / f"{stem}.json", json.dumps(record, indent=1).encode() + b"\n")
+    write_atomic(out / f"{stem}.md", markdown(record).encode())
+    bench_figure(record, out / f"{stem}.png")
+    return markdown(record)

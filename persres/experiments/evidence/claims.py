@@ -1,8 +1,8 @@
-"""The paper's claims as differences with margins, and what a broken method must fail.
+"""The paper's claims as differences with margins, and the negative controls that must make them fail.
 
-Each claim compares two methods, drawn from the same noise, over concepts. It holds where the mean difference is at least
-the margin and its 95% bootstrap interval over concepts lies above zero. The margins were set after the first measurement, well
-below what was seen and well above what a broken method reaches: they guard what was found, they are no test of a hypothesis.
+Each claim compares two configs, sampled from the same noise, over concepts. It holds if the mean difference is at least the margin and
+its 95% bootstrap interval over concepts lies above zero. The margins were set after the first measurement, well below the effects and
+well above the negative controls: they guard the results and are not a test of a hypothesis.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from persres.metrics.summary import bootstrap_interval
 from persres.prompts import APPEARANCE_GROUPS, SCENE_GROUPS
 
 MARGINS = (
-    "A claim holds where the mean difference over concepts reaches the margin and its 95% interval lies above zero. The margins were"
-    " set after the first measurement: they guard what was found, and are no test of a hypothesis."
+    "A claim holds if the mean difference over concepts reaches the margin and its 95% interval lies above zero. The margins were set"
+    " after the first measurement: they guard the results and are not a test of a hypothesis."
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``column`` of ``more`` minus that of ``less`` is at least ``margin`` (over ``groups`` of prompts; none takes all)."""
+    """``column`` of config ``more`` minus that of ``less`` is at least ``margin``, over prompt ``groups`` (None: all)."""
 
     name: str
-    says: str
+    text: str
     column: str
     more: str
     less: str
@@ -37,27 +37,26 @@ class Claim:
 CLAIMS: tuple[Claim, ...] = (
     Claim("identity_dino", "the residual raises identity over the base model (DINO)", "dino", "ours", "base", 0.10),
     Claim("identity_clip", "the residual raises identity over the base model (CLIP image)", "clip_image", "ours", "base", 0.06),
-    Claim("identity_object", "so it does with the background painted over", "dino_object", "ours", "base", 0.05),
-    Claim("text_cost", "text alignment falls against the base model", "clip_text", "base", "ours", 0.04),
-    Claim("lag_identity", "LAG keeps identity above the base model's", "dino", "ours_lag", "base", 0.08),
-    Claim("lag_text", "LAG gives text alignment back", "clip_text", "ours_lag", "ours", 0.01),
-    Claim("lag_background", "LAG keeps the background nearer to the base model's", "background_change", "ours", "ours_lag", 0.008),
-    Claim("lag_identity_cost", "LAG gives a little identity for it", "dino", "ours", "ours_lag", 0.0),
-    Claim("lag_worth", "LAG buys more identity per unit of background change than no mask", "dino_per_change", "ours_lag", "ours", 1.0),
-    Claim("lag_worth_random", "and more than a random half", "dino_per_change", "ours_lag", "lag_random", 1.0),
-    Claim("lag_worth_disk", "and more than a central disk", "dino_per_change", "ours_lag", "lag_disk", 1.0),
-    Claim("lag_worth_weaker", "and more than a residual that is simply weaker", "dino_per_change", "ours_lag", "weaker", 1.0),
-    Claim("shared_worth", "past the paper: masks from the best block buy more than each block's own", "dino_per_change", "lag_shared", "ours_lag", 0.3),
-    Claim("shared_worth_disk", "and more than a central disk", "dino_per_change", "lag_shared", "lag_disk", 0.3),
-    Claim("lag_scenes_text", "LAG helps background and added-object prompts (CLIP text)", "clip_text", "ours_lag", "ours", 0.005, SCENE_GROUPS),
-    Claim("lag_scenes_followed", "there the picture shows more of what was asked", "followed", "ours_lag", "ours", 0.005, SCENE_GROUPS),
-    Claim("lag_looks_text", "LAG hurts style and property prompts (CLIP text)", "clip_text", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
-    Claim("lag_looks_followed", "there the picture shows less of what was asked", "followed", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
-    Claim("lag_groups_differ", "scenes gain more by LAG than looks do (CLIP text)", "clip_text_scenes_over_looks", "ours_lag", "ours", 0.005),
+    Claim("identity_object", "the residual raises identity of the object alone", "dino_object", "ours", "base", 0.05),
+    Claim("text_cost", "the residual lowers text alignment", "clip_text", "base", "ours", 0.04),
+    Claim("lag_identity", "LAG retains identity above the base model's", "dino", "ours_lag", "base", 0.08),
+    Claim("lag_text", "LAG restores text alignment", "clip_text", "ours_lag", "ours", 0.01),
+    Claim("lag_background", "LAG changes less of the background", "background_change", "ours", "ours_lag", 0.008),
+    Claim("lag_identity_cost", "LAG costs some identity", "dino", "ours", "ours_lag", 0.0),
+    Claim("lag_efficiency", "LAG gives more identity per unit of background change than no mask", "dino_per_change", "ours_lag", "ours", 1.0),
+    Claim("lag_efficiency_random", "… than a random half", "dino_per_change", "ours_lag", "lag_random", 1.0),
+    Claim("lag_efficiency_disk", "… than a central disk", "dino_per_change", "ours_lag", "lag_disk", 1.0),
+    Claim("lag_efficiency_weaker", "… than a weaker residual", "dino_per_change", "ours_lag", "weaker", 1.0),
+    Claim("shared_efficiency", "extension: the best block's mask gives more identity per unit of background change than each block's mask", "dino_per_change", "lag_shared", "ours_lag", 0.3),
+    Claim("shared_efficiency_disk", "… than a central disk", "dino_per_change", "lag_shared", "lag_disk", 0.3),
+    Claim("lag_scenes_text", "LAG raises CLIP text of background and object prompts", "clip_text", "ours_lag", "ours", 0.005, SCENE_GROUPS),
+    Claim("lag_scenes_followed", "LAG raises prompt followed of background and object prompts", "followed", "ours_lag", "ours", 0.005, SCENE_GROUPS),
+    Claim("lag_appearance_text", "LAG lowers CLIP text of style and property prompts", "clip_text", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
+    Claim("lag_appearance_followed", "LAG lowers prompt followed of style and property prompts", "followed", "ours", "ours_lag", 0.0, APPEARANCE_GROUPS),
+    Claim("lag_groups_differ", "LAG raises CLIP text of scene prompts more than of appearance prompts", "clip_text_scenes_over_appearance", "ours_lag", "ours", 0.005),
 )  # fmt: skip
 
-# Broken on purpose: which method stands in for which, and the claims that must fall with it. Each of them compares two different
-# things when broken, and one that does not hold of the whole method either proves nothing and is reported so.
+# By negative control: which config replaces which, and the claims that must fail.
 NEGATIVE_CONTROLS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "residual zeroed": (
         {"ours": "v_alone", "ours_lag": "v_alone"},
@@ -66,13 +65,13 @@ NEGATIVE_CONTROLS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "another concept's residual": ({"ours": "wrong_concept"}, ("identity_dino", "identity_clip", "identity_object")),
     "mask inverted": (
         {"ours_lag": "lag_inverted"},
-        ("lag_identity", "lag_worth", "lag_worth_random", "lag_worth_weaker"),
+        ("lag_identity", "lag_efficiency", "lag_efficiency_random", "lag_efficiency_weaker"),
     ),
 }
 
 
 def _per_concept(rows: pd.DataFrame, groups: tuple[str, ...] | None) -> pd.DataFrame:
-    """Means by (method, concept), with the derived columns."""
+    """Means by (config, concept), with the derived columns."""
     part = rows if groups is None else rows[rows["prompt_group"].isin(groups)]
     columns = ["clip_text", "clip_image", "dino", "dino_object", "followed", "background_change"]
     means = part.groupby(["method", "concept"])[columns].mean()
@@ -81,15 +80,17 @@ def _per_concept(rows: pd.DataFrame, groups: tuple[str, ...] | None) -> pd.DataF
         means[f"{score}_per_change"] = (means[score] - base[score].to_numpy()) / means["background_change"]
     text = {
         side: rows[rows["prompt_group"].isin(names)].groupby(["method", "concept"])["clip_text"].mean()
-        for side, names in (("scenes", SCENE_GROUPS), ("looks", APPEARANCE_GROUPS))
+        for side, names in (("scenes", SCENE_GROUPS), ("appearance", APPEARANCE_GROUPS))
     }
-    means["clip_text_scenes_over_looks"] = (text["scenes"] - text["looks"]).reindex(means.index)
+    means["clip_text_scenes_over_appearance"] = (text["scenes"] - text["appearance"]).reindex(means.index)
     return means
 
 
 def effect(rows: pd.DataFrame, claim: Claim, standins: dict[str, str] | None = None, rounds: int = 10_000) -> dict:
-    """The claim's difference with its interval, and whether it holds; ``standins`` replaces methods by others. Raises ValueError
-    where they leave a method to be compared with itself."""
+    """Return the claim's difference with its interval, and whether it holds. ``standins`` replaces configs by others.
+
+    Raises ValueError if a config would be compared with itself.
+    """
     means = _per_concept(rows, claim.groups)
     more, less = ((standins or {}).get(name, name) for name in (claim.more, claim.less))
     if more == less:
@@ -107,12 +108,12 @@ def effect(rows: pd.DataFrame, claim: Claim, standins: dict[str, str] | None = N
 
 
 def examine_claims(rows: pd.DataFrame) -> list[dict]:
-    """Every claim as measured."""
-    return [effect(rows, claim) | {"says": claim.says, "column": claim.column} for claim in CLAIMS]
+    """Return every claim as measured."""
+    return [effect(rows, claim) | {"text": claim.text, "column": claim.column} for claim in CLAIMS]
 
 
 def examine_negative_controls(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """By broken method, of each claim that must fall: ``falls``, ``still holds``, or ``not held unbroken``."""
+    """Return by negative control the verdict on each claim: ``fails``, ``still holds``, or ``never held``."""
     named = {claim.name: claim for claim in CLAIMS}
     return {
         what: {name: _verdict(rows, named[name], standins) for name in names}
@@ -122,16 +123,16 @@ def examine_negative_controls(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 def _verdict(rows: pd.DataFrame, claim: Claim, standins: dict[str, str]) -> str:
     if not effect(rows, claim)["holds"]:
-        return "not held unbroken"
-    return "still holds" if effect(rows, claim, standins)["holds"] else "falls"
+        return "never held"
+    return "still holds" if effect(rows, claim, standins)["holds"] else "fails"
 
 
 def by_group(rows: pd.DataFrame, columns: list[str], more: str = "ours_lag", less: str = "ours") -> dict[str, dict]:
-    """Paired difference of two methods by prompt group: column -> effect and interval."""
+    """Return the paired difference of two configs by prompt group: column -> effect and interval."""
     groups = list(dict.fromkeys(rows["prompt_group"]))
     return {group: {column: _plain(effect(rows, Claim("", "", column, more, less, 0.0, (group,)))) for column in columns}
             for group in groups}  # fmt: skip
 
 
-def _plain(found: dict) -> dict:
-    return {"mean": found["effect"], "low": found["low"], "high": found["high"]}
+def _plain(result: dict) -> dict:
+    return {"mean": result["effect"], "low": result["low"], "high": result["high"]}

@@ -1,37 +1,65 @@
-"""Figures of the evidence: where attention lies, what each method buys, and the claims with their intervals."""
+"""Figures of the evidence: attention maps, identity against background change, claims with intervals; labels of points."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen on an agent
+matplotlib.use("Agg")  # workers have no display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
-from persres.experiments.evidence.labels import name_points
 from persres.experiments.evidence.localisation import STEPS, Case, attention_maps, upsampled
 from persres.images import to_images
 from persres.models.diffusion import Diffusion, decode
 
+Label = tuple[str, tuple[float, float], str]  # text, point in data coordinates, colour
+MAX_ITERATIONS = 200  # of the label placement: bounded by steps, not by time, so that a figure can be reproduced
+
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as a PNG whose bytes depend on what it shows, and close it."""
+    """Write a figure as PNG, with bytes that depend on its content only, and close it."""
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": ""})
     plt.close(figure)
+
+
+def label_points(axis: Axes, labels: list[Label], size: float = 8.5) -> list[Text]:
+    """Write each label next to its point without overlaps, and return the texts.
+
+    Points outside of the axes' limits, which must be final, get no label.
+    """
+    from adjustText import adjust_text  # in the extra ``experiments``
+
+    axis.figure.canvas.draw()
+    frame = axis.get_window_extent()
+    shown = [label for label in labels if frame.contains(*axis.transData.transform(label[1]))]
+    texts = [axis.text(*point, text, fontsize=size, color=colour) for text, point, colour in shown]
+    lines = np.concatenate([_points_along(line.get_xydata()) for line in axis.lines])
+    np.random.seed(0)  # adjust_text shuffles texts at equal positions
+    adjust_text(texts, *lines.T, ax=axis, iter_lim=MAX_ITERATIONS, expand=(1.15, 1.4), force_text=(0.3, 0.5),
+                arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6})  # fmt: skip
+    return texts
+
+
+def _points_along(line: np.ndarray, count: int = 8) -> np.ndarray:
+    """Points [n, 2] along a line, so that labels avoid it."""
+    steps = np.linspace(0, 1, count, endpoint=False)[:, None]
+    return np.concatenate([*(a + (b - a) * steps for a, b in pairwise(line)), line[-1:]])
 
 
 def _short(block: str) -> str:
     return block.replace("_blocks", "").replace(".attentions", "").replace("_block", "")
 
 
-def localisation_figure(found: dict[str, pd.DataFrame], plain: dict[str, dict], path: Path) -> None:
-    """AUC and IoU by block and t: a row for each set of scenes; dashed what knows nothing of attention."""
-    figure, axes = plt.subplots(len(found), 2, figsize=(11, 3.6 * len(found)), squeeze=False, sharex=True)
-    for row, (name, table) in zip(axes, found.items(), strict=True):
+def localisation_figure(tables: dict[str, pd.DataFrame], plain: dict[str, dict], path: Path) -> None:
+    """Draw AUC and IoU by block and t, one row per set of scenes; dashed: baselines without attention."""
+    figure, axes = plt.subplots(len(tables), 2, figsize=(11, 3.6 * len(tables)), squeeze=False, sharex=True)
+    for row, (name, table) in zip(axes, tables.items(), strict=True):
         table = table[table["tokens"] == "both"]
         for axis, score in zip(row, ("auc", "iou"), strict=True):
             for block, part in table.groupby("block", sort=False):
@@ -56,16 +84,16 @@ def _lines(score: str) -> list[tuple[str, str]]:
     return [("best half", "half_mask_ceiling_iou"), ("disk", "disk_iou"), ("random", "random_half_iou")]
 
 
-def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t: int = 400, count: int = 8) -> None:
-    """Scenes (at most ``count``), their true masks and every block's map of V* and class, side by side."""
+def attention_figure(diffusion: Diffusion, case: Case, path: Path, t: int = 400, count: int = 8) -> None:
+    """Draw up to ``count`` scenes with their true masks and every block's attention map of V* and class."""
     count = min(count, len(case.prompts))
-    shown = Case(case.latents[:count], case.truth[:count], case.prompts[:count], case.classes[:count])
+    shown = Case(case.latents[:count], case.truth[:count], case.prompts[:count], case.classes[:count], case.token)
     side = case.truth.shape[1]
-    maps = {block: seen.cpu() for block, seen in attention_maps(diffusion, shown, token, None, t).items()}
-    pictures = to_images(decode(diffusion.vae, shown.latents))
+    maps = {block: values.cpu() for block, values in attention_maps(diffusion, shown, None, t).items()}
+    images = to_images(decode(diffusion.vae, shown.latents))
     figure, axes = plt.subplots(count, 2 + len(maps), figsize=(1.35 * (2 + len(maps)), 1.4 * count), squeeze=False)
     for i in range(count):
-        panels = [("scene", pictures[i]), ("true mask", case.truth[i])]
+        panels = [("scene", images[i]), ("true mask", case.truth[i])]
         panels += [(_short(b), upsampled(m[i : i + 1], side).view(side, side)) for b, m in maps.items()]
         for axis, (title, panel) in zip(axes[i], panels, strict=True):
             axis.imshow(np.asarray(panel), cmap="magma")
@@ -76,34 +104,29 @@ def attention_figure(diffusion: Diffusion, case: Case, token: str, path: Path, t
     save(figure, path)
 
 
-def frontier_figure(methods: dict[str, dict], path: Path, score: str = "dino") -> None:
-    """Identity over the base model against background change, with intervals: up and left is better."""
-    base = methods["base"]["overall"][score]["mean"]
+def frontier_figure(configs: dict[str, dict], path: Path) -> None:
+    """Draw identity over the base model against background change, with intervals: up and left is better."""
+    base = configs["base"]["overall"]["dino"]["mean"]
     figure, axis = plt.subplots(figsize=(7, 4.6))
-    named = []
-    for place, (name, found) in enumerate(methods.items()):
-        change, value = found["overall"]["background_change"], found["overall"][score]
+    labels = []
+    for number, (name, scores) in enumerate(configs.items()):
+        change, value = scores["overall"]["background_change"], scores["overall"]["dino"]
         if change["mean"] is None:
             continue
         x, y = change["mean"], value["mean"] - base
-        spread = (
-            None if change["low"] is None else [[x - change["low"]], [change["high"] - x]]
-        )  # none below five concepts
-        axis.errorbar(x, y, xerr=spread, fmt="o", capsize=2, color=f"C{place}")
-        named.append((name, (x, y), "black"))
-    axis.set(
-        xlabel="background change (mean squared difference outside the objects)",
-        ylabel=f"{score} over the base model",
-        xlim=(0, None),
-    )
+        spread = None if change["low"] is None else [[x - change["low"]], [change["high"] - x]]
+        axis.errorbar(x, y, xerr=spread, fmt="o", capsize=2, color=f"C{number}")
+        labels.append((name, (x, y), "black"))
+    axis.set_xlabel("background change (mean squared difference outside the objects)")
+    axis.set(ylabel="DINO over the base model", xlim=(0, None))
     axis.grid(alpha=0.3)
     axis.margins(y=0.12)
-    name_points(axis, named, 9)
+    label_points(axis, labels, 9)
     save(figure, path)
 
 
 def claims_figure(claims: list[dict], path: Path) -> None:
-    """Effect over margin of each claim: right of the dotted line it holds; grey did not appear."""
+    """Draw each claim's effect with its interval; grey: does not hold."""
     figure, axis = plt.subplots(figsize=(8, 0.34 * len(claims) + 1))
     for y, claim in enumerate(reversed(claims)):
         scale = max(abs(claim["low"]), abs(claim["high"]), 1e-9)
@@ -111,17 +134,17 @@ def claims_figure(claims: list[dict], path: Path) -> None:
         axis.plot([claim["low"] / scale, claim["high"] / scale], [y, y], color=colour)
         axis.plot(claim["effect"] / scale, y, "o", color=colour)
     axis.axvline(0, linestyle=":", color="black")
-    axis.set_yticks(range(len(claims)), [c["says"] for c in reversed(claims)], fontsize=8)
-    axis.set_xlabel("effect with its 95% interval, each scaled to its own largest end")
+    axis.set_yticks(range(len(claims)), [c["text"] for c in reversed(claims)], fontsize=8)
+    axis.set_xlabel("effect with 95% interval, scaled to the larger end")
     save(figure, path)
 
 
 def group_figure(groups: dict[str, dict], path: Path) -> None:
-    """LAG minus no mask by prompt group, one panel a score (paper figure 4 in numbers)."""
+    """Draw LAG minus no mask by prompt group, one panel per score (paper figure 4 in numbers)."""
     columns = list(next(iter(groups.values())))
     figure, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.8))
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
-        _bars(axis, {group: found[column] for group, found in groups.items()})
+        _bars(axis, {group: scores[column] for group, scores in groups.items()})
         axis.set_title(column, fontsize=9)
     figure.tight_layout()
     save(figure, path)

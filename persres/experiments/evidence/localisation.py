@@ -1,9 +1,9 @@
 """Does the concept's cross-attention lie on the object? Measured on scenes whose masks are known.
 
-Scenes are noised to several t, one pass is made, and each block's summed attention is compared with the true mask
-of the concept's object: AUC of the map, IoU of its median mask. Two sets are measured: nameable scenes under the base model, and the
-concepts on other backgrounds with their residual acting through LAG, as in sampling. All maps are compared at the
-latents' resolution, coarser ones enlarged in squares, so that figures of different blocks can be compared.
+Scenes are noised to several t; one pass is made, and each block's summed attention is compared with the true mask of the concept's
+object: AUC of the map, IoU of its median mask. There are two sets: nameable scenes under the base model, and the concepts on other
+backgrounds with their residual applied through LAG, as in sampling. Maps are compared at the latents' resolution; coarser ones are
+upsampled by nearest neighbour, so that blocks are comparable.
 """
 
 from __future__ import annotations
@@ -24,110 +24,109 @@ from persres.sampling.masks import central_disk, median, upper_half
 from persres.seeding import generator
 
 STEPS = (200, 400, 600, 800)
+BATCH = 50  # scenes per pass
 TOKENS = ("both", "class", "v")  # V* and class summed, as LAG does; the class alone; V* alone
 
 
 @dataclass(frozen=True)
 class Case:
-    """Scenes of one prompt form: latents [n, c, s, s], ``truth`` bool [n, s, s], prompts, and the class in each."""
+    """Scenes: latents [n, c, s, s], ``truth`` bool [n, s, s], prompts with V* (``token``), and the class in each."""
 
     latents: torch.Tensor
     truth: torch.Tensor
     prompts: list[str]
     classes: list[str]
+    token: str = "<v*>"
 
 
 @dataclass
-class _Listener(MaskRule):
-    """A mask rule that also keeps the attention it was given."""
+class _RecordingRule(MaskRule):
+    """A mask rule that also records the attention maps."""
 
-    listened: dict[str, torch.Tensor] = field(default_factory=dict)
+    recorded: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def finish(self, path: str, attention: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        self.listened[path] = attention
+        self.recorded[path] = attention
         return super().finish(path, attention, shape)
 
 
-def _listener(tokens: torch.Tensor) -> _Listener:
-    return _Listener(tokens[None])
+def _recording_rule(tokens: torch.Tensor) -> _RecordingRule:
+    return _RecordingRule(tokens[None])
 
 
-def _positions(diffusion: Diffusion, case: Case, token: str, which: str) -> torch.Tensor:
-    rows = []
+def _positions(diffusion: Diffusion, case: Case, which: str) -> torch.Tensor:
+    """Token positions of V*, the class or both, [n, length]. The phrase selects the right mention of the class."""
+    v = len(diffusion.tokenizer(case.token, add_special_tokens=False).input_ids)
+    selected, rows = {"both": slice(None), "class": slice(v, None), "v": slice(v)}[which], []
     for prompt, kind in zip(case.prompts, case.classes, strict=True):
-        found = concept_positions(
-            diffusion.tokenizer, prompt, f"{token} {kind}"
-        )  # this mention of the class, not another's
-        words = found.nonzero().flatten()
-        v = len(diffusion.tokenizer(token, add_special_tokens=False).input_ids)
-        keep = {"both": words, "class": words[v:], "v": words[:v]}[which]
-        rows.append(torch.zeros_like(found).index_fill_(0, keep, 1.0))
+        positions = concept_positions(diffusion.tokenizer, prompt, f"{case.token} {kind}")
+        indices = positions.nonzero().flatten()[selected]
+        rows.append(torch.zeros_like(positions).index_fill_(0, indices, 1.0))
     return torch.stack(rows).to(diffusion.unet.device)
 
 
 @torch.no_grad()
 def attention_maps(
-    diffusion: Diffusion,
-    case: Case,
-    token: str,
-    bank: ResidualBank | None,
-    t: int,
-    which: str = "both",
-    batch: int = 50,
+    diffusion: Diffusion, case: Case, bank: ResidualBank | None, t: int, which: str = "both"
 ) -> dict[str, torch.Tensor]:
-    """Summed attention of each block by layer path, [n, pixels], of the case's latents noised to ``t``, on the model's
-    device."""
-    parts: list[dict[str, torch.Tensor]] = []
-    device = diffusion.unet.device
-    for rows in torch.arange(len(case.prompts)).split(batch):
-        piece = Case(
-            case.latents[rows], case.truth[rows], [case.prompts[i] for i in rows], [case.classes[i] for i in rows]
-        )
-        noise = torch.stack(
-            [torch.randn(case.latents.shape[1:], generator=generator("localise", int(i), t)) for i in rows]
-        ).to(device)
-        times = torch.full((len(rows),), t, device=device)
-        text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, piece.prompts)
-        rule, routing = _listener(_positions(diffusion, piece, token, which)), Routing.everywhere(len(rows), device)
-        with ExitStack() as stack:
-            stack.enter_context(lag_hooks(diffusion.unet, routing, rule))
-            if bank is not None:
-                stack.enter_context(residual_hooks(diffusion.unet, bank, routing))
-            diffusion.unet(
-                diffusion.scheduler.add_noise(piece.latents, noise, times), times, encoder_hidden_states=text
-            )
-        parts.append({path.removesuffix(".proj_out"): seen for path, seen in rule.listened.items()})
+    """Return the summed attention [n, pixels] of each block, by layer path, with the case's latents noised to ``t``.
+
+    ``which``: the tokens, one of :data:`TOKENS`. ``bank``: the residual to apply. The maps stay on the model's device.
+    """
+    parts = [
+        _batch_maps(diffusion, case, rows, bank, (t, which)) for rows in torch.arange(len(case.prompts)).split(BATCH)
+    ]
     return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
 
 
+def _batch_maps(
+    diffusion: Diffusion, case: Case, rows: torch.Tensor, bank: ResidualBank | None, at: tuple[int, str]
+) -> dict[str, torch.Tensor]:
+    (t, which), device = at, diffusion.unet.device
+    prompts, classes = [case.prompts[i] for i in rows], [case.classes[i] for i in rows]
+    batch = Case(case.latents[rows], case.truth[rows], prompts, classes, case.token)
+    generators = [generator("localise", int(i), t) for i in rows]
+    noise = torch.stack([torch.randn(case.latents.shape[1:], generator=g) for g in generators]).to(device)
+    times = torch.full((len(rows),), t, device=device)
+    text = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, batch.prompts)
+    rule, routing = _recording_rule(_positions(diffusion, batch, which)), Routing.everywhere(len(rows), device)
+    with ExitStack() as stack:
+        stack.enter_context(lag_hooks(diffusion.unet, routing, rule))
+        if bank is not None:
+            stack.enter_context(residual_hooks(diffusion.unet, bank, routing))
+        noisy = diffusion.scheduler.add_noise(batch.latents, noise, times)
+        diffusion.unet(noisy, times, encoder_hidden_states=text)
+    return {path.removesuffix(".proj_out"): maps for path, maps in rule.recorded.items()}
+
+
 def upsampled(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """[n, pixels] of a square block -> [n, side·side], each pixel a square."""
-    own = round(maps.shape[1] ** 0.5)
-    return F.interpolate(maps.view(len(maps), 1, own, own), size=(side, side), mode="nearest").flatten(1)
+    """Return maps [n, pixels] of a square block as [n, side · side], by nearest neighbour."""
+    width = round(maps.shape[1] ** 0.5)
+    return F.interpolate(maps.view(len(maps), 1, width, width), size=(side, side), mode="nearest").flatten(1)
 
 
 def auc(maps: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Chance that a pixel of the object has more attention than one outside, ties half, [n]. Both [n, pixels]."""
-    inside, outside = truth.double(), 1 - truth.double()
+    """Return [n]: the probability that an object pixel has more attention than another pixel, ties half. Both [n, pixels]."""
+    objects, rest = truth.double(), 1 - truth.double()
     above = (maps[:, :, None] > maps[:, None, :]).double() + 0.5 * (maps[:, :, None] == maps[:, None, :]).double()
-    won = torch.einsum("np,npq,nq->n", inside, above, outside)
-    return won / (inside.sum(1) * outside.sum(1))
+    won = torch.einsum("np,npq,nq->n", objects, above, rest)
+    return won / (objects.sum(1) * rest.sum(1))
 
 
 def iou(masks: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Intersection over union, [n]. Both [n, pixels], masks 0 or 1."""
+    """Return the intersection over union, [n]. Both [n, pixels], masks 0 or 1."""
     masks, truth = masks.bool(), truth.bool()
     return (masks & truth).sum(1).double() / (masks | truth).sum(1)
 
 
 def half_mask_ceiling(truth: torch.Tensor) -> torch.Tensor:
-    """The best IoU that any mask of half of the pixels can have, [n]: min(A, H) / max(A, H) with object area A and H pixels marked."""
+    """Return the best IoU of any mask of H = half of the pixels, [n]: min(A, H) / max(A, H) with object area A."""
     area, half = truth.double().sum(1), truth.shape[1] // 2
     return torch.minimum(area, torch.tensor(float(half))) / area.clamp(min=half)
 
 
 def baselines(case: Case) -> dict[str, float]:
-    """What knows nothing of attention: area, the half mask's ceiling, a random half, a central disk."""
+    """Return figures without attention: object area, the best half mask, a random half, a central disk."""
     truth = case.truth.flatten(1)
     pixels, side = truth.shape[1], case.truth.shape[1]
     line = (torch.arange(side) - (side - 1) / 2).square()
@@ -143,16 +142,14 @@ def baselines(case: Case) -> dict[str, float]:
     }
 
 
-def localisation_rows(
-    diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]], token: str
-) -> Iterator[dict]:
-    """One row per tokens, t and block: AUC and IoU, averaged over all scenes of the cases."""
+def localisation_rows(diffusion: Diffusion, cases: list[tuple[Case, ResidualBank | None]]) -> Iterator[dict]:
+    """Yield a row per tokens, t and block: AUC and IoU, averaged over all scenes of the cases."""
     for which in TOKENS:
         for t in STEPS:
             scores: dict[str, list[torch.Tensor]] = {}
             for case, bank in cases:
                 truth, side = case.truth.flatten(1).to(diffusion.unet.device), case.truth.shape[1]
-                for block, maps in attention_maps(diffusion, case, token, bank, t, which).items():
+                for block, maps in attention_maps(diffusion, case, bank, t, which).items():
                     large, marked = upsampled(maps, side), upsampled(median(maps), side)
                     scores.setdefault(block, []).append(torch.stack([auc(large, truth), iou(marked, truth)]))
             for block, parts in scores.items():
@@ -161,6 +158,6 @@ def localisation_rows(
 
 
 def latent_truth(masks: np.ndarray, side: int) -> torch.Tensor:
-    """bool [n, h, w] at pixel size -> bool [n, side, side]: cells of which the object fills at least half."""
+    """Return pixel masks bool [n, h, w] as bool [n, side, side]: cells of which the object fills at least half."""
     shrunk = F.adaptive_avg_pool2d(torch.from_numpy(masks).float()[:, None], side)[:, 0]
     return shrunk >= 0.5

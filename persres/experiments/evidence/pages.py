@@ -1,8 +1,7 @@
-"""The pages quote the summary and nothing else: their tables stand between markers and are written from it.
+"""Blocks of the documentation pages: tables between markers, generated from committed summaries.
 
-A page holds ``<!-- KIND:NAME -->`` … ``<!-- /KIND -->`` with kind ``evidence`` (this file's blocks) or ``rivals``
-(persres.experiments.rivals); :func:`fill` puts the block NAME between them. A test compares the pages with the
-summaries, so a figure can't go stale unseen.
+A page holds ``<!-- KIND:NAME -->`` … ``<!-- /KIND -->`` with kind ``evidence`` (this file's blocks), ``rivals``, ``bench`` or a study's
+name; :func:`fill` writes the block NAME between them. Tests compare the pages with the summaries.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.experiments.evidence.provenance import EVIDENCE_CODE, code_line
+from persres.experiments.evidence.provenance import measured_line
 from persres.metrics.scores import HEADLINE_SCORES, SCORES
 from persres.report.table_text import markdown
 
@@ -23,12 +22,12 @@ def _marked(kind: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {kind}:(\w+) -->\n)(.*?)(<!-- /{kind} -->)", re.DOTALL)
 
 
-def interval(found: dict, digits: int, sign: str = "") -> str:
-    """The mean with its interval, where there is one: below five concepts there is none."""
-    if found["mean"] is None:
+def interval(score: dict, digits: int, sign: str = "") -> str:
+    """Return the mean with its interval; below five concepts there is no interval."""
+    if score["mean"] is None:
         return "–"
     mean, low, high = (
-        f"{found[key]:{sign}.{digits}f}" if _known(found[key]) else None for key in ("mean", "low", "high")
+        f"{score[key]:{sign}.{digits}f}" if _known(score[key]) else None for key in ("mean", "low", "high")
     )
     return f"{mean} [{low}, {high}]" if low else f"{mean}"
 
@@ -38,23 +37,23 @@ def _known(value: float | None) -> bool:
 
 
 def digits_of(column: str) -> int:
-    """Decimals that a score is told with."""
+    """Return the number of decimals shown for a score."""
     return SCORES[column].digits if column in SCORES else 3
 
 
 def base(summary: dict) -> str:
-    """What the judge reads in the base model's pictures."""
-    found = summary["base"]
-    return markdown([name.replace("_", " ") for name in found], [[f"{value:.1%}" for value in found.values()]])
+    """The attribute classifier's accuracy on the base model's images."""
+    accuracy = summary["base"]
+    return markdown([name.replace("_", " ") for name in accuracy], [[f"{value:.1%}" for value in accuracy.values()]])
 
 
-def methods(summary: dict) -> str:
-    """Every method and control, overall."""
+def configs(summary: dict) -> str:
+    """Every config and control, overall."""
     rows = [
-        [f"`{name}`", *(interval(found["overall"][c], digits_of(c)) for c in COLUMNS)]
-        for name, found in summary["methods"].items()
+        [f"`{name}`", *(interval(scores["overall"][c], digits_of(c)) for c in COLUMNS)]
+        for name, scores in summary["configs"].items()
     ]
-    return markdown(["method", *COLUMNS.values()], rows)
+    return markdown(["config", *COLUMNS.values()], rows)
 
 
 HEADLINE = {
@@ -66,60 +65,56 @@ HEADLINE = {
 
 
 def headline(summary: dict) -> str:
-    """The front page's few rows and columns."""
+    """The README's rows and columns."""
     rows = [
-        [label, *(interval(summary["methods"][name]["overall"][c], digits_of(c)) for c in HEADLINE_SCORES)]
+        [label, *(interval(summary["configs"][name]["overall"][c], digits_of(c)) for c in HEADLINE_SCORES)]
         for name, label in HEADLINE.items()
     ]
     return markdown(["", *(COLUMNS[c] for c in HEADLINE_SCORES)], rows)
 
 
 def claims(summary: dict) -> str:
-    """Every claim, its effect and whether it holds."""
+    """Claims with effect and interval."""
     return markdown(
         ["claim", "score", "difference", "margin", "holds"], [claim_row(claim) for claim in summary["claims"]]
     )
 
 
 def claim_row(claim: dict) -> list[str]:
-    """A claim as cells: what it says, the score, the difference with its interval, the margin, whether it holds."""
+    """Return a claim as cells: text, score, difference with interval, margin, and whether it holds."""
     column = claim["column"]
     score = COLUMNS.get(column, column.replace("_", " "))
     difference = interval(claim | {"mean": claim["effect"]}, digits_of(column), "+")
-    return [claim["says"], score, difference, f"{claim['margin']:g}", "yes" if claim["holds"] else "**no**"]
+    return [claim["text"], score, difference, f"{claim['margin']:g}", "yes" if claim["holds"] else "**no**"]
 
 
 def negative_controls(summary: dict) -> str:
-    """What was broken on purpose, and which claims fell."""
-    said = {"falls": "yes", "still holds": "**no**", "not held unbroken": "**does not hold unbroken either**"}
+    """Negative controls and the claims that they must make fail."""
+    labels = {"fails": "yes", "still holds": "**no**", "never held": "does not hold before either"}
     rows = [
-        [what, name, said[verdict]]
-        for what, block_names in summary["broken"].items()
-        for name, verdict in block_names.items()
+        [what, name, labels[verdict]]
+        for what, verdicts in summary["negative_controls"].items()
+        for name, verdict in verdicts.items()
     ]
-    return markdown(["broken", "claim that must fall", "falls"], rows)
+    return markdown(["negative control", "claim", "fails"], rows)
 
 
 def groups(summary: dict) -> str:
     """LAG minus no mask by prompt group."""
-    found = summary["lag_minus_ours"]
-    columns = [c for c in COLUMNS if c in next(iter(found.values()))]
-    rows = [[group, *(interval(scores[c], digits_of(c), "+") for c in columns)] for group, scores in found.items()]
+    by_group = summary["lag_minus_ours"]
+    columns = [c for c in COLUMNS if c in next(iter(by_group.values()))]
+    rows = [[group, *(interval(scores[c], digits_of(c), "+") for c in columns)] for group, scores in by_group.items()]
     return markdown(["prompts", *(COLUMNS[c] for c in columns)], rows)
 
 
 def localisation(summary: dict) -> str:
-    """AUC and IoU by block, averaged over t, for both sets of scenes."""
-    found = summary["localisation"]
-    rows = []
-    for block in found["best_blocks"]:
-        cells = [
-            found[score] if part is None else found[part][score]
-            for part in (None, "concepts")
-            for score in ("auc", "iou")
-        ]
-        rows.append([f"`{block}`", *(f"{_mean(cell[block]):.2f}" for cell in cells)])
-    plain = found["without_attention"]
+    """AUC and IoU of the attention by block, averaged over t, for both sets of scenes."""
+    scores = summary["localisation"]
+    sets, rows = (scores, scores["concepts"]), []
+    for block in scores["best_blocks"]:
+        cells = [f"{_mean(scenes[score][block]):.2f}" for scenes in sets for score in ("auc", "iou")]
+        rows.append([f"`{block}`", *cells])
+    plain = scores["without_attention"]
     for label, auc, iou in (
         ("a central disk", "centre_auc", "disk_iou"),
         ("a random half", None, "random_half_iou"),
@@ -135,34 +130,37 @@ def _mean(by_step: dict[str, float]) -> float:
 
 
 def identity(summary: dict) -> str:
-    """How well the encoders tell a concept from its like."""
-    found = summary["identity_auc_by_encoder"]
-    return markdown([f"{name} identity AUC" for name in found], [[f"{value:.3f}" for value in found.values()]])
+    """The encoders' AUC for telling a concept from other subjects of its class."""
+    auc = summary["identity_auc_by_encoder"]
+    return markdown([f"{name} identity AUC" for name in auc], [[f"{value:.3f}" for value in auc.values()]])
 
 
 def time(summary: dict) -> str:
-    """What LAG costs in seconds."""
-    found = summary.get("time")
-    if found is None:
-        return "Not measured yet: `make evidence` does.\n"
+    """The cost of LAG in seconds."""
+    cost = summary.get("time")
+    if cost is None:
+        return "Not measured yet: run `make evidence`.\n"
     return (
-        f"Drawing {found['pictures']} pictures in {found['steps']} steps took {found['lag_s']:.2f} s with LAG and {found['fused_s']:.2f} s"
-        f" with the residual fused into the weights; the median ratio of {found['rounds']} pairs in one process is"
-        f" **{found['ratio']:.2f}** ({found['threads']} threads).\n"
+        f"Sampling {cost['images']} images with {cost['steps']} steps took {cost['lag_s']:.2f} s with LAG and {cost['fused_s']:.2f} s with the"
+        f" residual fused into the weights; the median ratio of {cost['rounds']} pairs of runs is **{cost['ratio']:.2f}**"
+        f" ({cost['threads']} threads).\n"
     )
 
 
-def code(summary: dict) -> str:
-    """By which code the figures were made."""
-    return code_line(summary["of"], EVIDENCE_CODE, "make evidence")
+def measured(summary: dict) -> str:
+    """Commit and date of the measurement."""
+    return measured_line(summary["provenance"])
 
 
 Blocks = dict[str, Callable[[dict], str]]
-BLOCKS: Blocks = {f.__name__: f for f in (base, headline, methods, claims, groups, localisation, identity, time, code)}
+BLOCKS: Blocks = {
+    f.__name__: f
+    for f in (base, headline, configs, claims, negative_controls, groups, localisation, identity, time, measured)
+}
 
 
 def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> str:
-    """The page with every marked block of a kind written from the summary. Raises PersresError for an unknown block."""
+    """Return the page with every block of a kind generated from the summary. Raises PersresError for an unknown block."""
 
     def block(match: re.Match) -> str:
         if match[2] not in blocks:
@@ -173,12 +171,12 @@ def fill(text: str, summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidenc
 
 
 def block_names(text: str, kind: str = "evidence") -> list[str]:
-    """The blocks of a kind that a page holds."""
+    """Return the names of the blocks of a kind in a page."""
     return [match[2] for match in _marked(kind).finditer(text)]
 
 
 def update(pages: Iterable[Path], summary: dict, blocks: Blocks = BLOCKS, kind: str = "evidence") -> None:
-    """Rewrite the pages that exist."""
+    """Update the blocks of a kind in the pages that exist."""
     for page in pages:
         if page.exists():
             page.write_text(fill(page.read_text(), summary, blocks, kind))

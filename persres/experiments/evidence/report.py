@@ -1,4 +1,4 @@
-"""``data/evidence/``: summary.json, the tables and figures that the pages quote, from one run."""
+"""The files of ``data/evidence/`` from one run: summary.json, tables and figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUP_COLUMNS = ["clip_text", "followed", "clip_image", "dino", "dino_object", "
 
 
 def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
-    """Both sets of scenes; writes ``localisation.csv``, ``.md`` and the figures, returns the summary's part."""
+    """Measure both sets of scenes; write ``localisation.csv``, ``.md`` and figures; return the summary's section."""
     base = context.profile.base
     diffusion = load_diffusion(base, context.profile.runtime.device)
     residuals = sorted((context.data / "learned" / "ours").glob("*.safetensors"))
@@ -45,19 +45,21 @@ def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
         for p in residuals
     ]
     sets = {"nameable scenes, base model": [(nameable, None)], "concepts, residual under LAG": concepts}
-    tables = {name: pd.DataFrame(localisation_rows(diffusion, cases, base.token)) for name, cases in sets.items()}
+    tables = {name: pd.DataFrame(localisation_rows(diffusion, cases)) for name, cases in sets.items()}
     plain = {name: baselines(joined([case for case, _ in cases])) for name, cases in sets.items()}
     table = pd.concat([t.assign(scenes=name) for name, t in tables.items()], ignore_index=True)
     table.to_csv(out / "localisation.csv", index=False)
     (out / "localisation.md").write_text(_localisation_text(tables, plain))
     figures.localisation_figure(tables, plain, out / "localisation.png")
-    figures.attention_figure(diffusion, nameable, base.token, out / "attention.png")
-    first, second = tables.values()
-    found = {score: _nested(first, score) for score in ("auc", "iou")}
-    found["concepts"] = {score: _nested(second, score) for score in ("auc", "iou")}
-    found["without_attention"] = dict(zip(("nameable", "concepts"), plain.values(), strict=True))
-    found["best_blocks"] = _ranking(first)
-    return found | {"by_tokens": {w: float(first.loc[first["tokens"] == w, "auc"].mean()) for w in TOKENS}}
+    figures.attention_figure(diffusion, nameable, out / "attention.png")
+    first, second = ({score: _nested(table, score) for score in ("auc", "iou")} for table in tables.values())
+    table = tables["nameable scenes, base model"]
+    return first | {
+        "concepts": second,
+        "without_attention": dict(zip(("nameable", "concepts"), plain.values(), strict=True)),
+        "best_blocks": _ranking(table),
+        "by_tokens": {which: float(table.loc[table["tokens"] == which, "auc"].mean()) for which in TOKENS},
+    }
 
 
 def _nested(table: pd.DataFrame, score: str) -> dict[str, dict[str, float]]:
@@ -99,17 +101,17 @@ def _by_step(table: pd.DataFrame, score: str, title: str) -> str:
     return markdown(header, body)
 
 
-def method_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
-    """method -> ``overall`` and ``groups`` -> score -> mean and interval; None where a score does not apply."""
+def config_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
+    """Return config -> ``overall`` and ``groups`` -> score -> mean and interval; None if a score does not apply."""
     overall = _scores(rows, rounds)
     groups = {group: _scores(part, rounds) for group, part in rows.groupby("prompt_group", sort=False)}
     return {
-        method: {
+        config: {
             "overall": scores,
-            "images": int((rows["method"] == method).sum()),
-            "groups": {group: found[method] for group, found in groups.items() if method in found},
+            "images": int((rows["method"] == config).sum()),
+            "groups": {group: by_config[config] for group, by_config in groups.items() if config in by_config},
         }
-        for method, scores in overall.items()
+        for config, scores in overall.items()
     }
 
 
@@ -126,7 +128,7 @@ def _number(value: float) -> float | None:
 
 
 def quality(context: Context, prompts: int) -> dict:
-    """The base model by the judge, and how well the encoders tell a concept from its like."""
+    """Return the base model's accuracy by the attribute classifier, and the encoders' identity AUC."""
     sampling = context.profile.sample
     accuracy, _ = base_quality(WEIGHTS, RECIPE, prompts, sampling.cfg_scale, sampling.steps)
     encoders, device = context.profile.encoders, context.profile.runtime.device
@@ -141,31 +143,34 @@ def quality(context: Context, prompts: int) -> dict:
 
 
 def effects(context: Context, out: Path) -> dict:
-    """Methods, claims and broken methods from the score rows; writes their tables and figures."""
+    """Return configs, claims and negative controls from the score rows; write their tables and figures."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    found = {
-        "methods": method_figures(rows, context.profile.tables.bootstrap),
+    result = {
+        "configs": config_figures(rows, context.profile.tables.bootstrap),
         "claims": claims.examine_claims(rows),
-        "broken": claims.examine_negative_controls(rows),
+        "negative_controls": claims.examine_negative_controls(rows),
         "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
     }
     for source, target, title in (
-        ("methods", "methods", "Methods and controls"),
+        ("methods", "configs", "Configs and controls"),
         ("groups", "groups", "By prompt group"),
     ):
         lines = (context.data / "tables" / f"{source}.md").read_text().split("\n", 1)
         (out / f"{target}.md").write_text(f"# {title}\n{lines[1]}")
-    (out / "claims.md").write_text(_claims_text(found))
-    figures.frontier_figure(found["methods"], out / "frontier.png")
-    figures.claims_figure(found["claims"], out / "claims.png")
-    figures.group_figure(found["lag_minus_ours"], out / "lag_by_group.png")
-    return found
+    (out / "claims.md").write_text(claims_text(result))
+    figures.frontier_figure(result["configs"], out / "frontier.png")
+    figures.claims_figure(result["claims"], out / "claims.png")
+    figures.group_figure(result["lag_minus_ours"], out / "lag_by_group.png")
+    return result
 
 
-def _claims_text(summary: dict) -> str:
-    return f"# Claims\n\n{MARGINS}\n\n{pages.claims(summary)}\n## Broken on purpose\n\n{pages.broken(summary)}"
+def claims_text(summary: dict) -> str:
+    """Return claims, negative controls, LAG by prompt group and localisation as Markdown (``claims.md``)."""
+    blocks = (pages.negative_controls, pages.groups, pages.localisation, pages.time)
+    parts = [f"## {block.__doc__.split('.')[0]}\n\n{block(summary)}" for block in blocks]
+    return "\n".join([f"# Claims\n\n{MARGINS}\n\n{pages.claims(summary)}", *parts])
 
 
 def write(out: Path, summary: dict) -> None:
-    """``summary.json``."""
+    """Write ``summary.json``."""
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

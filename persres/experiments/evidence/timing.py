@@ -1,4 +1,4 @@
-"""What LAG costs: batches with it and with the residual fused into the weights, in turn, in one process."""
+"""The cost of LAG: batches with LAG and with the residual fused into the weights, alternating in one process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROUNDS, BATCH, STEPS = 5, 10, 25
 
 
 def lag_time(context: Context) -> dict[str, float]:
-    """Median seconds of a batch of each, and the median ratio of pairs that follow each other."""
+    """Return median seconds of a batch of each, and the median ratio of consecutive pairs."""
     specs = {archive.spec.config: archive.spec for archive in read_index(context).archives}
     fused, lag = (_seconds(context, specs[name]) for name in ("ours", "ours_lag"))
-    fused(), lag()  # the first run of each also sets things up
+    fused(), lag()  # warm-up
     pairs = [(fused(), lag()) for _ in range(ROUNDS)]
     return {
         "rounds": ROUNDS,
-        "pictures": BATCH,
+        "images": BATCH,
         "steps": STEPS,
         "threads": torch.get_num_threads(),
         "fused_s": round(statistics.median(f for f, _ in pairs), 3),
@@ -36,12 +36,12 @@ def lag_time(context: Context) -> dict[str, float]:
 
 def _seconds(context: Context, spec: SampleSpec):
     diffusion = load_diffusion(spec.base, context.profile.runtime.device)
-    loaded, items = load_method(diffusion, spec), spec.image_specs[:BATCH]
+    loaded, image_specs = load_method(diffusion, spec), spec.image_specs[:BATCH]
     sampling = spec.sampling.model_copy(update={"steps": STEPS})
 
     def timed() -> float:
         started = time.perf_counter()
-        sample_batch(diffusion, [Request(items, sampling, loaded.bank)], spec.base.resolution)[0][0].cpu()
+        sample_batch(diffusion, [Request(image_specs, sampling, loaded.bank)], spec.base.resolution)[0][0].cpu()
         return time.perf_counter() - started
 
     return timed

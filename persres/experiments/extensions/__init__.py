@@ -1,1 +1,1 @@
-"""Past the paper: what ``persres dev extensions PART`` measures, one file a part, each with its claims and what must fall with them."""
+"""Extensions of the paper. Each folder is one study: ``measure`` runs it, ``claims`` tests it, ``figures`` draws it."""

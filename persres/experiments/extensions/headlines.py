@@ -1,31 +1,28 @@
-"""What docs/results.md says of what goes past the paper: of each part what was found and what was not, with intervals."""
+"""The table of docs/results.md that shows two or three claims of each study, one of which does not hold."""
 
 from __future__ import annotations
 
 from persres.experiments.evidence.pages import claim_row
 from persres.report.table_text import markdown
 
-# By part: what it is called, where docs/beyond.md tells of it, and the claims that say most, those that do not hold among them.
-ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "masks": ("masks of the thing's own size", "masks-past-the-median", ("auto_disk", "median", "kept", "quarter", "disk_off")),
-    "choosing": ("LAG or not", "lag-or-not-by-itself", ("words_background", "looks_identity")),
-    "stopping": ("when to stop", "when-to-stop", ("steps_saved", "identity_dino")),
-    "loras": ("LAG for any LoRA", "lag-for-any-lora", ("attention_kept", "attention_halved", "attention_worth_disk", "text_halved")),
-    "nouns": ("the macro class", "the-macro-class-found-by-itself", ("found_over_nearest", "judge_adds", "votes_over_nearest")),
-    "several": (
-        "several concepts", "several-concepts-in-one-picture",
-        ("worse_added", "contrast_added", "contrast_merged", "worse_halves_best", "missing_base"),
-    ),
-}  # fmt: skip
+# By study: its title in the table and the claims to show.
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "masks": ("masks of the object's size", ("auto_disk", "quarter")),
+    "lag_by_prompt": ("LAG by prompt", ("words_background", "appearance_identity")),
+    "early_stopping": ("early stopping", ("steps_saved", "identity_dino")),
+    "masked_lora": ("LAG for any LoRA", ("attention_halved", "text_halved")),
+    "zero_shot_class": ("zero-shot macro class", ("zero_shot_over_nearest", "encoder_over_nearest")),
+    "multi_concept": ("several concepts in one image", ("worse_added", "contrast_merged", "missing_base")),
+}
 
 
 def claims(summaries: dict[str, dict]) -> str:
-    """Of each part its rows; ``summaries`` by part."""
+    """Headline claims of each study. ``summaries``: by study."""
     rows = []
-    for part, (title, place, names) in ROWS.items():
-        found = {claim["claim"]: claim for claim in summaries[part]["claims"]}
-        rows += [[f"[{title}](beyond.md#{place})", *claim_row(found[name])] for name in names]
-    return markdown(["part", "claim", "score", "difference", "margin", "holds"], rows)
+    for study, (title, names) in ROWS.items():
+        by_name = {claim["claim"]: claim for claim in summaries[study]["claims"]}
+        rows += [[f"[{title}](extensions/{study}.md)", *claim_row(by_name[name])] for name in names]
+    return markdown(["study", "claim", "score", "difference", "margin", "holds"], rows)
 
 
 BLOCKS = {"claims": claims}

@@ -1,12 +1,11 @@
-"""Which part of a picture is which of the things asked for, where the judge (persres.miniworld.attribute_classifier) gives one mask for all of them.
+"""Regions of an image that show each of several objects, although the attribute classifier gives one mask for all of them.
 
-1. The judge's mask falls apart into connected parts; touching ones are eroded apart and grown back to their nearest part.
-2. Each part is cut out, put in the middle of two plain backgrounds at the size of a single object, and the judge names its class there:
-   it learned classes of single objects only (build/judge.py).
-3. Parts and things are matched so that the judge's log-probabilities add up to the most. A thing is *seen* where its part's likeliest
-   class is its own.
+1. The mask splits into connected parts; touching parts are separated by erosion and grown back to the nearest part.
+2. Each part is cut out and pasted, at the size of a single object, on two plain backgrounds, where the classifier names its class.
+   It was trained on the classes of single objects only.
+3. Parts are assigned to objects to maximise the sum of log-probabilities. An object is *seen* if its part's likeliest class is its class.
 
-How well this reads pictures whose truth is known (rendered pairs) is measured beside the methods.
+The study reports how well this works on rendered pairs, whose truth is known.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from persres.miniworld import backgrounds
 from persres.miniworld.attribute_classifier import AttributeClassifier, classify_images
 from persres.miniworld.render import CANVAS, SIZE
 
-GROUNDS = ("wood", "brick")  # where the judge reads parts of rendered pairs best
+BACKGROUNDS = ("wood", "brick")  # where the classifier names parts of rendered pairs best
 SIDE = 44  # pixels of a part's longer side there
-MAX_PARTS = 4  # parts that are looked at, the largest
+MAX_PARTS = 4  # the largest ones
 EROSIONS = 3
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Of one picture and K things: ``masks`` bool [K, h, w], empty where a thing has no part; ``seen`` bool [K]; ``objects`` bool
-    [h, w], all that the judge takes for objects."""
+    """Regions of K objects in one image: ``masks`` bool [K, h, w], empty without a part; ``seen`` bool [K]; ``objects`` bool [h, w],
+    everything that the classifier marks as object."""
 
     masks: np.ndarray
     seen: np.ndarray
@@ -42,20 +41,22 @@ class Regions:
 
 
 def connected_parts(mask: np.ndarray, wanted: int) -> list[np.ndarray]:
-    """Connected parts bool [h, w] of a mask, largest first, of at least :data:`MIN_AREA` of the picture; eroded apart where there
-    are fewer than wanted."""
-    found = _connected(mask)
+    """Return connected parts bool [h, w] of a mask, largest first, each at least :data:`MIN_AREA` of the image.
+
+    If there are fewer parts than ``wanted``, erosion separates touching ones.
+    """
+    parts = _connected(mask)
     for times in range(1, EROSIONS + 1):
-        if len(found) >= wanted:
+        if len(parts) >= wanted:
             break
         cores, count = ndimage.label(ndimage.binary_erosion(mask, iterations=times))
         if count < 2:
             continue
         nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
         grown = np.where(mask, cores[tuple(nearest)], 0)
-        apart = _large([grown == k for k in range(1, count + 1)])
-        found = apart if len(apart) > len(found) else found
-    return found
+        separated = _large([grown == k for k in range(1, count + 1)])
+        parts = separated if len(separated) > len(parts) else parts
+    return parts
 
 
 def _connected(mask: np.ndarray) -> list[np.ndarray]:
@@ -68,7 +69,7 @@ def _large(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _box(mask: np.ndarray, side: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """A part's box and its size when its longer side is ``side``."""
+    """A part's box, and its size with a longer side of ``side``."""
     rows, columns = np.where(mask)
     box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     width, height = box[2] - box[0], box[3] - box[1]
@@ -76,65 +77,66 @@ def _box(mask: np.ndarray, side: int) -> tuple[tuple[int, int, int, int], tuple[
     return tuple(int(v) for v in box), (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def paste_on_background(image: np.ndarray, mask: np.ndarray, ground: Image.Image, side: int = SIDE) -> Image.Image:
-    """The part alone in the middle of ``ground`` [64, 64], its longer side ``side`` pixels."""
+def paste_on_background(image: np.ndarray, mask: np.ndarray, background: Image.Image, side: int = SIDE) -> Image.Image:
+    """Return ``background`` with the masked part in its middle, the part's longer side ``side`` pixels."""
     box, size = _box(mask, side)
-    alone = Image.fromarray(image).crop(box).resize(size, Image.BICUBIC)
-    where = Image.fromarray((mask * 255).astype(np.uint8)).crop(box).resize(size, Image.BILINEAR)
-    out = ground.copy()
-    out.paste(alone, ((out.width - size[0]) // 2, (out.height - size[1]) // 2), where)
+    part = Image.fromarray(image).crop(box).resize(size, Image.BICUBIC)
+    alpha = Image.fromarray((mask * 255).astype(np.uint8)).crop(box).resize(size, Image.BILINEAR)
+    out = background.copy()
+    out.paste(part, ((out.width - size[0]) // 2, (out.height - size[1]) // 2), alpha)
     return out
 
 
-def on_grey(image: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """The part alone on grey at the size of a single object, as identities are compared; square pictures of any size."""
+def crop_on_grey(image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Return the masked part on grey at the size of a single object; square images of any size."""
     side = len(image)
     return paste_on_background(image, mask, Image.new("RGB", (side, side), (GREY,) * 3), round(side * SIDE / SIZE))
 
 
 @torch.no_grad()
-def class_scores(judge: AttributeClassifier, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Log-probabilities [parts, classes] of (image, mask) pairs, averaged over the grounds."""
+def class_scores(classifier: AttributeClassifier, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return log-probabilities [parts, classes] of (image, mask) pairs, averaged over the backgrounds."""
     if not parts:
-        return np.zeros((0, len(judge.labels["kind"])))
-    grounds = [
-        backgrounds.paint(name, CANVAS, np.random.default_rng(0)).resize((SIZE, SIZE), Image.BOX) for name in GROUNDS
+        return np.zeros((0, len(classifier.labels["kind"])))
+    plain = [
+        backgrounds.paint(name, CANVAS, np.random.default_rng(0)).resize((SIZE, SIZE), Image.BOX)
+        for name in BACKGROUNDS
     ]
     scores = [
-        judge(to_tensor([paste_on_background(image, mask, ground) for image, mask in parts]))["kind"].log_softmax(1)
-        for ground in grounds
+        classifier(to_tensor([paste_on_background(image, mask, background) for image, mask in parts]))[
+            "kind"
+        ].log_softmax(1)
+        for background in plain
     ]
     return torch.stack(scores).mean(0).numpy()
 
 
 def match_parts(scores: np.ndarray, kinds: list[int]) -> list[int | None]:
-    """Which part each thing is, by the best sum of ``scores`` [parts, classes] at the things' ``kinds``; none for a thing too many."""
+    """Return the part of each object that maximises the sum of ``scores`` [parts, classes]; None for an object without a part."""
     parts = list(range(len(scores))) + [None] * max(0, len(kinds) - len(scores))
-    nothing = float(scores.min(initial=0.0)) - 1.0  # a part, however unlikely, before none
+    missing = float(scores.min(initial=0.0)) - 1.0  # any part is better than none
 
     def total(order: tuple[int | None, ...]) -> float:
-        return sum(nothing if p is None else float(scores[p, k]) for p, k in zip(order, kinds, strict=True))
+        return sum(missing if p is None else float(scores[p, k]) for p, k in zip(order, kinds, strict=True))
 
     return list(max(permutations(parts, len(kinds)), key=total))
 
 
-def read_regions(judge: AttributeClassifier, images: np.ndarray, kinds: list[tuple[str, ...]]) -> list[Regions]:
-    """The regions of the things of classes ``kinds`` in uint8 pictures [n, 64, 64, 3]."""
-    masks = classify_images(judge, images).masks
-    parts = [connected_parts(mask, len(asked)) for mask, asked in zip(masks, kinds, strict=True)]
-    scores = class_scores(judge, [(image, part) for image, own in zip(images, parts, strict=True) for part in own])
-    found, start = [], 0
-    for mask, own, asked in zip(masks, parts, kinds, strict=True):
-        found.append(_regions(judge, mask, own, scores[start : start + len(own)], asked))
-        start += len(own)
-    return found
+def read_regions(classifier: AttributeClassifier, images: np.ndarray, kinds: list[tuple[str, ...]]) -> list[Regions]:
+    """Return the regions of objects of classes ``kinds`` in each image, uint8 [n, 64, 64, 3]."""
+    masks = classify_images(classifier, images).masks
+    parts = [connected_parts(mask, len(names)) for mask, names in zip(masks, kinds, strict=True)]
+    pairs = [(image, part) for image, of_image in zip(images, parts, strict=True) for part in of_image]
+    scores = np.split(class_scores(classifier, pairs), np.cumsum([len(of_image) for of_image in parts])[:-1])
+    labels = classifier.labels["kind"]
+    return [
+        _regions(mask, of_image, rows, [labels.index(kind) for kind in names])
+        for mask, of_image, rows, names in zip(masks, parts, scores, kinds, strict=True)
+    ]
 
 
-def _regions(
-    judge: AttributeClassifier, mask: np.ndarray, parts: list, scores: np.ndarray, asked: tuple[str, ...]
-) -> Regions:
-    numbers = [judge.labels["kind"].index(kind) for kind in asked]
-    which = match_parts(scores, numbers)
-    none = np.zeros_like(mask)
-    seen = [p is not None and int(scores[p].argmax()) == k for p, k in zip(which, numbers, strict=True)]
-    return Regions(np.stack([none if p is None else parts[p] for p in which]), np.array(seen), mask)
+def _regions(mask: np.ndarray, parts: list[np.ndarray], scores: np.ndarray, kinds: list[int]) -> Regions:
+    order = match_parts(scores, kinds)
+    seen = [p is not None and int(scores[p].argmax()) == k for p, k in zip(order, kinds, strict=True)]
+    masks = np.stack([np.zeros_like(mask) if p is None else parts[p] for p in order])
+    return Regions(masks, np.array(seen), mask)

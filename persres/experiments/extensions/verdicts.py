@@ -1,4 +1,4 @@
-"""Claims of the parts, in the form that the pages and tests know, and the sentence on how their margins came about."""
+"""Claims of the studies: a paired difference with a margin, and the verdict on a negative control."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from persres.metrics.summary import bootstrap_interval
 ROUNDS = 10_000
 
 
-def claim(name: str, says: str, column: str, values: np.ndarray, margin: float) -> dict:
-    """A paired difference, one value a concept (or subject, pair, scene): its mean, 95% bootstrap interval over them, and whether
-    it holds, that is reaches ``margin`` with the interval above zero. NaNs are a mistake of the caller's and never hold."""
+def claim(name: str, text: str, column: str, values: np.ndarray, margin: float) -> dict:
+    """Return a claim about paired differences, one value per concept (or subject, pair, scene).
+
+    ``effect`` is their mean, ``low`` and ``high`` the 95% bootstrap interval. The claim holds if the effect reaches ``margin`` and
+    the interval lies above zero. A NaN among the values makes it fail.
+    """
     low, high = bootstrap_interval(np.asarray(values, dtype=float), ROUNDS, 0)
     effect = float(np.mean(values))
-    return {"claim": name, "says": says, "column": column, "effect": effect, "low": low, "high": high, "margin": margin,
+    return {"claim": name, "text": text, "column": column, "effect": effect, "low": low, "high": high, "margin": margin,
             "holds": bool(effect >= margin and low > 0)}  # fmt: skip
 
 
-def at_most(name: str, says: str, column: str, values: np.ndarray, bound: float) -> dict:
-    """A claim that a loss is small: the mean paired loss and its interval's upper end stay below ``bound``. Its ``effect`` is what is
-    left to the bound, so that it reads as the others do."""
-    return claim(name, says, column, bound - np.asarray(values, dtype=float), 0.0)
+def at_most(name: str, text: str, column: str, values: np.ndarray, bound: float) -> dict:
+    """Return the claim that a loss stays below ``bound``. ``effect`` is the bound minus the mean loss, so the margin is 0."""
+    return claim(name, text, column, bound - np.asarray(values, dtype=float), 0.0)
 
 
-def verdict(unbroken: dict, when_broken: dict) -> str:
-    """``falls``, ``still holds``, or ``not held unbroken``: a claim that does not hold of the whole method proves nothing."""
-    if not unbroken["holds"]:
-        return "not held unbroken"
-    return "still holds" if when_broken["holds"] else "falls"
+def verdict(original: dict, control: dict) -> str:
+    """Return ``fails`` or ``still holds`` for a claim under a negative control; ``never held`` if it did not hold before."""
+    if not original["holds"]:
+        return "never held"
+    return "still holds" if control["holds"] else "fails"
+
+
+def verdicts(original: list[dict], control: list[dict], names: tuple[str, ...]) -> dict[str, str]:
+    """Return the verdict of each named claim; both lists hold claims by these names."""
+    before, after = ({c["claim"]: c for c in claims} for claims in (original, control))
+    return {name: verdict(before[name], after[name]) for name in names}

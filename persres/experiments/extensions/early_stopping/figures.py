@@ -1,13 +1,14 @@
-"""Figures of when to stop: the concepts' mean curves, and each concept's own."""
+"""Figures of the study ``early_stopping``: mean curves over the concepts, and the curves of each concept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen on an agent
+matplotlib.use("Agg")  # workers have no display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -22,6 +23,16 @@ TEXT = {"clip_text": "CLIP text", "followed": "prompt followed"}
 WINDOW = 10  # steps that the training loss is averaged over
 
 
+@dataclass(frozen=True)
+class CurveData:
+    """Traces by concept, mean scores by concept and steps, and the step at which each concept stops."""
+
+    traces: dict[str, dict]
+    means: pd.DataFrame
+    stops: dict[str, int]
+    settings: Ours
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     save(figure, path)
@@ -32,27 +43,25 @@ def _checks(losses: list[float], settings: Ours) -> np.ndarray:
 
 
 def _stops(axis: Axes, stops: Mapping[str, int]) -> None:
-    """A line at each number of steps where concepts stop, the darker the more of them."""
-    where, counts = np.unique(list(stops.values()), return_counts=True)
-    for steps, count in zip(where, counts, strict=True):
+    """Draw a line at each step where concepts stop; darker for more concepts."""
+    ends, counts = np.unique(list(stops.values()), return_counts=True)
+    for steps, count in zip(ends, counts, strict=True):
         axis.axvline(steps, color="tab:red", linewidth=1.2, alpha=0.25 + 0.75 * count / len(stops), linestyle=":")
 
 
-def curves_figure(
-    traces: dict[str, dict], means: pd.DataFrame, stops: dict[str, int], settings: Ours, path: Path
-) -> None:
-    """Means over concepts against steps: both losses, the rule's signal, identity, text; dotted where concepts stop."""
+def curves_figure(data: CurveData, path: Path) -> None:
+    """Draw means over concepts against steps: losses, the rule's signal, identity, text; dotted lines where concepts stop."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
-    _losses(axes[0, 0], traces, settings)
-    _signal(axes[0, 1], traces, settings)
-    table = means.groupby("steps").mean(numeric_only=True)
+    _losses(axes[0, 0], data.traces, data.settings)
+    _signal(axes[0, 1], data.traces, data.settings)
+    table = data.means.groupby("steps").mean(numeric_only=True)
     for axis, shown, title in ((axes[1, 0], IDENTITY, "identity"), (axes[1, 1], TEXT, "text alignment")):
         for column, label in shown.items():
             axis.plot(table.index, table[column], marker="o", markersize=4, label=label)
         axis.set(title=f"{title}, held-out prompts", xlabel="steps")
         axis.legend(fontsize=8)
     for axis in axes.flat:
-        _stops(axis, stops)
+        _stops(axis, data.stops)
         axis.grid(alpha=0.3)
     _save(figure, path)
 
@@ -72,39 +81,37 @@ def _losses(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
 
 def _signal(axis: Axes, traces: dict[str, dict], settings: Ours) -> None:
     for trace in traces.values():
-        shares = [relative_change(trace["fixed"][: seen + 1]) for seen in range(1, len(trace["fixed"]))]
+        shares = [relative_change(trace["fixed"][: check + 1]) for check in range(1, len(trace["fixed"]))]
         axis.plot(_checks(trace["fixed"], settings)[1:], shares, linewidth=0.9, marker=".", alpha=0.7)
     axis.axhline(settings.early_stop_below, color="black", linewidth=1)
     axis.text(axis.get_xlim()[1], settings.early_stop_below, "early_stop_below ", fontsize=8, va="bottom", ha="right")
     axis.set(
-        title=f"signal: what the loss moved by in {settings.early_stop_every} steps, share of its fall",
+        title=f"signal: change of the loss in {settings.early_stop_every} steps, as a share of its fall",
         ylim=(-0.03, 1.05),
     )
 
 
-def concepts_figure(
-    traces: dict[str, dict], means: pd.DataFrame, stops: dict[str, int], settings: Ours, path: Path
-) -> None:
-    """Every concept's own: identity and text on the left scale, the loss at its fixed draws on the right; dotted where it stops."""
-    columns = 5
+def concepts_figure(data: CurveData, path: Path) -> None:
+    """Draw each concept: identity and text on the left axis, the loss at fixed draws on the right; dotted where it stops."""
+    columns, traces = 5, data.traces
     figure, axes = plt.subplots(
         -(-len(traces) // columns), columns, figsize=(16, 6.2), sharex=True, sharey=True, squeeze=False
     )
     lines = []
-    for place, (name, trace) in enumerate(traces.items()):
-        axis, own = axes.flat[place], means[means["concept"] == name]
+    for number, (name, trace) in enumerate(traces.items()):
+        axis, rows = axes.flat[number], data.means[data.means["concept"] == name]
         other = axis.twinx()
-        lines = [axis.plot(own["steps"], own[c], label=label)[0] for c, label in (IDENTITY | TEXT).items()]
+        lines = [axis.plot(rows["steps"], rows[c], label=label)[0] for c, label in (IDENTITY | TEXT).items()]
         lines += other.plot(
-            _checks(trace["fixed"], settings),
+            _checks(trace["fixed"], data.settings),
             trace["fixed"],
             color="black",
             linewidth=0.8,
             label="loss, fixed draws (right)",
         )
         other.tick_params(labelsize=7)
-        axis.axvline(stops[name], color="tab:red", linestyle=":")
-        axis.set_title(f"{name}: {stops[name]}", fontsize=10)
+        axis.axvline(data.stops[name], color="tab:red", linestyle=":")
+        axis.set_title(f"{name}: {data.stops[name]}", fontsize=10)
         axis.grid(alpha=0.3)
     figure.legend(handles=lines, loc="lower center", ncol=len(lines), fontsize=9, bbox_to_anchor=(0.5, -0.04))
     figure.supxlabel("steps", fontsize=9)

@@ -1,10 +1,10 @@
-"""Pictures of concepts after so and so many steps of training, and what the rule of when to stop sees of them meanwhile.
+"""Scores after any number of training steps, and the losses that the early-stopping rule sees.
 
-One training of each concept, with its factors kept every five steps, serves every number of steps: the rate is constant and a step's draws
-belong to the step, so what stands after s steps is what a training of s steps gives (persres/training/residual_training.py).
+One 300-step training per concept, with its factors saved every five steps, serves every number of steps: the learning rate is constant
+and the random draws depend on the step, so the state after s steps equals that of a training of s steps.
 
-Two sets of subjects: ten nameless looks, which no model was trained on and on which the rule's constants were chosen, and the
-ten concepts. The work is done in units (persres/units/unit.py), side by side, so a killed run goes on.
+Two sets of subjects: ten unseen ones, on which the rule's constants were chosen, and the ten concepts. The work is done in units
+(persres/units/unit.py), so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -49,20 +49,17 @@ from persres.units.pool import Work, run_units
 from persres.units.specs import FileRef, ImageSpec, Spec
 from persres.units.unit import Unit, finish
 
-LONGEST, EVERY = 300, 5  # steps of the one training, and between two of its kept states
+LONGEST, EVERY = 300, 5  # steps of the training, and between two saved states
 CURVE = (0, 10, 25, 50, 75, 100, 125, 150, 200, 300)
-PHOTOS, SEEDS, CURVE_PROMPTS, ALL = (
-    5,
-    2,
-    8,
-    20,
-)  # of 20 prompts, each drawn twice: eight for the curves, all where a claim is made
+PHOTOS = 5
+CURVE_PROMPTS = 8  # of 20; the claims use all
+BATCH = {"cuda": 160, "cpu": 16}
 SAMPLING = SamplingConfig(variant="ours", steps=25, images_per_prompt=2)
 COLUMNS = ("dino", "clip_image", "dino_object", "clip_text", "followed")
 
 
 def nameless(index: int) -> Concept:
-    """A look that the models never saw, photographed in one background or two as the concepts are."""
+    """Return an unseen subject with one background or two, as the concepts have."""
     rng = np.random.default_rng(seed_from("stopping", index))
     look = random_identity(RECIPE, rng)
     return Concept(f"nameless_{index}", look, tuple(map(str, rng.permutation(list(BACKGROUNDS))[: 1 + index % 2])))
@@ -75,7 +72,7 @@ SUBJECTS = {concept.name: concept for concepts in SETS.values() for concept in c
 
 
 class TraceSpec(Spec):
-    """One subject's long training, and the one that the rule ends."""
+    """One subject's 300-step training, and the training that the rule ends."""
 
     base: Base
     model: str
@@ -86,32 +83,32 @@ class TraceSpec(Spec):
 
 
 class ScoreSpec(Spec):
-    """Pictures by what was learned in so many steps, measured. ``prompts``: their numbers."""
+    """Scores of images by the state after ``steps`` steps. ``prompts``: their numbers."""
 
     learned: TraceSpec
     steps: int
     prompts: tuple[int, ...]
     sampling: SamplingConfig
     encoders: Encoders
-    judge: FileRef
+    classifier: FileRef
     code: str
 
 
 def photos(concept: Concept) -> list[Image.Image]:
-    """What a concept is learned from."""
+    """Return the photos that a concept is trained on."""
     return [view.image for view in views(concept, "reference", PHOTOS, 0)]
 
 
 def encoded_concept(diffusion: Diffusion, spec: TraceSpec) -> EncodedConcept:
-    """As the method reads it (persres/methods/ours.py)."""
+    """Return the training data as persres/methods/ours.py encodes it."""
     concept = SUBJECTS[spec.subject]
     text = diffusion.encode([fill(spec.settings.prompt, f"{spec.base.token} {concept.appearance.kind}")])
     return EncodedConcept(concept.name, *diffusion.posterior(to_tensor(photos(concept))), text)
 
 
-def _bank(diffusion: Diffusion, settings: Ours, lessons: list[EncodedConcept]) -> ResidualBank:
+def _bank(diffusion: Diffusion, settings: Ours, data: list[EncodedConcept]) -> ResidualBank:
     targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
-    return new_bank(targets, lessons, settings).to(diffusion.unet.device)
+    return new_bank(targets, data, settings).to(diffusion.unet.device)
 
 
 def _now() -> float:
@@ -121,75 +118,74 @@ def _now() -> float:
 
 
 class TraceRecorder:
-    """Looks at a training as it goes on: keeps the bank's ``states``, and asks the rule's ``measure`` at its fixed draws and at other draws
-    each time (the rule, broken). ``looked``: seconds that this took."""
+    """Observes a training: saves the bank's ``states``, and the rule's ``losses`` at its fixed draws and at other draws each time.
+    ``seconds``: the time that this took."""
 
-    def __init__(self, diffusion: Diffusion, lessons: list[EncodedConcept], bank: ResidualBank, settings: Ours) -> None:
+    def __init__(self, diffusion: Diffusion, data: list[EncodedConcept], bank: ResidualBank, settings: Ours) -> None:
         self.bank, self.settings = bank, settings
-        self.loss = partial(ResidualLoss, diffusion.unet, diffusion.scheduler, bank)
-        self.lessons = lessons
+        self.loss, self.data = partial(ResidualLoss, diffusion.unet, diffusion.scheduler, bank), data
         self.states: dict[str, torch.Tensor] = {}
         self.losses: dict[str, list[float]] = {"fixed": [], "other": []}
-        self.looked = 0.0
+        self.seconds = 0.0
 
-    def look(self, finished: int) -> None:
-        """After so many steps."""
+    def record(self, finished: int) -> None:
+        """Record the state after ``finished`` steps."""
         begun = _now()
         if finished % EVERY == 0:
             self.states |= {f"{finished}/{k}": v.detach().cpu().clone() for k, v in self.bank.state_dict().items()}
         if finished % self.settings.early_stop_every == 0:
             for name, seed in (("fixed", self.settings.seed), ("other", 1 + finished)):
                 loss = self.loss(self.settings.model_copy(update={"seed": seed}))
-                measure = loss.early_stopping(self.lessons).measure
-                self.losses[name].append(measure(0))
-        self.looked += _now() - begun
+                self.losses[name].append(loss.early_stopping(self.data).measure(0))
+        self.seconds += _now() - begun
 
 
 def trace_unit(unit: Unit[TraceSpec], work: Path, device: str) -> None:
-    """``trace.json``: ``loss`` of every step; ``fixed`` and ``other``, the rule's losses before the first step and at every check;
-    ``seconds`` of the settings' steps without these looks; ``ruled``, see :func:`_ruled`. ``states.safetensors``: the kept states."""
+    """Write ``trace.json`` and ``states.safetensors`` (the saved states).
+
+    The trace: ``loss`` of every step; ``fixed`` and ``other``, the rule's losses before the first step and at every check; ``seconds`` of
+    the settings' steps without recording; ``ruled``, see :func:`_ruled`.
+    """
     spec, folder = unit.spec, unit.folder(work)
     diffusion = load_diffusion(spec.base, device)
-    lessons = [encoded_concept(diffusion, spec)]
-    bank = _bank(diffusion, spec.settings, lessons)
-    watch, found = TraceRecorder(diffusion, lessons, bank, spec.settings), {}
-    watch.look(0)
-    begun, before = _now(), watch.looked
+    data = [encoded_concept(diffusion, spec)]
+    bank = _bank(diffusion, spec.settings, data)
+    recorder, trace = TraceRecorder(diffusion, data, bank, spec.settings), {}
+    recorder.record(0)
+    begun, before = _now(), recorder.seconds
 
     def on_step(step: int, loss: float) -> None:
         if step + 1 == spec.settings.steps:
-            found["seconds"] = _now() - begun - (watch.looked - before)
-        watch.look(step + 1)
+            trace["seconds"] = _now() - begun - (recorder.seconds - before)
+        recorder.record(step + 1)
 
     settings = spec.settings.model_copy(update={"steps": spec.longest, "stop": "steps"})
-    log = train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), lessons, on_step=on_step)
-    found |= {"loss": [row["loss"][0] for row in log], **watch.losses}
-    found["ruled"] = _ruled(diffusion, lessons, spec.settings, watch.states)
-    write_tensors(folder / "states.safetensors", watch.states, {})
-    write_atomic(folder / "trace.json", json.dumps(found).encode())
+    log = train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), data, on_step=on_step)
+    trace |= {"loss": [row["loss"][0] for row in log], **recorder.losses}
+    trace["ruled"] = _ruled(diffusion, data, spec.settings, recorder.states)
+    write_tensors(folder / "states.safetensors", recorder.states, {})
+    write_atomic(folder / "trace.json", json.dumps(trace).encode())
     finish(unit, work, [folder / "trace.json", folder / "states.safetensors"])
 
 
-def _ruled(
-    diffusion: Diffusion, lessons: list[EncodedConcept], settings: Ours, states: dict[str, torch.Tensor]
-) -> dict:
-    """A training by the rule: ``steps`` done, its ``seconds`` with its checks, and how far its factors are from the long training's after as
-    many (``apart``, the largest difference; None where that state was not kept)."""
-    bank, begun = _bank(diffusion, settings, lessons), _now()
-    steps = len(train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), lessons))
+def _ruled(diffusion: Diffusion, data: list[EncodedConcept], settings: Ours, states: dict[str, torch.Tensor]) -> dict:
+    """A training by the rule: its ``steps``, its ``seconds`` with checks, and ``difference``, the largest difference of a factor from
+    the 300-step training's state at that step (None if that state was not saved)."""
+    bank, begun = _bank(diffusion, settings, data), _now()
+    steps = len(train(ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings), data))
     seconds = _now() - begun
-    kept = at_step(states, steps)
-    apart = max(float((kept[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items()) if kept else None
-    return {"steps": steps, "seconds": seconds, "apart": apart}
+    saved = at_step(states, steps)
+    differences = [float((saved[k] - v.cpu()).abs().max()) for k, v in bank.state_dict().items()] if saved else []
+    return {"steps": steps, "seconds": seconds, "difference": max(differences, default=None)}
 
 
 def at_step(states: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
-    """The factors after so many steps, by their names in the bank; empty where they were not kept."""
+    """Return the factors after ``steps`` steps by their names in the bank; empty if not saved."""
     return {key.split("/")[1]: value for key, value in states.items() if key.startswith(f"{steps}/")}
 
 
 def image_specs(spec: ScoreSpec) -> list[tuple[ImageSpec, str]]:
-    """Pictures to draw, each with its prompt's template."""
+    """Return the images to sample, each with its prompt template."""
     concept, token = SUBJECTS[spec.learned.subject], spec.learned.base.token
     kind = concept.appearance.kind
     templates = [text for _, text in concept_prompts(kind, concept.backgrounds)]
@@ -202,51 +198,49 @@ def image_specs(spec: ScoreSpec) -> list[tuple[ImageSpec, str]]:
 
 
 def score_unit(unit: Unit[ScoreSpec], work: Path, device: str) -> None:
-    """``scores.csv``: one row a picture, :data:`COLUMNS`."""
+    """Write ``scores.csv``: one row per image, :data:`COLUMNS`."""
     spec, folder = unit.spec, unit.folder(work)
     diffusion, learned = load_diffusion(spec.learned.base, device), unit_of(spec.learned).folder(work)
     bank = _bank(diffusion, spec.learned.settings, [encoded_concept(diffusion, spec.learned)])
     bank.load_state_dict(at_step(read_tensors(learned / "states.safetensors")[0], spec.steps))
-    # a GPU is idle with few pictures, a core gains nothing by many
-    batch = 160 if diffusion.unet.device.type == "cuda" else 16
-    wanted, pictures = image_specs(spec), []
-    for start in range(0, len(wanted), batch):
-        some = [item for item, _ in wanted[start : start + batch]]
-        pictures += to_images(
-            sample_batch(diffusion, [Request(some, spec.sampling, bank)], spec.learned.base.resolution)[0][0]
-        )
-    rows = _scored(spec, device, pictures, wanted)
+    batch, specs, images = BATCH[diffusion.unet.device.type], image_specs(spec), []
+    for start in range(0, len(specs), batch):
+        part = [one for one, _ in specs[start : start + batch]]
+        requests = [Request(part, spec.sampling, bank)]
+        images += to_images(sample_batch(diffusion, requests, spec.learned.base.resolution)[0][0])
+    rows = _scores(spec, device, images, specs)
     write_atomic(folder / "scores.csv", rows.to_csv(index=False).encode())
     finish(unit, work, [folder / "scores.csv"])
 
 
-def _scored(
-    spec: ScoreSpec, device: str, pictures: list[Image.Image], wanted: list[tuple[ImageSpec, str]]
+def _scores(
+    spec: ScoreSpec, device: str, images: list[Image.Image], specs: list[tuple[ImageSpec, str]]
 ) -> pd.DataFrame:
-    """As persres/metrics/score_units.py does."""
+    """Scores as persres/metrics/score_units.py computes them."""
     clip, dino = load_clip(spec.encoders.clip, device), load_dino(spec.encoders.dino, device)
-    judge = partial(classify_images, load_attribute_classifier(Path(spec.judge.path)))
-    references, features = photos(SUBJECTS[spec.learned.subject]), clip.images(pictures)
-    own, theirs = (np.stack([np.asarray(image) for image in images]) for images in (pictures, references))
-    said, truth = judge(own), judge(theirs)
-    alone, whole = dino.images(object_crops(own, said.masks)), dino.images(object_crops(theirs, truth.masks))
-    rows = pd.DataFrame({"picture": [item.name for item, _ in wanted]})
-    rows["dino"] = alignment(dino.images(pictures), dino.images(references)).double().numpy()
+    classify = partial(classify_images, load_attribute_classifier(Path(spec.classifier.path)))
+    references, features = photos(SUBJECTS[spec.learned.subject]), clip.images(images)
+    pixels, reference_pixels = (np.stack([np.asarray(image) for image in some]) for some in (images, references))
+    verdict, truth = classify(pixels), classify(reference_pixels)
+    objects = dino.images(object_crops(pixels, verdict.masks))
+    reference_objects = dino.images(object_crops(reference_pixels, truth.masks))
+    rows = pd.DataFrame({"image": [one.name for one, _ in specs]})
+    rows["dino"] = alignment(dino.images(images), dino.images(references)).double().numpy()
     rows["clip_image"] = alignment(features, clip.images(references)).double().numpy()
-    rows["dino_object"] = object_alignment(alone, whole, said.masks)
-    rows["clip_text"] = clip_text_score(features, clip.texts([i.plain for i, _ in wanted])).double().numpy()
-    rows["followed"] = matches_prompt(said, [text for _, text in wanted])
+    rows["dino_object"] = object_alignment(objects, reference_objects, verdict.masks)
+    rows["clip_text"] = clip_text_score(features, clip.texts([one.plain for one, _ in specs])).double().numpy()
+    rows["followed"] = matches_prompt(verdict, [text for _, text in specs])
     return rows
 
 
 def unit_of(spec: TraceSpec) -> Unit[TraceSpec]:
-    """Its unit."""
-    return Unit("beyond_stopping_learn", spec.subject, spec)
+    """Return the unit of a trace."""
+    return Unit("early_stopping_trace", spec.subject, spec)
 
 
 @dataclass(frozen=True)
 class TraceRunner:
-    """The settings that all units share, and where they work."""
+    """Runs the units of the study; holds the settings that they share."""
 
     profile: Profile
     settings: Ours
@@ -263,30 +257,30 @@ class TraceRunner:
                                   longest=LONGEST, code=self.code))  # fmt: skip
 
     def traces(self, subjects: Iterable[str]) -> dict[str, dict]:
-        """Each subject's ``trace.json`` (:func:`learn_unit`)."""
+        """Return each subject's trace (:func:`trace_unit`)."""
         units = {subject: self._learning(subject) for subject in subjects}
         self._run(list(units.values()), trace_unit)
         return {name: json.loads((unit.folder(self.work) / "trace.json").read_text()) for name, unit in units.items()}
 
-    def _pictures(self, subject: str, steps: int, every: bool) -> list[Unit[ScoreSpec]]:
-        """The few prompts of the curves, and where every prompt is wanted the others too, as a unit of their own."""
-        concept, judge = SUBJECTS[subject], FileRef.of(Path(located(self.profile.score.attribute_classifier)))
+    def _score_units(self, subject: str, steps: int, every: bool) -> list[Unit[ScoreSpec]]:
+        """A unit for the prompts of the curves, and with ``every`` a second unit for the other prompts."""
+        concept, classifier = SUBJECTS[subject], FileRef.of(Path(located(self.profile.score.attribute_classifier)))
         prompts = tuple(concept_prompts(concept.appearance.kind, concept.backgrounds))
         few = tuple(number for number, _, _ in spread_prompts(prompts, CURVE_PROMPTS))
         rest = tuple(number for number in range(len(prompts)) if number not in few)
         return [
-            Unit("beyond_stopping_pictures", f"{subject}/{steps}{part}",
+            Unit("early_stopping_score", f"{subject}/{steps}{part}",
                  ScoreSpec(learned=self._learning(subject).spec, steps=steps, prompts=numbers, sampling=SAMPLING,
-                              encoders=self.profile.encoders, judge=judge, code=self.code))
+                              encoders=self.profile.encoders, classifier=classifier, code=self.code))
             for part, numbers in (("", few), ("/rest", rest))[: 1 + every]
         ]  # fmt: skip
 
-    def means(self, wanted: Iterable[tuple[str, int]], every: bool) -> pd.DataFrame:
-        """Mean scores of each (subject, steps), on the curves' few prompts or on ``every`` prompt; one row a pair."""
-        units = {pair: self._pictures(*pair, every) for pair in wanted}
+    def means(self, pairs: Iterable[tuple[str, int]], every: bool) -> pd.DataFrame:
+        """Return mean scores of each (subject, steps), one row each, on the curves' prompts or on ``every`` prompt."""
+        units = {pair: self._score_units(*pair, every) for pair in pairs}
         self._run([unit for some in units.values() for unit in some], score_unit)
         rows = []
         for (subject, steps), some in units.items():
-            drawn = pd.concat([pd.read_csv(unit.folder(self.work) / "scores.csv") for unit in some])
-            rows.append({"concept": subject, "steps": steps, **drawn[list(COLUMNS)].mean()})
+            scores = pd.concat([pd.read_csv(unit.folder(self.work) / "scores.csv") for unit in some])
+            rows.append({"concept": subject, "steps": steps, **scores[list(COLUMNS)].mean()})
         return pd.DataFrame(rows)

@@ -1,9 +1,9 @@
-"""LoRAs for the evidence, trained as diffusers' ``train_dreambooth_lora.py`` trains them, with peft, and saved by diffusers.
+"""LoRA training as in diffusers' ``train_dreambooth_lora.py``, with peft; files saved by diffusers.
 
-Its recipe: rank 4 = alpha, Gaussian start, queries, keys, values and outputs of every attention; the instance prompt "a photo of sks
-<class>"; AdamW (0.9, 0.999), weight decay 0.01, ε 1e-8, gradients clipped at 1, constant rate, no prior preservation. Two variants of it:
-convolutions too (as LoCon trains them), and the text tower too (its ``--train_text_encoder``). Rate, steps and batch are the mini world's: the rate
-was chosen on one concept.
+The recipe: rank 4 = alpha, Gaussian init; queries, keys, values and outputs of every attention; prompt "a photo of sks <class>";
+AdamW (0.9, 0.999), weight decay 0.01, ε 1e-8, gradients clipped at 1, constant learning rate, no prior preservation. Two variants
+add convolutions (as LoCon does) or the text encoder (``--train_text_encoder``). Learning rate, steps and batch size suit the mini
+world; the learning rate was chosen on one concept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PEFT_FILE, KOHYA_FILE = "lora.safetensors", "kohya.safetensors"
 
 
 class LoraRecipe(BaseModel):
-    """Settings of one variant; the defaults are the script's, but for rate, steps and batch."""
+    """Settings of one variant; defaults are the script's except learning rate, steps and batch size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ VARIANTS: dict[str, LoraRecipe] = {
 
 
 class LoraTrainSpec(Spec):
-    """One concept learned by one variant of the recipe."""
+    """One concept trained by one variant of the recipe."""
 
     base: Base
     model: str
@@ -68,7 +68,7 @@ class LoraTrainSpec(Spec):
 
 
 def train_unit(unit: Unit[LoraTrainSpec], work: Path, device: str) -> None:
-    """Train, and save by diffusers in PEFT's keys and in kohya's, both from the same weights."""
+    """Train one LoRA; save the same weights with PEFT keys and with kohya keys."""
     spec, folder = unit.spec, unit.folder(work)
     diffusion = load_diffusion(spec.base, device)
     photos = [square(load_photo(Path(p.path)), spec.base.resolution) for p in spec.photos]
@@ -80,7 +80,7 @@ def train_unit(unit: Unit[LoraTrainSpec], work: Path, device: str) -> None:
 
 
 def add_adapters(diffusion: Diffusion, spec: LoraTrainSpec) -> tuple[nn.Module, nn.Module]:
-    """Copies of U-Net and text tower with peft's adapters; the shared model is left as it was."""
+    """Return copies of U-Net and text encoder with peft adapters; the shared model stays unchanged."""
     from peft import LoraConfig
 
     unet, encoder, recipe = deepcopy(diffusion.unet), deepcopy(diffusion.text_encoder), spec.recipe
@@ -94,16 +94,16 @@ def add_adapters(diffusion: Diffusion, spec: LoraTrainSpec) -> tuple[nn.Module, 
 
 
 def train_lora(
-    diffusion: Diffusion, unet: nn.Module, encoder: nn.Module, pictures: EncodedImages, spec: LoraTrainSpec
+    diffusion: Diffusion, unet: nn.Module, encoder: nn.Module, images: EncodedImages, spec: LoraTrainSpec
 ) -> list[float]:
-    """The script's loop; returns each step's loss."""
+    """Run the script's training loop; return the loss of each step."""
     recipe, device, scheduler = spec.recipe, diffusion.unet.device, diffusion.scheduler
     values = [p for part in (unet, encoder) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(values, lr=recipe.lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     caption, losses = recipe.prompt.format(spec.base.rare_token, spec.macro_class), []
     for step in range(recipe.steps):
         draw = generator("lora", spec.concept, recipe.seed, step)
-        latents = pictures.sample(random_rows(len(pictures.images), recipe.batch, draw), draw)
+        latents = images.sample(random_rows(len(images.images), recipe.batch, draw), draw)
         noise = torch.randn(latents.shape, generator=draw).to(device)
         t = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=draw).to(device)
         text = prompt_states(diffusion.tokenizer, encoder, [caption] * len(latents))
@@ -118,16 +118,16 @@ def train_lora(
 
 
 def save(unet: nn.Module, encoder: nn.Module | None, folder: Path) -> None:
-    """``lora.safetensors`` as the script saves it, ``kohya.safetensors`` by diffusers' converter."""
+    """Write ``lora.safetensors`` as the script does and ``kohya.safetensors`` with diffusers' converter."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
     from peft.utils import get_peft_model_state_dict
 
     parts = {"unet": unet} | ({} if encoder is None else {"text_encoder": encoder})
-    # Not the table of embeddings, which peft would add because V* has made it longer; the script adds no word.
+    # Without the token embeddings: peft would save them because V* enlarges the table, the script adds no token.
     states = {n: get_peft_model_state_dict(part, save_embedding_layers=False) for n, part in parts.items()}
     layers = {f"{name}_lora_layers": convert_state_dict_to_diffusers(dict(state)) for name, state in states.items()}
-    said = {f"{name}_lora_adapter_metadata": part.peft_config["default"].to_dict() for name, part in parts.items()}
-    StableDiffusionPipeline.save_lora_weights(folder, weight_name=PEFT_FILE, **layers, **said)
+    metadata = {f"{name}_lora_adapter_metadata": part.peft_config["default"].to_dict() for name, part in parts.items()}
+    StableDiffusionPipeline.save_lora_weights(folder, weight_name=PEFT_FILE, **layers, **metadata)
     named = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
     write_tensors(folder / KOHYA_FILE, convert_state_dict_to_kohya(named), {"format": "pt"})

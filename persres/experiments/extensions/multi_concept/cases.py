@@ -1,4 +1,4 @@
-"""Which concepts stand together, and in which words: pairs and triples of the mini world, or CustomConcept101's own list of pairs."""
+"""Pairs and triples of concepts with their prompts: of the mini world, or CustomConcept101's list of pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from persres.units.context import Context
 from persres.units.outputs import read_macro_classes
 
 PLAIN = "a photo of a {1} next to a {2}"
-# Every concept in three or four pairs, never two of one class.
+# Each concept is in three or four pairs; the classes of a pair differ.
 PAIRS: tuple[tuple[str, str], ...] = (
     ("heart_mug", "star_robot"), ("star_robot", "rally_car"), ("banded_cat", "witch_house"), ("rally_car", "fruit_tree"),
     ("masked_fish", "team_ball"), ("witch_house", "heart_mug"), ("team_ball", "diamond_mug"), ("harlequin_robot", "banded_cat"),
@@ -31,13 +31,12 @@ TRIPLES: tuple[tuple[str, str, str], ...] = (
     ("diamond_mug", "team_ball", "harlequin_robot"), ("masked_fish", "heart_mug", "rally_car"),
 )  # fmt: skip
 THREE = "a photo of a {1} next to a {2} and a {3}"
-PLACES = {"in the snow": "snow"}  # a background of no concept's references
+BACKGROUNDS = {"in the snow": "snow"}  # a background of no concept's references
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to draw: the concepts' ``names`` and ``classes`` in the prompt's order, a ``template`` with {1}, {2} …, and the
-    number of the picture."""
+    """One image to sample: the concepts' ``names`` and ``classes`` in prompt order, a ``template`` with {1}, {2} …, and its number."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -46,21 +45,21 @@ class Case:
 
     @property
     def group(self) -> str:
-        """Its pair's or triple's name, whatever the order."""
+        """Name of the pair or triple, independent of the order."""
         return "+".join(sorted(self.names))
 
     @property
     def order(self) -> str:
-        """The names in the prompt's order."""
+        """The names in prompt order."""
         return "+".join(self.names)
 
     @property
     def plain(self) -> str:
-        """The prompt without V*; it seeds the noise."""
+        """The prompt without V*. It seeds the noise."""
         return fill_each(self.template, dict(zip(self.names, self.classes, strict=True)))
 
-    def shown(self, token: str, order: list[str]) -> MultiConceptImage:
-        """As it is drawn; ``order`` are the bank's concepts."""
+    def request(self, token: str, order: list[str]) -> MultiConceptImage:
+        """Return the sampling request; ``order``: the concepts of the bank."""
         phrases = tuple(f"{numbered(token, i)} {kind}" for i, kind in enumerate(self.classes, 1))
         prompt = fill_each(self.template, dict(zip(self.names, phrases, strict=True)))
         rows = tuple(order.index(name) for name in self.names)
@@ -68,18 +67,22 @@ class Case:
 
 
 def cases_of(context: Context, count: int | None = None) -> list[Case]:
-    """All pictures of the profile's dataset; ``count`` takes so many pairs. Each pair in both orders, without and with a place; both
-    orders share no noise, their prompts differ."""
+    """Return all cases of the profile's dataset, or of its first ``count`` pairs.
+
+    The mini world's pairs come in both orders, without and with a background. The orders have different prompts, so different noise.
+    """
     profile, classes = context.profile, read_macro_classes(context)
     images = range(profile.sample.images_per_prompt)
     if profile.fetch.dataset == "miniworld":
-        told = [(names, text) for names in PAIRS[:count] for text in (PLAIN, *(f"{PLAIN} {p}" for p in PLACES))]
-        told = [(order, text) for names, text in told for order in (names, names[::-1])]
-        told += [(names, THREE) for names in TRIPLES[:count]]
+        prompts = [(names, text) for names in PAIRS[:count] for text in (PLAIN, *(f"{PLAIN} {p}" for p in BACKGROUNDS))]
+        prompts = [(order, text) for names, text in prompts for order in (names, names[::-1])]
+        prompts += [(names, THREE) for names in TRIPLES[:count]]
     else:
-        told = _listed(profile, count)
-    told = [(names, text) for names, text in told if set(names) <= set(classes)]  # a profile may have fetched fewer
-    return [Case(names, tuple(classes[n] for n in names), text, i) for names, text in told for i in images]
+        prompts = _listed(profile, count)
+    prompts = [
+        (names, text) for names, text in prompts if set(names) <= set(classes)
+    ]  # the profile may use fewer concepts
+    return [Case(names, tuple(classes[n] for n in names), text, i) for names, text in prompts for i in images]
 
 
 def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], str]]:
@@ -89,11 +92,11 @@ def _listed(profile: Profile, count: int | None) -> list[tuple[tuple[str, ...], 
 
 
 def rendered_pairs(cases: list[Case]) -> np.ndarray:
-    """The same pairs as the renderer draws them, uint8 [n, 64, 64, 3]: what could at best be scored."""
+    """Return the pairs as the renderer draws them, uint8 [n, 64, 64, 3]: an upper bound for the scores."""
     looks = {concept.name: concept.appearance for concept in CONCEPTS}
-    found = []
+    images = []
     for case in cases:
-        place = next((name for words, name in PLACES.items() if case.template.endswith(words)), "city")
-        scene = Scene(looks[case.names[0]], place, second=looks[case.names[1]])
-        found.append(np.asarray(render(scene, np.random.default_rng(seed_from("pair", case.plain, case.image))).image))
-    return np.stack(found)
+        background = next((name for words, name in BACKGROUNDS.items() if case.template.endswith(words)), "city")
+        scene = Scene(looks[case.names[0]], background, second=looks[case.names[1]])
+        images.append(np.asarray(render(scene, np.random.default_rng(seed_from("pair", case.plain, case.image))).image))
+    return np.stack(images)

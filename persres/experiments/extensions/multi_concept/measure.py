@@ -1,5 +1,7 @@
-"""Several concepts in one picture (the paper's future work): measured on pairs and triples, beside what else can be done without training
-again. Any profile named ``several`` will do: without a judge the regions are LAG's own masks (CustomConcept101's list of pairs)."""
+"""Several concepts in one image (the paper's future work), on pairs and triples, against baselines that need no further training.
+
+Any profile named ``multi_concept`` works. Without an attribute classifier (CustomConcept101's pairs) LAG's masks give the regions.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,11 @@ import numpy as np
 import pandas as pd
 
 from persres.experiments.evidence.pages import interval
-from persres.experiments.evidence.provenance import CHAIN_CODE
-from persres.experiments.extensions.multi_concept import figures as plots
-from persres.experiments.extensions.multi_concept.cases import Case, cases_of, rendered_pairs
-from persres.experiments.extensions.multi_concept.claims import (
-    COLUMNS,
-    RegionScorer,
-    examine_claims,
-    negative_controls,
-    score_images,
-    with_best_halves,
-)
-from persres.experiments.extensions.multi_concept.sampling import (
-    CODE,
-    CONFIGS,
-    TRIPLE_CONFIGS,
-    MultiConceptSampler,
-    SampledImages,
-)
+from persres.experiments.extensions.multi_concept import figures
+from persres.experiments.extensions.multi_concept.cases import Case, cases_of
+from persres.experiments.extensions.multi_concept.claims import claims, negative_controls
+from persres.experiments.extensions.multi_concept.sampling import CONFIGS, TRIPLE_CONFIGS, MultiConceptSampler
+from persres.experiments.extensions.multi_concept.scores import COLUMNS, RegionScorer, score_configs, with_best_halves
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
 from persres.metrics.clip_scores import load_clip
@@ -34,66 +23,70 @@ from persres.metrics.dino_scores import load_dino
 from persres.metrics.summary import bootstrap_interval
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
-from persres.units.context import Context
 
-PROFILE = "several"
+PROFILE = "multi_concept"
 STAGES = ("fetch", "macro_class", "train")
 ROUNDS = 10_000
-CACHE = "beyond-several"  # below the work folder: pictures by what they depend on
+CACHE = "multi_concept_images"  # below the work folder
+TITLES = {
+    "base": "base model",
+    "added": "both residuals added",
+    "merged": "Custom Diffusion, merged",
+    "halves": "halves, prompt order",
+    "halves_back": "halves, other order",
+    "halves_best": "*the better order of halves*",
+    "one_mask": "one mask for both",
+    "per_block_median": "each block's map at its median",
+    "ours": "**ours**",
+    "swapped": "*masks swapped*",
+    "one_zeroed": "*second residual zeroed*",
+    "rendered": "*the renderer's images*",
+}
+PAGE_COLUMNS = ("worse", "contrast", "leakage", "missing", "background_change", "mask_accuracy", "clip_text")
+TRIPLE_COLUMNS = ("worse", "contrast", "leakage", "missing", "background_change")
 
 
-def measure(run: Run, out: Path, count: int | None = None, **changes) -> dict:
-    """Draw, score, compare; ``count`` takes so many pairs, ``changes`` other settings of ``sample`` (both for a quick look)."""
+def measure(run: Run, out: Path) -> dict:
+    """Sample and score every config; write ``rows.csv`` and figures below ``out``; return the summary."""
     context = run_profile(PROFILE, run.params, run.work, run.device, STAGES)
-    if changes:
-        sample = context.profile.sample.model_copy(update=changes)
-        context = Context(context.profile.model_copy(update={"sample": sample}), context.data, context.work)
-    cases = cases_of(context, count)
+    cases = cases_of(context)
     pairs, triples = ([c for c in cases if len(c.names) == k] for k in (2, 3))
-    studio = MultiConceptSampler(context, load_diffusion(context.profile.base, run.device), run.work / CACHE)
+    sampler = MultiConceptSampler(context, load_diffusion(context.profile.base, run.device), run.work / CACHE)
     encoders = context.profile.encoders
-    reader = RegionScorer(
-        context, run.device, load_clip(encoders.clip, run.device), load_dino(encoders.dino, run.device), studio.names
-    )
-    drawn = {method: studio.draw(method, pairs) for method in CONFIGS}
-    rows = with_best_halves(score_configs(reader, drawn, pairs))
-    summary = {"pairs": len({c.group for c in pairs}), "pictures": len(pairs), "judged": reader.judge is not None,
-               "methods": figures(rows), "masks": mask_facts(drawn["ours"].masks)}  # fmt: skip
-    found = examine_claims(rows)
-    summary |= {"claims": list(found.values()), "broken": negative_controls(rows, found)}
-    summary["triples"] = _triples(studio, reader, triples)
+    clip, dino = load_clip(encoders.clip, run.device), load_dino(encoders.dino, run.device)
+    scorer = RegionScorer(context, clip, dino, sampler.names)
+    sampled = {config: sampler.sample(config, pairs) for config in CONFIGS}
+    rows = with_best_halves(score_configs(scorer, sampled, pairs))
+    original = claims(rows)
+    summary = {
+        "pairs": len({c.group for c in pairs}), "images": len(pairs), "classified": scorer.classifier is not None,
+        "configs": config_intervals(rows), "masks": mask_facts(sampled["ours"].masks),
+        "claims": original, "negative_controls": negative_controls(rows, original),
+        "triples": _triples(sampler, scorer, triples),
+    }  # fmt: skip
     rows.round(5).to_csv(out / "rows.csv", index=False)
-    plots.image_sheet(context, pairs, drawn, out / "sheet.png")
-    plots.scores_figure(summary["methods"], TITLES, out / "scores.png")
-    (out / "methods.md").write_text(f"# Several concepts in one picture\n\n{methods(summary)}\n{threes(summary)}")
+    figures.image_sheet(context, pairs, sampled, out / "sheet.png")
+    figures.scores_figure(summary, out / "scores.png")
     return summary
 
 
-def score_configs(reader: RegionScorer, drawn: dict[str, SampledImages], cases: list[Case]) -> pd.DataFrame:
-    """Rows of every method; of pairs that a judge can read also of ``rendered``, the renderer's own pictures."""
-    base, masks = drawn["base"], drawn["ours"].masks
-    found = [score_images(reader, method, one, cases, base, masks) for method, one in drawn.items()]
-    if reader.judge is not None and len(cases[0].names) == 2:
-        found.append(score_images(reader, "rendered", SampledImages(rendered_pairs(cases), None), cases, base, masks))
-    return pd.concat(found, ignore_index=True)
-
-
-def _triples(studio: MultiConceptSampler, reader: RegionScorer, triples: list[Case]) -> dict:
+def _triples(sampler: MultiConceptSampler, scorer: RegionScorer, triples: list[Case]) -> dict:
     if not triples:
         return {}
-    return figures(score_configs(reader, {method: studio.draw(method, triples) for method in TRIPLE_CONFIGS}, triples))
+    sampled = {config: sampler.sample(config, triples) for config in TRIPLE_CONFIGS}
+    return config_intervals(score_configs(scorer, sampled, triples))
 
 
-def figures(rows: pd.DataFrame) -> dict:
-    """By method and column: mean and 95% interval over pairs."""
-    found: dict = {}
-    for (method, _), part in rows.groupby(["method", "group"]):
+def config_intervals(rows: pd.DataFrame) -> dict:
+    """Return config -> column -> mean and 95% interval over pairs."""
+    means: dict = {}
+    for (config, _), part in rows.groupby(["config", "group"]):
         for column in COLUMNS:
-            found.setdefault(method, {}).setdefault(column, []).append(part[column].mean())
-    return {m: {column: _figure(np.array(values)) for column, values in by.items()} for m, by in found.items()}
+            means.setdefault(config, {}).setdefault(column, []).append(part[column].mean())
+    return {m: {column: _interval(np.array(values)) for column, values in by.items()} for m, by in means.items()}
 
 
-def _figure(values: np.ndarray) -> dict:
+def _interval(values: np.ndarray) -> dict:
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return {"mean": None, "low": None, "high": None}
@@ -103,47 +96,39 @@ def _figure(values: np.ndarray) -> dict:
 
 
 def mask_facts(masks: np.ndarray) -> dict[str, float]:
-    """What our masks [n, K, s, s] cover on average, and the most that any pixel has."""
+    """Return the mean area of the first two of our masks [n, K, s, s], and the largest sum at any pixel."""
     first, second = masks.mean((0, 2, 3))[:2]
-    return {"first": float(first), "second": float(second), "most": float(masks.sum(1).max())}
+    return {"first": float(first), "second": float(second), "max_sum": float(masks.sum(1).max())}
 
 
-TITLES = {
-    "base": "base model", "added": "both LoRAs added", "merged": "Custom Diffusion, merged", "halves": "halves, prompt's order",
-    "halves_back": "halves, other order", "halves_best": "*the better of both halves*", "one_mask": "one mask for both",
-    "own_blocks": "each block's own map, median", "ours": "**ours**", "swapped": "*masks swapped*", "one_zeroed": "*second residual zeroed*",
-    "rendered": "*the renderer's own pictures*",
-}  # fmt: skip
+def _table(scores: dict, columns: tuple[str, ...]) -> str:
+    rows = [[TITLES[m], *(interval(scores[m][c], 3) for c in columns)] for m in TITLES if m in scores]
+    return markdown(["config", *(COLUMNS[c] for c in columns)], rows)
 
 
-def _table(found: dict, columns: tuple[str, ...]) -> str:
-    rows = [[TITLES[m], *(interval(found[m][c], 3) for c in columns)] for m in TITLES if m in found]
-    return markdown(["", *(COLUMNS[c] for c in columns)], rows)
+def configs(summary: dict) -> str:
+    """Every config on pairs."""
+    return _table(summary["configs"], tuple(COLUMNS))
 
 
-def methods(summary: dict) -> str:
-    """Every method on pairs."""
-    return _table(summary["methods"], tuple(COLUMNS)[:9])
+def main_configs(summary: dict) -> str:
+    """Every config on pairs, main scores."""
+    return _table(summary["configs"], PAGE_COLUMNS)
 
 
-def threes(summary: dict) -> str:
-    """Three concepts in one picture."""
-    return _table(summary["triples"], ("worse", "contrast", "leakage", "missing", "background_change"))
+def triples(summary: dict) -> str:
+    """Three concepts in one image."""
+    return _table(summary["triples"], TRIPLE_COLUMNS)
 
 
 def size(summary: dict) -> str:
-    """How much was measured, and what the masks cover."""
+    """Amount of data, and the area of the masks."""
     masks = summary["masks"]
     return (
-        f"{summary['pairs']} pairs, {summary['pictures']} pictures by each method. Our masks cover {masks['first']:.0%} of the picture for"
-        f" the first concept and {masks['second']:.0%} for the second; no pixel has more than {masks['most']:.2f} in sum.\n"
+        f"{summary['pairs']} pairs, {summary['images']} images per config. Our masks cover {masks['first']:.0%} of the image for the first"
+        f" concept and {masks['second']:.0%} for the second; their sum at a pixel is at most {masks['max_sum']:.2f}.\n"
     )
 
 
-STUDY = Study(
-    "several",
-    measure,
-    (*CHAIN_CODE, *CODE, "persres.experiments.extensions.regions", "persres.experiments.extensions.multi_concept.sampling", "persres.experiments.extensions.multi_concept.claims"),
-    {"methods": methods, "threes": threes, "size": size},
-    PROFILE,
-)  # fmt: skip
+BLOCKS = {"main_configs": main_configs, "configs": configs, "triples": triples, "size": size}
+STUDY = Study("multi_concept", "Several concepts in one image", measure, BLOCKS, PROFILE)

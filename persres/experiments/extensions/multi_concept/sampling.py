@@ -1,4 +1,4 @@
-"""Pictures of several concepts by every method from the same noise, in batches as large as the device takes, kept pair by pair."""
+"""Images of several concepts by every config from the same noise, in batches; cached on disk per pair and prompt order."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ CODE = (
     "persres.experiments.extensions.multi_concept.constrained_merge",
     "persres.experiments.extensions.multi_concept.cases",
 )
-REGULAR = 300  # prompts on which the merge keeps the base model
-PIXELS = 512 * 64**2  # of a batch on a GPU
+REGULARIZATION_PROMPTS = 300  # on which the merge preserves the base model
+BATCH_PIXELS = 512 * 64**2  # on a GPU
 
 
 @dataclass(frozen=True)
 class MultiConceptConfig:
-    """``weights``: ``base`` (none, the plain prompt), ``residuals`` or ``merged`` (Custom Diffusion). ``lag`` as in a config.
-    ``silent``: the last concept's residual is zeroed."""
+    """``weights``: ``base`` (no residual, plain prompt), ``residuals``, or ``merged`` (Custom Diffusion). ``lag`` as in
+    ``sample.configs``. ``last_zeroed``: the last concept's residual is zero."""
 
     weights: str = "residuals"
     lag: bool | str = False
     split: str = "exclusive"
-    silent: bool = False
+    last_zeroed: bool = False
 
 
 CONFIGS: dict[str, MultiConceptConfig] = {
@@ -59,130 +59,132 @@ CONFIGS: dict[str, MultiConceptConfig] = {
     "halves": MultiConceptConfig(lag="auto", split="halves"),
     "halves_back": MultiConceptConfig(lag="auto", split="halves_back"),
     "one_mask": MultiConceptConfig(lag="auto", split="shared"),
-    "own_blocks": MultiConceptConfig(lag=True),
+    "per_block_median": MultiConceptConfig(lag=True),
     "ours": MultiConceptConfig(lag="auto"),
     "swapped": MultiConceptConfig(lag="auto", split="swapped"),
-    "one_zeroed": MultiConceptConfig(lag="auto", silent=True),
+    "one_zeroed": MultiConceptConfig(lag="auto", last_zeroed=True),
 }
-TRIPLE_CONFIGS = ("base", "added", "ours")  # for triples
+TRIPLE_CONFIGS = ("base", "added", "ours")
 
 
 @dataclass
 class SampledImages:
-    """Pictures uint8 [n, h, w, 3] in the cases' order, and masks float [n, K, s, s] where there are any."""
+    """``images`` uint8 [n, h, w, 3] in the cases' order; ``masks`` float [n, K, s, s], None without masks."""
 
     images: np.ndarray
     masks: np.ndarray | None
 
 
 class MultiConceptSampler:
-    """What draws: the model with a token for each concept of a picture, all residuals in one bank, and where pictures are kept."""
+    """Samples cases and caches them below ``cache``: the model with a token per concept, and all residuals in one bank."""
 
-    def __init__(self, context: Context, diffusion: Diffusion, kept: Path) -> None:
-        self.context, self.diffusion, self.kept = context, diffusion, kept
+    def __init__(self, context: Context, diffusion: Diffusion, cache: Path) -> None:
+        self.context, self.diffusion, self.cache = context, diffusion, cache
         base, self.names = context.profile.base, list(read_macro_classes(context))
         self.tokens = [numbered(base.token, i) for i in range(1, MAX_CONCEPTS + 1)]
         add_numbered_tokens(diffusion, tuple(self.tokens), base.rare_token)
-        paths = [learned_path(context.data, "ours", name) for name in self.names]
-        bank = stack_banks([load_bank(diffusion.unet, path) for path in paths])
-        self.bank = stack_banks(
-            [bank, ResidualBank(list(bank.targets)).to(bank.up[0].device)]
-        )  # the last one is nobody's: zero
+        self.bank = self._stacked_bank()
         self.code, self.model = code_of(CODE), model_identity(base.model)
-        # the merge keeps the base model on the concepts' own prompts with the plain class
+        # the merge preserves the base model on the concepts' prompts with the plain class
         concepts = [concept for concept, _ in read_concepts(context.data / "concepts")]
-        self.regular = [fill(text, c.macro_class) for c in concepts for _, text in c.prompts][:REGULAR]
+        prompts = [fill(text, c.macro_class) for c in concepts for _, text in c.prompts]
+        self.regularization = prompts[:REGULARIZATION_PROMPTS]
 
-    def draw(self, method: str, cases: list[Case]) -> SampledImages:
-        """Every case's picture, those drawn before from the disk. All cases have as many concepts."""
+    def _stacked_bank(self) -> ResidualBank:
+        """All residuals in one bank, and a zero residual at the end."""
+        paths = [learned_path(self.context.data, "ours", name) for name in self.names]
+        bank = stack_banks([load_bank(self.diffusion.unet, path) for path in paths])
+        return stack_banks([bank, ResidualBank(list(bank.targets)).to(bank.up[0].device)])
+
+    def sample(self, config: str, cases: list[Case]) -> SampledImages:
+        """Return the images of all cases, from the cache where possible. All cases must have the same number of concepts."""
         groups: dict[str, list[Case]] = {}
         for case in cases:
             groups.setdefault(case.order, []).append(case)
-        todo = {name: own for name, own in groups.items() if not self._path(method, own).exists()}
-        for batch in self._batches(method, todo):
-            self._finish(method, batch)
-            log.info("several: %s, %d of %d groups", method, len(todo), len(groups))
-        read = {name: _read(self._path(method, own)) for name, own in groups.items()}
+        missing = {name: group for name, group in groups.items() if not self._path(config, group).exists()}
+        for batch in self._batches(config, missing):
+            self._sample_groups(config, batch)
+            log.info("multi_concept: %s, %d of %d groups", config, len(missing), len(groups))
+        cached = {name: _read(self._path(config, group)) for name, group in groups.items()}
         rows = [(case.order, groups[case.order].index(case)) for case in cases]
-        images = np.stack([read[group][0][i] for group, i in rows])
-        masks = None if read[rows[0][0]][1] is None else np.stack([read[group][1][i] for group, i in rows])
+        images = np.stack([cached[group][0][i] for group, i in rows])
+        masks = None if cached[rows[0][0]][1] is None else np.stack([cached[group][1][i] for group, i in rows])
         return SampledImages(images, masks)
 
-    def _batches(self, method: str, todo: dict[str, list[Case]]) -> Iterator[list[list[Case]]]:
-        """Groups side by side, as many as the device takes; merged weights are one group's."""
+    def _batches(self, config: str, groups: dict[str, list[Case]]) -> Iterator[list[list[Case]]]:
+        """Batches of groups, as many as fit the device; merged weights belong to one group only."""
         size, batch = self._size(), []
-        for own in todo.values():
-            if batch and (CONFIGS[method].weights == "merged" or sum(map(len, batch)) + len(own) > size):
+        for group in groups.values():
+            if batch and (CONFIGS[config].weights == "merged" or sum(map(len, batch)) + len(group) > size):
                 yield batch
                 batch = []
-            batch.append(own)
+            batch.append(group)
         if batch:
             yield batch
 
     def _size(self) -> int:
         if self.diffusion.unet.device.type != "cuda":
             return max(24, self.context.profile.runtime.sample_batch)
-        return max(4, PIXELS // self.context.profile.base.resolution**2)
+        return max(4, BATCH_PIXELS // self.context.profile.base.resolution**2)
 
-    def _finish(self, method: str, batch: list[list[Case]]) -> None:
-        images, masks, start = *self._batch(method, [case for own in batch for case in own]), 0
-        for own in batch:
-            rows = slice(start, start + len(own))
-            start += len(own)
-            data, held = {"images": images[rows]}, io.BytesIO()
+    def _sample_groups(self, config: str, groups: list[list[Case]]) -> None:
+        images, masks, start = *self._sample_cases(config, [case for group in groups for case in group]), 0
+        for group in groups:
+            rows = slice(start, start + len(group))
+            start += len(group)
+            data, buffer = {"images": images[rows]}, io.BytesIO()
             if masks is not None:
                 data["masks"] = masks[rows].astype(np.float16)
-            np.savez(held, **data)
-            write_atomic(self._path(method, own), held.getvalue())
+            np.savez(buffer, **data)
+            write_atomic(self._path(config, group), buffer.getvalue())
 
-    def _batch(self, method: str, cases: list[Case]) -> tuple[np.ndarray, np.ndarray | None]:
-        how, base = CONFIGS[method], self.context.profile.base
-        sampling = self.context.profile.sample.model_copy(update={"lag": how.lag})
-        bank = self.bank if how.weights == "residuals" else None
+    def _sample_cases(self, name: str, cases: list[Case]) -> tuple[np.ndarray, np.ndarray | None]:
+        config, base = CONFIGS[name], self.context.profile.base
+        sampling = self.context.profile.sample.model_copy(update={"lag": config.lag})
+        bank = self.bank if config.weights == "residuals" else None
         images, masks = [], []
-        with self._weights(how, cases):
+        with self._weights(config, cases):
             for start in range(0, len(cases), self._size()):
-                part = [self._shown(how, case) for case in cases[start : start + self._size()]]
-                [(x, m)] = sample_batch(self.diffusion, [Request(part, sampling, bank, how.split)], base.resolution)
+                part = [self._request(config, case) for case in cases[start : start + self._size()]]
+                [(x, m)] = sample_batch(self.diffusion, [Request(part, sampling, bank, config.split)], base.resolution)
                 images += [np.asarray(image) for image in to_images(x)]
                 masks += [] if m is None else list(m.cpu().numpy())
         return np.stack(images), np.stack(masks) if masks else None
 
-    def _shown(self, how: MultiConceptConfig, case: Case) -> MultiConceptImage:
-        if how.weights == "base":
+    def _request(self, config: MultiConceptConfig, case: Case) -> MultiConceptImage:
+        if config.weights == "base":
             return MultiConceptImage(case.plain, case.classes, (0,) * len(case.names), case.plain, case.image)
-        shown = case.shown(self.context.profile.base.token, self.names)
-        if how.silent:
-            return replace(shown, rows=(*shown.rows[:-1], len(self.names)))
-        return shown
+        request = case.request(self.context.profile.base.token, self.names)
+        if config.last_zeroed:
+            return replace(request, rows=(*request.rows[:-1], len(self.names)))
+        return request
 
-    def _weights(self, how: MultiConceptConfig, cases: list[Case]) -> AbstractContextManager:
-        """Custom Diffusion's merged keys, values and vectors for one order of one pair; for the others nothing."""
-        if how.weights != "merged":
+    def _weights(self, config: MultiConceptConfig, cases: list[Case]) -> AbstractContextManager:
+        """Patch in Custom Diffusion's merged keys, values and token vectors for one pair; do nothing for other configs."""
+        if config.weights != "merged":
             return nullcontext()
-        one, token = cases[0], self.context.profile.base.token
-        phrases = one.shown(token, self.names).phrases
+        case = cases[0]
+        phrases = case.request(self.context.profile.base.token, self.names).phrases
         concepts = [
-            FineTuned(load_state(learned_path(self.context.data, "custom_diffusion", name))[0], phrase, v_star)
-            for name, phrase, v_star in zip(one.names, phrases, self.tokens, strict=False)
+            FineTuned(load_state(learned_path(self.context.data, "custom_diffusion", name))[0], phrase, token)
+            for name, phrase, token in zip(case.names, phrases, self.tokens, strict=False)
         ]
-        values = merged_kv_weights(self.diffusion, concepts, self.regular)
+        values = merged_kv_weights(self.diffusion, concepts, self.regularization)
         stack = ExitStack()
         stack.enter_context(trained_tokens(self.diffusion, concepts))
         stack.enter_context(patched_weights(self.diffusion, values))
         return stack
 
-    def _path(self, method: str, own: list[Case]) -> Path:
-        """Named by all that the pictures depend on."""
+    def _path(self, config: str, group: list[Case]) -> Path:
+        """The cache file, named by a digest of everything that the images depend on."""
         base, sample = self.context.profile.base, self.context.profile.sample
-        variant = {"residuals": "ours", "merged": "custom_diffusion"}.get(CONFIGS[method].weights)
-        learned = (
-            [digest_file(learned_path(self.context.data, variant, name)) for name in own[0].names] if variant else []
-        )
-        said = [method, repr(CONFIGS[method]), base.model_dump(), self.model, sample.steps, sample.cfg_scale, sample.seed,
-                [[c.order, c.template, c.image, c.classes] for c in own], learned, self.code]  # fmt: skip
-        name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
-        return self.kept / f"{method}-{name}.npz"
+        variant = {"residuals": "ours", "merged": "custom_diffusion"}.get(CONFIGS[config].weights)
+        names = group[0].names if variant else ()
+        learned = [digest_file(learned_path(self.context.data, variant, name)) for name in names]
+        key = [config, repr(CONFIGS[config]), base.model_dump(), self.model, sample.steps, sample.cfg_scale, sample.seed,
+               [[c.order, c.template, c.image, c.classes] for c in group], learned, self.code]  # fmt: skip
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+        return self.cache / f"{config}-{name}.npz"
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
