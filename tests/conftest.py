@@ -159,7 +159,7 @@ SLOWEST_FIRST = (
     "test_versions",
     "test_versions_trouble",
     "test_fleet",
-    "test_new_method",
+    "test_extending",
     "test_code_digest",
 )
 

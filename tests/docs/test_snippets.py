@@ -163,7 +163,7 @@ def readme(tmp_path_factory, tiny_profile, tiny_pipeline, repository) -> Path:
 def test_readme(readme):
     made = {path.name for path in readme.iterdir()}
     assert made >= {"moon.png", "heart_mug.safetensors", "heart_mug.md", "heart_mug.kohya.safetensors"}
-    assert len(list(readme.glob("a_photo_of_a_heart_mug_at_sea_*.png"))) == 1
+    assert len(list(readme.glob("images/a_photo_of_a_heart_mug_at_sea_*.png"))) == 1
 
 
 def test_the_readme_of_personalize(readme):
@@ -176,13 +176,15 @@ def test_the_readme_of_personalize(readme):
 def test_model_cards(tmp_path):
     """Of today and of version 0.1."""
     shutil.copy(V0_1 / "residuals" / "ours.safetensors", tmp_path / "heart_mug.safetensors")
-    concept = Concept("heart_mug", "mug", "object", (("background", "a photo of a {}"),), "CC0")
+    concept = Concept("heart_mug", "object", "mug", (("background", "a photo of a {}"),), "CC0")
     today = card_text(read_header(tmp_path / "heart_mug.safetensors"), concept, {"ours": {"clip_text": 1.0}}, "ours")
     cards = blocks(today, "card") + blocks((V0_1 / "residuals" / "ours.md").read_text(), "residuals/ours.md")
     assert len(cards) == 2
     generate = {"persres generate": "persres generate --steps 2 --device cpu"}
     run_blocks(substituted(cards, generate), tmp_path)
-    assert (tmp_path / "heart_mug.diffusers.safetensors").exists() and list(tmp_path.glob("*_on_the_beach_*.png"))
+    assert (tmp_path / "heart_mug.diffusers.safetensors").exists() and list(
+        tmp_path.glob("images/*_on_the_beach_*.png")
+    )
 
 
 def test_diffusers_page(tmp_path):
@@ -227,7 +229,7 @@ def test_versions_page(tmp_path, repository):
         "persres generate": "persres generate --steps 2 --device cpu",
     }
     output = run_blocks(substituted(page_blocks("docs/versions.md"), names), tmp_path, skip=SKIP)
-    assert "train.steps: 5 -> 3" in output and list(tmp_path.glob("a_photo_of_a_heart_mug_on_the_moon_*.png"))
+    assert "train.steps: 5 -> 3" in output and list(tmp_path.glob("images/*_on_the_moon_*.png"))
 
 
 def test_the_estimates_of_pages(tmp_path):
