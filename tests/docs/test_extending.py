@@ -164,7 +164,7 @@ def test_one_run_uses_every_addition(copy, tiny_params):
     (copy / "params.yaml").write_text(yaml.safe_dump(settings))
     ran = persres(copy, "run")
     assert ran.returncode == 0, ran.stderr
-    table = pd.read_csv(copy / "data" / "tables" / "table1.csv").set_index("config")
+    table = pd.read_csv(copy / "data" / "tables" / "table1.csv", index_col=0)
     assert table["brightness"].tolist() == [0.5] * 5 and table["dino"].notna().all()
     assert table.loc["bias", "params"] == 4
     archives = {(copy / "data" / "samples" / name / "square.zip").read_bytes() for name in tiny["sample"]["configs"]}
