@@ -79,7 +79,7 @@ COMMANDS = {
     "hello": Command(hello),
 '''
 PARAMETRISATION = """PARAMETRISATIONS: dict[str, Parametrisation] = {
-    "bounded": Parametrisation(_scaled_normal, lambda up, down: (up.tanh(), down)),
+    "bounded": Parametrisation(_scaled_normal, lambda up, down: (30 * up.tanh(), down)),
 """
 # addition -> file -> its text, or (a text in it, what stands there afterwards)
 ADDITIONS: dict[str, dict[str, str | tuple[str, str]]] = {
