@@ -29,8 +29,10 @@ def _horizon(size: int, rng: np.random.Generator, low: float = 0.42, high: float
 
 
 def _two_tone(
-    size: int, rng: np.random.Generator, sky: tuple, far: tuple, ground: tuple, grain: float
+    size: int, rng: np.random.Generator, colours: tuple[tuple, tuple, tuple], grain: float
 ) -> tuple[Image.Image, int]:
+    """Sky (from its top to the horizon) and ground with grain; returns the image and the row of the horizon."""
+    sky, far, ground = colours
     split = _horizon(size, rng)
     pixels = _gradient(size, sky, far, 0, split)
     pixels[split:] = _gradient(size, ground, tuple(0.86 * c for c in ground))[: size - split]
@@ -38,17 +40,17 @@ def _two_tone(
 
 
 def _beach(size: int, rng: np.random.Generator) -> Image.Image:
-    image, split = _two_tone(size, rng, (120, 190, 240), (190, 226, 246), (236, 214, 160), 6)
+    image, split = _two_tone(size, rng, ((120, 190, 240), (190, 226, 246), (236, 214, 160)), 6)
     ImageDraw.Draw(image).rectangle([0, split - size // 9, size, split], fill=(40, 150, 190))
     return image
 
 
 def _grass(size: int, rng: np.random.Generator) -> Image.Image:
-    return _two_tone(size, rng, (130, 196, 244), (206, 232, 248), (104, 176, 66), 12)[0]
+    return _two_tone(size, rng, ((130, 196, 244), (206, 232, 248), (104, 176, 66)), 12)[0]
 
 
 def _snow(size: int, rng: np.random.Generator) -> Image.Image:
-    image, _ = _two_tone(size, rng, (164, 178, 200), (204, 212, 224), (246, 249, 253), 2)
+    image, _ = _two_tone(size, rng, ((164, 178, 200), (204, 212, 224), (246, 249, 253)), 2)
     draw = ImageDraw.Draw(image)
     for x, y in rng.uniform(0, size, (24, 2)):
         draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=(255, 255, 255))
@@ -56,7 +58,7 @@ def _snow(size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _desert(size: int, rng: np.random.Generator) -> Image.Image:
-    image, _ = _two_tone(size, rng, (250, 186, 110), (252, 222, 164), (214, 142, 72), 5)
+    image, _ = _two_tone(size, rng, ((250, 186, 110), (252, 222, 164), (214, 142, 72)), 5)
     x = rng.uniform(0.15, 0.85) * size
     ImageDraw.Draw(image).ellipse([x - 20, 14, x + 20, 54], fill=(255, 244, 200))
     return image
