@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from persres.metrics.scores import SCORES
 from persres.metrics.summary import bootstrap_interval
 from persres.prompts import APPEARANCE_GROUPS, SCENE_GROUPS
 
@@ -73,7 +74,7 @@ NEGATIVE_CONTROLS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 def _per_concept(rows: pd.DataFrame, groups: tuple[str, ...] | None) -> pd.DataFrame:
     """Means by (config, concept), with the derived columns."""
     part = rows if groups is None else rows[rows["prompt_group"].isin(groups)]
-    columns = ["clip_text", "clip_image", "dino", "dino_object", "followed", "background_change"]
+    columns = list(SCORES)
     means = part.groupby(["method", "concept"])[columns].mean()
     base = means.loc["base"].reindex(means.index.get_level_values("concept"))
     for score in ("dino", "dino_object"):

@@ -17,7 +17,7 @@ from persres.experiments.miniworld_training.evaluate import base_quality, identi
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
-from persres.metrics.scores import score_columns
+from persres.metrics.scores import SCORES, score_columns
 from persres.metrics.summary import method_table
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
@@ -31,7 +31,6 @@ QUALITY = {
     "style": "style",
     "second_object": "second_object",
 }
-GROUP_COLUMNS = ["clip_text", "followed", "clip_image", "dino", "dino_object", "background_change"]
 
 
 def localisation(context: Context, out: Path, scenes: int, views: int) -> dict:
@@ -149,7 +148,7 @@ def effects(context: Context, out: Path) -> dict:
         "configs": config_figures(rows, context.profile.tables.bootstrap),
         "claims": claims.examine_claims(rows),
         "negative_controls": claims.examine_negative_controls(rows),
-        "lag_minus_ours": claims.by_group(rows, GROUP_COLUMNS),
+        "lag_minus_ours": claims.by_group(rows, list(SCORES)),
     }
     for source, target, title in (
         ("methods", "configs", "Configs and controls"),

@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 
 from persres.experiments.evidence.figures import save
 from persres.methods.ours import Ours
+from persres.metrics.scores import SCORES
 from persres.training.early_stopping import relative_change
 
-IDENTITY = {"dino": "DINO", "clip_image": "CLIP image", "dino_object": "DINO, object alone"}
-TEXT = {"clip_text": "CLIP text", "followed": "prompt followed"}
+IDENTITY = {name: SCORES[name].title for name in ("dino", "clip_image", "dino_object")}
+TEXT = {name: SCORES[name].title for name in ("clip_text", "followed")}
 WINDOW = 10  # steps that the training loss is averaged over
 
 
