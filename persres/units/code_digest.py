@@ -4,8 +4,9 @@ A unit's spec holds the digest of the code behind its work: the module that does
 decides only where, when and in which order things run is left out (:data:`ORCHESTRATION`): its settings reach a result through
 the spec. A method's file is reached by its name in the spec, so a change of one rival redoes that rival alone.
 
-Comments, docstrings and blank lines don't count: they can't change a result. The imports are read, not run, and a test holds that
-this finds what Python loads.
+The digest is of what is computed: syntax trees without docstrings, formatting and the names of modules
+(:mod:`persres.units.canonical_code`), in no order. Where a module lies, and what it is called, does not change it. The imports are read,
+not run, and a test holds that this finds what Python loads.
 
 Why not a version number per method: it is forgotten when a shared module changes, and nothing would notice.
 """
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
-import tokenize
 from functools import lru_cache
 from pathlib import Path
+
+from persres.units.canonical_code import canonical
 
 PACKAGE = Path(__file__).parent.parent
 ORCHESTRATION = (
@@ -50,16 +51,22 @@ def module_file(name: str, package: Path = PACKAGE) -> Path | None:
 
 def imports_of(name: str, package: Path = PACKAGE) -> set[str]:
     """Our modules that a module imports, inside functions too, and the packages that they lie in."""
-    path, modules = module_file(name, package), set()
-    if path is None:
-        return modules
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {module for module in modules if module.split(".")[0] == "persres" and module_file(module, package)}
+    path = module_file(name, package)
+    names = _imported(path.read_text()) if path is not None else frozenset()
+    ours = {module for module in names if module.split(".")[0] == "persres" and module_file(module, package)}
     return {part for module in ours for part in _with_packages(module)} - {"persres"}
+
+
+@lru_cache(maxsize=1024)
+def _imported(text: str) -> frozenset[str]:
+    """Dotted names that a module's text imports; each may be a module or a name in one."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
 def _with_packages(module: str) -> list[str]:
@@ -84,33 +91,17 @@ def modules_behind(names: tuple[str, ...], package: Path = PACKAGE) -> tuple[str
     return tuple(sorted(seen))
 
 
-def significant(text: str) -> str:
-    """A module's text without comments, docstrings, blank lines and trailing space."""
-    rows = text.split("\n")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                for row in range(first.lineno - 1, first.end_lineno):
-                    rows[row] = ""
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            rows[row - 1] = rows[row - 1][:column]
-    return "\n".join(row.rstrip() for row in rows if row.strip())
+@lru_cache(maxsize=1024)
+def significant(text: str, package: Path = PACKAGE) -> str:
+    """What of a module's text can change a result; empty where nothing can."""
+    return canonical(text, lambda name: name.split(".")[0] == "persres" and module_file(name, package) is not None)
 
 
 def digest_modules(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
-    """16 hex digits over the significant text of modules."""
-    digest = hashlib.sha256()
-    for module in modules:
-        path = module_file(module, package)
-        digest.update(module.encode() + b"\0" + significant(path.read_text()).encode() + b"\0")
-    return digest.hexdigest()[:16]
+    """16 hex digits over what modules compute, wherever they lie and whatever they are called."""
+    contents = (significant(module_file(module, package).read_text(), package) for module in modules)
+    digests = sorted(hashlib.sha256(content.encode()).hexdigest() for content in contents if content)
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 @lru_cache

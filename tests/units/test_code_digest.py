@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -76,6 +77,128 @@ def test_a_change_redoes_what_it_computes(copy, file, changed):
     assert changed <= {name for name in stages if after[name] != before[name]}
     if not changed:
         assert after == before
+
+
+TEXT = '''
+"""A module."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from persres.errors import PersresError
+from persres.sampling import masks
+from persres.sampling.masks import median
+
+if TYPE_CHECKING:
+    from persres.config.schema import Base
+
+__all__ = ["Settings", "masked"]
+LEVELS: tuple[float, ...] = (0.3, 0.8)
+
+
+class Settings(BaseModel):
+    """Settings."""
+
+    steps: int = 150
+    name: str | None = None
+
+
+def masked(x: torch.Tensor, area: float = 0.5) -> torch.Tensor:
+    """A mask."""
+    if area <= 0:
+        raise PersresError(f"area is {area}; make it positive")
+    log.info("masked %s", area)
+    total = median(x) + masks.otsu(x, area)  # both
+    return nn.functional.relu(total - LEVELS[0])
+'''
+
+SAME_RESULT = {
+    "docstring": ('"""A mask."""', '"""One mask\n\n    of many."""'),
+    "no docstring": ('    """Settings."""\n\n', ""),
+    "comment": ("# both", "# one and the other"),
+    "formatting": ("median(x) + masks.otsu(x, area)", "(\n        median(x)\n        + masks.otsu(x, area)\n    )"),
+    "import inside the function": ('    """A mask."""', '    """A mask."""\n    from persres.sampling.masks import median\n'),
+    "function imported by name": ("masks.otsu", "otsu"),
+    "import by another name": ("import median\n", "import median as middle\n"),
+    "annotation of an argument": ("area: float", "area: int | float"),
+    "annotation of a constant": ("LEVELS: tuple[float, ...]", "LEVELS"),
+    "exported names": ('__all__ = ["Settings", "masked"]', '__all__ = ["Settings"]'),
+    "message of an error": ("make it positive", "it must be positive"),
+    "log": ('"masked %s"', '"a mask of %s"'),
+    "what type checkers read": ("import Base", "import Base, Clip"),
+    "spelling of a library's module": ("nn.functional.relu", "torch.nn.functional.relu"),
+}
+OTHER_RESULT = {
+    "constant": ("0.3", "0.4"),
+    "operator": ("median(x) +", "median(x) -"),
+    "comparison": ("area <= 0", "area < 0"),
+    "default": ("area: float = 0.5", "area: float = 0.4"),
+    "default of a field": ("steps: int = 150", "steps: int = 100"),
+    "type of a field": ("steps: int", "steps: float"),
+    "type of a field without a default": ("name: str | None", "name: str"),
+    "statement": ("    return nn", "    total = total * 2\n    return nn"),
+    "function called": ("masks.otsu", "masks.soft"),
+    "function behind a name": ("import median\n", "import quantile as median\n"),
+    "error raised": ("raise PersresError", "raise ValueError"),
+    "order of arguments": ("otsu(x, area)", "otsu(area, x)"),
+    "function of a library": ("nn.functional.relu", "nn.functional.silu"),
+    "base class": ("BaseModel", "Section"),
+}  # fmt: skip
+
+
+def edited(change: tuple[str, str]) -> str:
+    before, after = change
+    assert before in TEXT
+    text = TEXT.replace(before, after)
+    if after == "otsu":
+        text = text.replace("import median\n", "import median, otsu\n", 1)
+    return text.replace("median(x)", "middle(x)") if "as middle" in after else text
+
+
+@pytest.mark.parametrize("change", SAME_RESULT.values(), ids=SAME_RESULT)
+def test_an_edit_that_computes_the_same_has_the_same_digest(change):
+    assert significant(edited(change)) == significant(TEXT)
+
+
+@pytest.mark.parametrize("change", OTHER_RESULT.values(), ids=OTHER_RESULT)
+def test_an_edit_that_computes_something_else_has_another_digest(change):
+    assert significant(edited(change)) != significant(TEXT)
+
+
+def test_a_module_that_only_re_exports_computes_nothing():
+    text = '"""Names."""\n\nfrom persres.sampling.masks import median\n\n__all__ = ["median"]\n'
+    assert significant(text) == "" == significant("") == significant('"""A docstring."""\n')
+
+
+def test_a_renamed_and_moved_module_keeps_the_digest(copy):
+    before = digest(copy, "sample")
+    moved = copy / "masking_rules" / "cuts.py"
+    moved.parent.mkdir()
+    (moved.parent / "__init__.py").write_text('"""A new package."""\n')
+    (copy / "sampling" / "masks.py").rename(moved)
+    for path in copy.rglob("*.py"):
+        text = path.read_text()
+        path.write_text(text.replace("persres.sampling.masks", "persres.masking_rules.cuts"))
+    assert digest(copy, "sample") == before
+    edit(moved, "round(area * attention.shape[1])", "round(area * attention.shape[1]) + 1")
+    assert digest(copy, "sample") != before
+
+
+def test_every_statement_of_the_package_counts(copy):
+    """A constant changed in any function of a module changes the digest: nothing is left out by accident."""
+    path = copy / "sampling" / "lag.py"
+    text, before = path.read_text(), significant(path.read_text())
+    numbers = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and type(node.value) is int]
+    assert len(numbers) > 10
+    for node in numbers:
+        lines = text.split("\n")
+        line = lines[node.lineno - 1]
+        lines[node.lineno - 1] = f"{line[: node.col_offset]}{node.value + 7}{line[node.end_col_offset :]}"
+        if lines[node.lineno - 1].isascii():
+            assert significant("\n".join(lines)) != before, line
 
 
 NAMED = {"score": ["persres.miniworld.attribute_classifier"]}
