@@ -120,7 +120,10 @@ SAME_RESULT = {
     "no docstring": ('    """Settings."""\n\n', ""),
     "comment": ("# both", "# one and the other"),
     "formatting": ("median(x) + masks.otsu(x, area)", "(\n        median(x)\n        + masks.otsu(x, area)\n    )"),
-    "import inside the function": ('    """A mask."""', '    """A mask."""\n    from persres.sampling.masks import median\n'),
+    "import inside the function": (
+        '    """A mask."""',
+        '    """A mask."""\n    from persres.sampling.masks import median\n',
+    ),
     "function imported by name": ("masks.otsu", "otsu"),
     "import by another name": ("import median\n", "import median as middle\n"),
     "annotation of an argument": ("area: float", "area: int | float"),
