@@ -164,12 +164,14 @@ def _routing(
 
 
 def _bank_rows(requests: list[Request]) -> list[list[int]]:
-    """Each image's K rows in the stacked banks; the base model's images have weight 0 and take any."""
+    """Each image's K rows in the stacked banks; the base model's images have weight 0 and take the first."""
     rows, start = [], 0
     for request in requests:
-        first = 0 if request.bank is None else start
-        rows += [[first + row for row in MultiConceptImage.of(image).rows] for image in request.images]
-        start += 0 if request.bank is None else request.bank.concepts
+        concepts = 0 if request.bank is None else request.bank.concepts
+        rows += [
+            [start + row if concepts else 0 for row in MultiConceptImage.of(image).rows] for image in request.images
+        ]
+        start += concepts
     return rows
 
 

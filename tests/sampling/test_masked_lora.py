@@ -344,7 +344,7 @@ def test_invalid_prompts_and_calls_are_refused(pipe, tmp_path):
 def test_the_command_line_draws_with_any_lora(pipe, tiny_pipeline, tmp_path, capsys):
     path = write(pipe, tmp_path / "l.safetensors", "kohya", ends=ATTENTION)
     call = ["generate", str(path), "--subject", "sks mug", "--prompt", "a photo of a {} on the beach", "--steps", "2"]
-    assert main([*call, "--out", str(tmp_path / "out")]) == 1 and "say --model" in capsys.readouterr().err
+    assert main([*call, "--out", str(tmp_path / "out")]) == 1 and "give --model" in capsys.readouterr().err
     assert main([*call, "--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     from PIL import Image
 

@@ -14,6 +14,7 @@ from persres.methods.common.registry import method_named
 from persres.methods.common.sample_units import ARCHIVE, archive_bytes, load_method, sample_unit
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
+from persres.sampling.mask_config import mask_config_of
 from persres.sampling.sample import Request, sample_batch
 from persres.units.batches import Job
 from persres.units.files import write_atomic
@@ -41,7 +42,7 @@ def batch_key(unit: Unit[SampleSpec]) -> str | None:
     spec, sampling = unit.spec, unit.spec.sampling
     if spec.method is not None and not getattr(method_named(spec.method), "batched_sampling", False):
         return None
-    masks = Request((), sampling).mask_settings if sampling.lag else None
+    masks = (mask_config_of(sampling), sampling.uncond_rule) if sampling.lag else None
     key = f"{spec.base.model_dump_json()}{spec.model}{sampling.steps}{masks}"
     return hashlib.sha256(key.encode()).hexdigest()
 
