@@ -26,8 +26,8 @@ RATES = MeasuredSeconds(1.0, 2.0, 3.0, "made up")
 BENCHMARK = {"dataset": "customconcept101"}
 
 
-def planned(rates: MeasuredSeconds = RATES, **sections) -> dict:
-    return {line.stage: line for line in make_estimate(make_profile({"fetch": BENCHMARK} | sections), rates)}
+def planned(seconds: MeasuredSeconds = RATES, **sections) -> dict:
+    return {line.stage: line for line in make_estimate(make_profile({"fetch": BENCHMARK} | sections), seconds)}
 
 
 def test_units_and_pictures_are_those_of_the_stages(tiny_params):
@@ -116,14 +116,14 @@ def test_measured_rates_are_used_where_they_are(tmp_path):
     measured = read_measured_seconds(path)
     assert (measured.train_step_s, measured.image_s, measured.image_lag_s) == (0.4, 3.0, 3.2)
     assert str(path) in measured.source and "some GPU" in measured.source
-    for broken in (
+    for text in (
         "{",
         "[]",
         '{"train_step_s": 1}',
         json.dumps(given_settings | {"train_step_s": 0}),
         json.dumps(given_settings | {"image_s": 1}),
     ):
-        path.write_text(broken)
+        path.write_text(text)
         with pytest.raises(PersresError, match=r"gpu\.json does not hold measured rates"):
             read_measured_seconds(path)
 
@@ -155,7 +155,7 @@ def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
         main(["estimate", "--params", str(repo / "params.yaml"), "--profile", "mini", "--data", str(tmp_path / "data")])
         == 0
     )
-    said = capsys.readouterr().out
-    assert "sample" in said and "Rates are known for 512 pixels only" in said
+    output = capsys.readouterr().out
+    assert "sample" in output and "Rates are known for 512 pixels only" in output
     assert not list(tmp_path.iterdir())
     assert len(make_estimate(load_profile(repo / "params.yaml", "mini"), RATES)) == 6

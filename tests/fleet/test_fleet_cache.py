@@ -40,17 +40,17 @@ def store(tmp_path):
 
 def inputs(store, folder: Path, count: int) -> list[FileRef]:
     """So many, in the store."""
-    found = []
+    references = []
     for number in range(count):
         path = folder / f"{number}.bin"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes([number]) * SIZE)
-        found.append(FileRef.of(path))
-        put_input(store, found[-1])
-    return found
+        references.append(FileRef.of(path))
+        put_input(store, references[-1])
+    return references
 
 
-def kept(work: Path) -> set[str]:
+def cached(work: Path) -> set[str]:
     return {path.name for path in (work / INPUTS).glob("*/*/*.bin")}
 
 
@@ -82,14 +82,14 @@ def test_what_was_used_longest_ago_goes_first_and_never_what_is_in_use(store, tm
         noop_unit(unit, work, "cpu")
     put_unit(store, units[0], work)
     stored = sum(path.stat().st_size for path in units[0].folder(work).iterdir())
-    assert trim(work, 4 * SIZE + stored) == 4 * SIZE + stored and len(kept(work)) == 4
+    assert trim(work, 4 * SIZE + stored) == 4 * SIZE + stored and len(cached(work)) == 4
     with in_use(input_path(references[1], work / INPUTS).parent):  # which makes it the one that was used last
         assert trim(work, 2 * SIZE + stored) == 2 * SIZE + stored
-        assert kept(work) == {"1.bin", "3.bin"} and is_done(units[0], work)
-        assert trim(work, 0) == SIZE and kept(work) == {"1.bin"}
+        assert cached(work) == {"1.bin", "3.bin"} and is_done(units[0], work)
+        assert trim(work, 0) == SIZE and cached(work) == {"1.bin"}
     half = work / INPUTS / "aa" / ".digest.0.gone"
     half.mkdir(parents=True)
-    assert trim(work, 0) == 0 and not kept(work) and not half.exists()
+    assert trim(work, 0) == 0 and not cached(work) and not half.exists()
     assert not is_done(units[0], work) and is_done(units[1], work), "only what the store has too"
 
 
@@ -104,7 +104,7 @@ def test_another_process_holds_what_it_uses_until_it_ends(store, tmp_path):
     assert trim(work, 0) == 0
 
 
-def test_a_fetch_makes_room_and_keeps_what_its_own_unit_reads(store, tmp_path):
+def test_a_fetch_trims_the_cache_except_for_its_unit(store, tmp_path):
     work, references = tmp_path / "work", inputs(store, tmp_path / "photos", 3)
     units = [
         Unit("read", "r/0", ReadSpec(files=tuple(references[:2]))),
@@ -116,17 +116,17 @@ def test_a_fetch_makes_room_and_keeps_what_its_own_unit_reads(store, tmp_path):
 
     with ExitStack() as first:
         here = stored(0).localize(units[0], first)
-        assert kept(work) == {"0.bin", "1.bin"} and all(Path(ref.path).exists() for ref in here.spec.files)
+        assert cached(work) == {"0.bin", "1.bin"} and all(Path(ref.path).exists() for ref in here.spec.files)
         with ExitStack() as second:
             stored(0).localize(units[1], second)
-            assert kept(work) == {"0.bin", "1.bin", "2.bin"}, "both are running"
+            assert cached(work) == {"0.bin", "1.bin", "2.bin"}, "both are running"
     with ExitStack() as again:
         stored(SIZE).localize(units[0], again)
-        assert len(kept(work)) == 3, "nothing was fetched"
+        assert len(cached(work)) == 3, "nothing was fetched"
     with ExitStack() as another:
         last = Unit("read", "r/2", ReadSpec(files=tuple(inputs(store, tmp_path / "photos", 4)[3:])))
         stored(2 * SIZE).localize(last, another)
-    assert kept(work) == {"3.bin", "1.bin"} or kept(work) == {"3.bin", "0.bin"}
+    assert cached(work) == {"3.bin", "1.bin"} or cached(work) == {"3.bin", "0.bin"}
 
 
 def test_a_worker_whose_disk_is_full_begins_nothing_and_says_where(store, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_worker_whose_disk_is_full_begins_nothing_and_says_where(store, tmp_pa
     assert json.loads(store.read(report_key(shard.id))) == {"failed": {}, "unfinished": report.unfinished}
     assert not (work / "noop").exists()
     get_input(store, reference, work / INPUTS)
-    large = lambda folder: usage._replace(free=5_000_000 if kept(work) else 500_000_000)  # noqa: E731
+    large = lambda folder: usage._replace(free=5_000_000 if cached(work) else 500_000_000)  # noqa: E731
     monkeypatch.setattr(disk.shutil, "disk_usage", large)
     report = run_shard(str(tmp_path / "store"), shard.id, work)
-    assert not report.unfinished and not kept(work), "what it kept gave way"
+    assert not report.unfinished and not cached(work), "what it kept gave way"

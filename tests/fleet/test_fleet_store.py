@@ -94,7 +94,7 @@ def test_no_such_store_and_no_such_shard_are_one_error_each(tmp_path):
         read_shard(str(tmp_path / "store"), "abc")
 
 
-def test_two_writers_of_a_file_need_no_numbers_of_their_own(tmp_path):
+def test_two_writers_of_a_file_use_different_temporary_files(tmp_path):
     """Containers that share a folder have processes of equal numbers: as here, where both are this one."""
     path = tmp_path / "file"
     with written_whole(path) as first:
@@ -107,15 +107,15 @@ def test_two_writers_of_a_file_need_no_numbers_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "..", "../photos", "/absolute"])
 def test_a_name_that_leads_elsewhere_empties_no_folder(tmp_path, monkeypatch, name):
-    kept = [tmp_path / "work" / place / "kept" for place in (".", "photos", "photos/other")] + [
-        tmp_path / "own" / "kept"
+    existing = [tmp_path / "work" / place / "existing" for place in (".", "photos", "photos/other")] + [
+        tmp_path / "own" / "existing"
     ]
-    for path in kept:
+    for path in existing:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("kept")
+        path.write_text("existing")
     monkeypatch.setattr(on_demand, "personalize", None)  # it must not come so far
     name = str(tmp_path / "own") if name == "/absolute" else name
     photos, to = str(tmp_path / "photos"), str(tmp_path / "to")
     with pytest.raises(PersresError, match="is not usable: letters"):
         on_demand.personalize_from_store(Request(photos, to, name, "dog", profile="mini"), tmp_path / "work")
-    assert all(path.exists() for path in kept)
+    assert all(path.exists() for path in existing)

@@ -34,11 +34,11 @@ def test_the_flow_makes_the_table_and_a_failure_fails_it(prefect_server, tiny_pa
     assert state.is_completed()
     data = tiny_params.parent / "data"
     assert (data / "tables" / "table1.csv").exists() and len(list((data / "sheets").glob("*.png"))) == 2
-    broken = data / "concepts" / "heart_mug" / "images" / "000.png"
-    broken.write_bytes(b"broken")
+    photo = data / "concepts" / "heart_mug" / "images" / "000.png"
+    photo.write_bytes(b"photo")
     failed = run_flow(tiny_params, ["train"], train={"steps": 7})  # train alone: fetch would draw the photo again
     assert failed.is_failed()
-    assert "1 of 2 units failed" in failed.message and "heart_mug" in failed.message and str(broken) in failed.message
+    assert "1 of 2 units failed" in failed.message and "heart_mug" in failed.message and str(photo) in failed.message
     failed = run_flow(tiny_params, fetch={"concepts": ["heart_mug", "no_such_thing"]})
     assert failed.is_failed()
     assert "no_such_thing" in failed.message
@@ -150,7 +150,7 @@ class Clock:
         self.now += seconds
 
 
-def test_only_a_run_that_stays_pending_by_the_schedulers_own_time_is_given_up(deployed, tmp_path, monkeypatch):
+def test_only_a_run_that_stays_pending_on_the_schedulers_clock_is_given_up(deployed, tmp_path, monkeypatch):
     from prefect.states import Pending, Running
 
     from tasks import shards
@@ -178,7 +178,7 @@ def test_only_a_run_that_stays_pending_by_the_schedulers_own_time_is_given_up(de
     assert state.is_crashed() and state.message == "its worker died before it began"
 
 
-def test_runs_that_nobody_takes_are_told_of_with_the_mend(deployed, tmp_path, monkeypatch, logged):
+def test_runs_that_nobody_takes_are_logged_with_the_fix(deployed, tmp_path, monkeypatch, logged):
     from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.states import Running
 
@@ -189,24 +189,24 @@ def test_runs_that_nobody_takes_are_told_of_with_the_mend(deployed, tmp_path, mo
     send, watch = Deployment("persres-shard/shard", str(tmp_path)), Watch()
     runs = [send.submit(shard_of([number])) for number in (8, 9)]
 
-    def told(seconds):
+    def warnings_after(seconds):
         logged.clear()
         clock.now += seconds
         watch.poll(runs)
         return logged.text
 
-    assert not told(0) and not told(WARN_AFTER - 1)
-    said = told(2)
-    assert "2 runs wait" in said and "no worker polls work pool persres-test" in said
-    assert "python -m flows.worker --pool persres-test starts one" in said
-    assert not told(WARN_AGAIN - 10), "not at each look"
+    assert not warnings_after(0) and not warnings_after(WARN_AFTER - 1)
+    warning = warnings_after(2)
+    assert "2 runs wait" in warning and "no worker polls work pool persres-test" in warning
+    assert "python -m flows.worker --pool persres-test starts one" in warning
+    assert not warnings_after(WARN_AGAIN - 10), "not at each look"
     deployed.update_work_pool("persres-test", WorkPoolUpdate(is_paused=True))
-    assert "prefect work-pool resume persres-test" in told(20)
+    assert "prefect work-pool resume persres-test" in warnings_after(20)
     deployed.update_work_pool("persres-test", WorkPoolUpdate(is_paused=False))
     deployed.send_worker_heartbeat("persres-test", "busy", heartbeat_interval_seconds=30)
-    assert not told(WARN_AGAIN), "a worker is there, busy"
+    assert not warnings_after(WARN_AGAIN), "a worker is there, busy"
     deployed.set_flow_run_state(runs[0], Running(), force=True)
-    assert not told(WARN_AGAIN) and watch.waiting is None
+    assert not warnings_after(WARN_AGAIN) and watch.waiting is None
 
 
 def test_a_server_that_is_away_is_waited_for_by_whatever_asks_it(monkeypatch, logged):
@@ -305,7 +305,7 @@ def test_a_failed_unit_does_not_keep_the_others_from_their_tables(prefect_server
         run_chain(load_context(tiny_params), ["train", "sample"])
 
 
-def test_a_push_without_a_remote_is_told_before_the_nights_work(prefect_server, tiny_params, stages_run, monkeypatch):
+def test_a_push_without_a_remote_fails_before_the_work(prefect_server, tiny_params, stages_run, monkeypatch):
     import flows.fleet
 
     run, called = stages_run[0], []
@@ -329,7 +329,7 @@ def test_a_sheet_is_linked_only_where_a_browser_can_open_it(tmp_path, monkeypatc
     made, context = [], SimpleNamespace(data=tmp_path / "data")
     (context.data / "sheets").mkdir(parents=True)
     (context.data / "sheets" / "heart_mug.png").write_bytes(b"a picture")
-    monkeypatch.setattr(views, "create_image_artifact", lambda link, **said: made.append((link, said["key"])))
+    monkeypatch.setattr(views, "create_image_artifact", lambda link, **labels: made.append((link, labels["key"])))
     store = open_store(str(tmp_path / "a store"))
     views.show_sheets(context, store)
     assert not made and f"sheet {tmp_path}/a store/sheets/heart_mug.png" in logged.text
@@ -353,9 +353,9 @@ def test_progress_and_a_table_are_shown(prefect_server):
         views.table()
 
     shown()
-    bar, table, own = (Artifact.get(key) for key in ("progress-class-images", "stages", "stage-class-images"))
+    bar, table, stage = (Artifact.get(key) for key in ("progress-class-images", "stages", "stage-class-images"))
     assert float(bar.data) == 100.0 and "10 of 10 units, 600 an hour" in bar.description
-    for made in (table, own):
+    for made in (table, stage):
         assert '"units": 10' in made.data and '"units/hour": 600' in made.data and '"minutes left": 0.0' in made.data
     assert describe(Progress("train", 5, 10, 1800.0, 0)).endswith("10 an hour, about 30 min left")
 
@@ -379,17 +379,17 @@ def test_every_deployment_names_a_flow_and_its_parameters(repo):
     import importlib
     import inspect
 
-    found = yaml.safe_load((repo / "prefect.yaml").read_text())["deployments"]
-    assert {entry["name"] for entry in found} == {"nightly", "personalize", "shard"}
-    for entry in found:
+    deployments = yaml.safe_load((repo / "prefect.yaml").read_text())["deployments"]
+    assert {entry["name"] for entry in deployments} == {"nightly", "personalize", "shard"}
+    for entry in deployments:
         path, _, name = entry["entrypoint"].partition(":")
         flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
         assert set(entry.get("parameters", {})) <= set(inspect.signature(flow.fn).parameters)
         heartbeat = entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
         assert heartbeat == "30" and entry["tags"] == ["persres"]
-    nightly = next(entry for entry in found if entry["name"] == "nightly")
+    nightly = next(entry for entry in deployments if entry["name"] == "nightly")
     assert nightly["parameters"]["commit"] is True and nightly["parameters"]["push"] is True
     from flows.fleet import SHARDS
 
-    flows = {importlib.import_module(f"flows.{e['entrypoint'][6:].split('.')[0]}") for e in found}
+    flows = {importlib.import_module(f"flows.{e['entrypoint'][6:].split('.')[0]}") for e in deployments}
     assert SHARDS == "persres-shard/shard" and len(flows) == 3

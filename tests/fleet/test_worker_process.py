@@ -1,4 +1,4 @@
-"""flows/worker.py with a worker of our own in Prefect's place: one that, told to stop, kills its run at once."""
+"""flows/worker.py with a worker of our own in Prefect's place: one that, signals to stop, kills its run at once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ RUN = """
 import os, signal, sys, time
 started, ends_after = time.monotonic(), float(sys.argv[1])
 time.sleep(float(sys.argv[2]))  # imports
-told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
 open("run", "w").write(str(os.getpid()))
-while not (told if ends_after < 0 else time.monotonic() > started + ends_after):
+while not (signals if ends_after < 0 else time.monotonic() > started + ends_after):
     time.sleep(0.02)
 time.sleep(0.4)  # the unit at hand
-print("told", len(told), flush=True)
+print("signals", len(signals), flush=True)
 """
 PROGRAM = (
     "import sys; from flows.worker import run_worker; from persres.logging import show_logs; show_logs(); "
@@ -45,7 +45,7 @@ PROGRAM = (
 
 
 class StoppableWorker:
-    """With one run, which ends when told to, or after so many seconds whatever it is told. ``worker``, ``run``: their processes."""
+    """With one run, which ends when signals to, or after so many seconds whatever it is signals. ``worker``, ``run``: their processes."""
 
     def __init__(
         self, repo: Path, folder: Path, patience: float, ends_after: float = -1.0, imports: float = 0.0
@@ -66,8 +66,8 @@ class StoppableWorker:
         return int(path.read_text())
 
     def end(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=20)
-        return self.process.returncode, said
+        output, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, output
 
 
 def gone(process: int) -> bool:
@@ -101,7 +101,7 @@ def start(repo, tmp_path):
         one.process.communicate()
 
 
-def test_told_to_stop_the_run_ends_and_the_worker_takes_no_other(start):
+def test_after_a_signal_the_run_ends_and_no_other_starts(start):
     """By SIGINT, though the process was started with it ignored. A second signal changes nothing."""
     process = start(10.0)
     worker, run = process.pid("worker"), process.pid("run")
@@ -109,33 +109,33 @@ def test_told_to_stop_the_run_ends_and_the_worker_takes_no_other(start):
     until_gone(worker)
     assert not gone(run)
     process.process.terminate()
-    code, said = process.end()
-    assert code == 0 and "told 1\n" in said, "what a run prints after its worker is gone is still read"
+    code, output = process.end()
+    assert code == 0 and "signals 1\n" in output, "what a run prints after its worker is gone is still read"
     assert gone(run)
 
 
-def test_a_run_that_does_not_listen_yet_is_told_when_it_does(start):
+def test_a_run_without_a_handler_is_signalled_when_it_has_one(start):
     process = start(10.0, imports=0.5)
     process.pid("worker")
     process.process.terminate()
-    code, said = process.end()
-    assert code == 0 and "told 1\n" in said
+    code, output = process.end()
+    assert code == 0 and "signals 1\n" in output
 
 
 def test_past_its_time_a_run_is_killed(start):
     process = start(0.3, ends_after=60.0)
     run = process.pid("run")
     process.process.terminate()
-    code, said = process.end()
-    assert code == 1 and "killed" in said and gone(run)
+    code, output = process.end()
+    assert code == 1 and "killed" in output and gone(run)
 
 
 def test_a_worker_that_dies_leaves_its_run_to_end_and_a_code_to_restart_for(start):
     process = start(10.0, ends_after=0.3)
     process.pid("run")
     os.kill(process.pid("worker"), signal.SIGKILL)
-    code, said = process.end()
-    assert code == 137 and "told 0\n" in said
+    code, output = process.end()
+    assert code == 137 and "signals 0\n" in output
 
 
 def test_killed_itself_the_agent_leaves_no_worker(start):

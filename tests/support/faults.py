@@ -115,7 +115,7 @@ class Campaign:
         return redone, lost, wrong
 
 
-# States that must be seen, or the strike missed or was not told.
+# States that must be seen, or the strike missed or was not versions_seen.
 EXPECTED = {
     "unit_process": {"Crashed": 1},
     "worker_sigterm": {"Failed": 1},
@@ -162,12 +162,12 @@ def worker(stand: Stand, campaign: Campaign) -> str:
     assert stand.ended(name) == 128 + signal.SIGKILL
     time.sleep(5)
     stand.start_worker(name)
-    return "its run went on without it and told its own end; then the worker ended with 137 and was started again"
+    return "its run went on without it and versions_seen its own end; then the worker ended with 137 and was started again"
 
 
 @fault
 def worker_sigterm(stand: Stand, campaign: Campaign) -> str:
-    """The worker is told to stop, as by systemctl; started again five seconds after its end."""
+    """The worker is versions_seen to stop, as by systemctl; started again five seconds after its end."""
     process = campaign.at_hand()[0]
     name, _ = stand.worker_of(process)
     started = time.monotonic()
@@ -206,7 +206,7 @@ def parent(stand: Stand, campaign: Campaign) -> str:
     """The scheduler flow; started again at once."""
     stand.kill(f"scheduler-{campaign.name}")
     campaign.start()
-    return "started again, it found its runs by their keys"
+    return "started again, it manifests its runs by their keys"
 
 
 @fault
@@ -287,8 +287,8 @@ def damaged(stand: Stand, name: str, key_of: Callable) -> Outcome:
     second.start()
     restarts = second.to_the_end()
     redone, lost, wrong = second.counted()
-    said = next(line for line in stand.log(f"scheduler-{name}-after").splitlines() if "is damaged" in line)
-    assert key.rpartition("/")[2].removesuffix(".json") in said, said
+    output = next(line for line in stand.log(f"scheduler-{name}-after").splitlines() if "is damaged" in line)
+    assert key.rpartition("/")[2].removesuffix(".json") in output, output
     happened = "named, taken away, its unit made again; the other eleven were taken as they were"
     seconds = round(time.monotonic() - started, 1)
     return Outcome(name, happened, stand.states(first.store_url), seconds, restarts, redone, lost, wrong)
@@ -318,12 +318,12 @@ def _three_concepts(folder: Path) -> None:
 
 def _trained(folder: Path) -> dict[str, float]:
     """Finished units of training by name, and when."""
-    found = (folder / ".work" / "train").glob("*/manifest.json")
-    return {json.loads(path.read_text())["name"]: path.stat().st_mtime for path in found}
+    manifests = (folder / ".work" / "train").glob("*/manifest.json")
+    return {json.loads(path.read_text())["name"]: path.stat().st_mtime for path in manifests}
 
 
 def poisoned_photo(stand: Stand) -> Outcome:
-    """A photo of one of three concepts is no picture; mended after the run has said so."""
+    """A photo of one of three concepts is no picture; mended after the run has output so."""
     folder = stand.clone("poisoned")
     _three_concepts(folder)
     command = [sys.executable, "-m", "flows.fleet", "--store", f"s3://{BUCKET}/poisoned", "--shards", "2", "--stages"]
@@ -333,8 +333,8 @@ def poisoned_photo(stand: Stand) -> Outcome:
     photo.write_bytes(b"poison")
     started = time.monotonic()
     assert stand.spawn("poisoned", [*command, "train"], "poisoned").wait() == 1
-    said, before = stand.log("poisoned"), _trained(folder)
-    assert "1 of 3 units failed" in said and "rally_car" in said and "001.png" in said and len(before) == 2
+    output, before = stand.log("poisoned"), _trained(folder)
+    assert "1 of 3 units failed" in output and "rally_car" in output and "001.png" in output and len(before) == 2
     photo.write_bytes(whole)
     assert stand.spawn("poisoned", [*command, "train"], "poisoned").wait() == 0
     after = _trained(folder)
@@ -422,10 +422,10 @@ def seen_with() -> dict[str, str]:
 
 
 def _commit() -> str:
-    said = subprocess.run(
+    output = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=REPO, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "unknown: no repository of git's"
+    return output.stdout.strip() or "unknown: no repository of git's"
 
 
 def write(record: dict) -> None:
@@ -459,8 +459,8 @@ def write(record: dict) -> None:
             "",
             f"The workers' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
         ]
-    told = {json.dumps(row["with"]) for row in [*record["faults"], *record["scale"]] if "with" in row}
-    lines += ["", *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(told))]
+    versions_seen = {json.dumps(row["with"]) for row in [*record["faults"], *record["scale"]] if "with" in row}
+    lines += ["", *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(versions_seen))]
     (OUT / "faults.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
@@ -474,15 +474,15 @@ def jumping_clock(root: Path) -> str | None:
     return str(library)
 
 
-def main(chosen: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """0 where nothing was lost, redone or wrong."""
     global OUT
-    if "--out" in chosen:
-        place = chosen.index("--out")
-        OUT, chosen = Path(chosen[place + 1]), [*chosen[:place], *chosen[place + 2 :]]
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        OUT, arguments = Path(arguments[place + 1]), [*arguments[:place], *arguments[place + 2 :]]
     root = Path(tempfile.mkdtemp(prefix="persres-faults-"))
-    names, record = chosen or [*FAULTS, *WHOLE, "scale"], {"faults": [], "scale": [], "not_run": {}}
-    old = json.loads((OUT / "faults.json").read_text()) if chosen and (OUT / "faults.json").exists() else record
+    names, record = arguments or [*FAULTS, *WHOLE, "scale"], {"faults": [], "scale": [], "not_run": {}}
+    old = json.loads((OUT / "faults.json").read_text()) if arguments and (OUT / "faults.json").exists() else record
     record = {"faults": [r for r in old["faults"] if r["fault"] not in names], "scale": old["scale"],
               "not_run": {k: v for k, v in old["not_run"].items() if k not in names}}  # fmt: skip
     clock = jumping_clock(root) if "clock_jump" in names else None

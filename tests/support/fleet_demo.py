@@ -1,4 +1,4 @@
-"""``make fleet-demo``: the whole mini pipeline through two workers in clones of their own, and the same here, compared.
+"""``make fleet-demo``: the whole mini pipeline through two workers in clones of their volatile, and the same here, compared.
 
 With ``--keep`` the servers stay up until Ctrl-C, to look around in.
 """
@@ -41,25 +41,25 @@ def timed(says: str, stand: Stand, command: list[str], clone: str) -> float:
 
 
 def compared(one: Path, two: Path) -> dict[str, float]:
-    """The largest difference of any score, and of any figure of a table, between two runs. Seconds and memory are the machine's own.
+    """The largest difference of any score, and of any figure of a table, between two runs. Seconds and memory are the machine's volatile.
     Raises AssertionError naming the file where it is more than float tolerance."""
-    found = {}
+    differences = {}
     scores = [pd.read_parquet(folder / "data" / "scores" / "scores.parquet") for folder in (one, two)]
-    found["scores"] = _largest(*scores, "scores.parquet")
+    differences["scores"] = _largest(*scores, "scores.parquet")
     names = sorted(path.name for path in (one / "data" / "tables").glob("*.csv"))
     assert names == sorted(path.name for path in (two / "data" / "tables").glob("*.csv")) and "table1.csv" in names, (
         names
     )
     for name in names:
-        found[name.removesuffix(".csv")] = _largest(
+        differences[name.removesuffix(".csv")] = _largest(
             *(pd.read_csv(f / "data" / "tables" / name) for f in (one, two)), name
         )
-    return found
+    return differences
 
 
 def _largest(here: pd.DataFrame, there: pd.DataFrame, name: str) -> float:
-    own = [column for column in here if column.endswith(("_s", "_mib", "seconds"))]
-    here, there = here.drop(columns=own), there.drop(columns=own)
+    volatile = [column for column in here if column.endswith(("_s", "_mib", "seconds"))]
+    here, there = here.drop(columns=volatile), there.drop(columns=volatile)
     pd.testing.assert_frame_equal(here, there, check_exact=False, rtol=0, atol=TOLERANCE, obj=name)
     numbers = here.select_dtypes("float").columns
     return float((here[numbers] - there[numbers]).abs().max().max()) if len(numbers) else 0.0
@@ -81,8 +81,8 @@ def on_demand(stand: Stand, photos: Path) -> float:
     for key, value in given.items():
         command += ["-p", f"{key}={value}"]
     seconds = timed("one concept on demand, on a worker", stand, command, "scheduler")
-    found = {entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix="residuals/mug7/")["Contents"]}
-    assert {"residuals/mug7/mug7.safetensors", "residuals/mug7/README.md", "residuals/mug7/mug7.png"} <= found, found
+    keys = {entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix="residuals/mug7/")["Contents"]}
+    assert {"residuals/mug7/mug7.safetensors", "residuals/mug7/README.md", "residuals/mug7/mug7.png"} <= keys, keys
     return seconds
 
 
@@ -116,7 +116,7 @@ def demo(root: Path, keep: bool) -> None:
             "again, by the deployment nightly: every unit is there, none is sent", stand, nightly, "scheduler"
         )
         alone = timed("the same flow without a store, here alone", stand, ["-m", "flows.fleet"], "here")
-        asked = on_demand(stand, root / "scheduler" / "data" / "concepts" / "heart_mug" / "images")
+        personalized = on_demand(stand, root / "scheduler" / "data" / "concepts" / "heart_mug" / "images")
         differences = compared(root / "scheduler", root / "here")
         for name, difference in differences.items():
             print(f"{difference:.2g}  largest difference between the two: {name}", flush=True)
@@ -124,7 +124,7 @@ def demo(root: Path, keep: bool) -> None:
             "fleet_s": first,
             "again_s": again,
             "alone_s": alone,
-            "personalize_s": asked,
+            "personalize_s": personalized,
             **{f"largest_difference_{name}": difference for name, difference in differences.items()},
         }
         write(figures)

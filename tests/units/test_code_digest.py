@@ -234,17 +234,17 @@ def loaded(tmp_path_factory) -> dict[str, list[str]]:
     done = subprocess.run(
         [sys.executable, "-c", LOADS, json.dumps(wanted)], check=True, capture_output=True, text=True, env=environment
     )
-    return {stage: found for line in done.stdout.splitlines() for stage, found in json.loads(line).items()}
+    return {stage: loaded_modules for line in done.stdout.splitlines() for stage, loaded_modules in json.loads(line).items()}
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "score", "class_images"])
-def test_what_python_loads_is_found(stage, loaded):
+def test_what_python_loads_is_in_the_digest(stage, loaded):
     """The imports are read, not run; here they are run. What is imported inside a function only adds to what is read."""
-    found = {module for module in loaded[stage] if not _left_out(module) and says_something(module)}
-    found -= (
+    loaded_modules = {module for module in loaded[stage] if not _left_out(module) and says_something(module)}
+    loaded_modules -= (
         {"persres.prompts"} if stage == "score" else set()
     )  # the specs' own: what it fills stands in a score's items
-    assert found and found <= set(behind(stage, *NAMED.get(stage, METHODS)))
+    assert loaded_modules and loaded_modules <= set(behind(stage, *NAMED.get(stage, METHODS)))
 
 
 def says_something(module: str) -> bool:

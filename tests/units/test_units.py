@@ -17,7 +17,7 @@ import torch
 from persres.errors import PersresError, UnitFailures
 from persres.units import disk
 from persres.units.checkpoints import write_tensors
-from persres.units.files import digest_folder, publishing, write_atomic
+from persres.units.files import digest_folder, link_file, publishing, write_atomic, write_atomic
 from persres.units.locks import stage_lock
 from persres.units.pool import _cores, run_units
 from persres.units.specs import FileRef, Spec
@@ -216,12 +216,12 @@ def test_threads_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("said", "expected"), [("1", "1"), ("1,2", "1"), ("", str(_cores())), ("many", str(_cores()))])
-def test_a_limit_of_threads_is_kept(tmp_path, monkeypatch, said, expected):
+@pytest.mark.parametrize(("limit", "expected"), [("1", "1"), ("1,2", "1"), ("", str(_cores())), ("many", str(_cores()))])
+def test_the_limit_of_threads_applies(tmp_path, monkeypatch, limit, expected):
     import torch
 
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     try:
         todo = units({"a": 1})
         run_units(todo, tmp_path, note_threads, 1, "cpu")
@@ -256,7 +256,7 @@ def _no_batch(unit: Unit, work: Path, device: str) -> None:
     raise MemoryError
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_stage(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_the_stage(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=3_000_000_000))
     disk.check_disk("sample", tmp_path / "work", 2_900_000_000, tmp_path / "data" / "samples")
@@ -269,3 +269,20 @@ def test_a_disk_that_is_too_small_is_said_before_the_stage(tmp_path, monkeypatch
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1))
     with pytest.raises(PersresError, match="tables: "):
         disk.check_disk("tables", tmp_path / "work")
+
+
+def test_a_published_file_is_a_hard_link_or_a_copy(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "data" / "target"
+    source.write_bytes(b"1")
+    link_file(source, target)
+    assert target.samefile(source)
+    write_atomic(source, b"2")
+    assert target.read_bytes() == b"1", "a rename leaves what is published"
+    target.unlink()
+
+    def fails(*paths):
+        raise OSError("no links on this file system")
+
+    monkeypatch.setattr(os, "link", fails)
+    link_file(source, target)
+    assert target.read_bytes() == b"2" and not target.samefile(source)

@@ -120,24 +120,24 @@ def test_the_chain_leaves_what_it_promises(ran, tiny_params):
     assert sheet.width > 4 * 160 and sheet.height > 5 * 160
     again = manifests(where.work, "sample")
     run_all(tiny_params, stages=STAGES[3:])
-    assert manifests(where.work, "sample") == again, "nothing is drawn twice"
+    assert manifests(where.work, "sample") == again, "nothing is sampled twice"
 
 
 def test_a_new_guidance_scale_trains_nothing_again(ran, tiny_params):
     where = copied(ran, tiny_params)
-    trained, drawn = manifests(where.work, "train"), manifests(where.work, "sample")
+    trained, sampled = manifests(where.work, "train"), manifests(where.work, "sample")
     change(tiny_params, "sample", cfg_scale=3.0)
     after = run_all(tiny_params, stages=STAGES[2:4])
     assert manifests(after.work, "train") == trained
-    assert len(manifests(after.work, "sample")) == 2 * len(drawn)
+    assert len(manifests(after.work, "sample")) == 2 * len(sampled)
 
 
 def test_runtime_is_no_part_of_a_result_but_the_photos_are(ran, tiny_params):
     where = copied(ran, tiny_params)
-    before, drawn = {u.name: u.hash for u in train_units(where)}, [u.hash for u in sample_units(where)]
+    before, sampled = {u.name: u.hash for u in train_units(where)}, [u.hash for u in sample_units(where)]
     change(tiny_params, "runtime", workers=2, sample_batch=1, cpu_offload=True)
     assert {u.name: u.hash for u in train_units(context(tiny_params))} == before
-    assert [u.hash for u in sample_units(context(tiny_params))] == drawn
+    assert [u.hash for u in sample_units(context(tiny_params))] == sampled
     photo = next((where.data / "concepts" / "heart_mug" / "images").iterdir())
     Image.new("RGB", (64, 64), "red").save(photo)
     after = {u.name: u.hash for u in train_units(context(tiny_params))}
@@ -147,7 +147,7 @@ def test_runtime_is_no_part_of_a_result_but_the_photos_are(ran, tiny_params):
 def test_base_prompts_lack_v_star_and_noise_names_agree(ran, tiny_params):
     where = copied(ran, tiny_params)
     specs = {u.name: u.spec for u in sample_units(where)}
-    base, ours = specs["base/heart_mug"].items(), specs["ours/heart_mug"].items()
+    base, ours = specs["base/heart_mug"].image_specs, specs["ours/heart_mug"].image_specs
     assert [i.plain for i in base] == [i.plain for i in ours] == [i.prompt for i in base]
     assert all("<v*> mug" in i.prompt and "<v*>" not in i.plain for i in ours)
 
@@ -156,25 +156,25 @@ def test_base_prompts_lack_v_star_and_noise_names_agree(ran, tiny_params):
 def test_kill_9_then_run_again(ran, tiny_params, stage):
     """Finished units are not redone and the result equals an unbroken run's, to the byte."""
     change(tiny_params, stage, steps={"train": 30, "sample": 6}[stage])
-    change(tiny_params, "runtime", train_batched=1)  # a batch that is killed: tests/methods/test_batched_training.py
-    whole, broken = (copied(ran, tiny_params, stage, name) for name in ("whole", "broken"))
+    change(tiny_params, "runtime", concepts_per_batch=1)  # a batch that is killed: tests/methods/test_batched_training.py
+    whole, killed = (copied(ran, tiny_params, stage, name) for name in ("whole", "killed"))
     run_stage(stage, whole)
-    process = in_a_fork(run_stage, stage, broken)
+    process = in_a_fork(run_stage, stage, killed)
     deadline = time.monotonic() + 120
-    while not manifests(broken.work, stage) and time.monotonic() < deadline:
+    while not manifests(killed.work, stage) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    done = manifests(broken.work, stage)
+    done = manifests(killed.work, stage)
     published = MAKES[stage]
     assert done and len(done) < (3 if stage == "train" else 9), "the kill must fall between units"
-    assert not (broken.data / published).exists(), "nothing half-published"
-    run_stage(stage, broken)
-    assert all(manifests(broken.work, stage)[path] == stamp for path, stamp in done.items())
+    assert not (killed.data / published).exists(), "nothing half-published"
+    run_stage(stage, killed)
+    assert all(manifests(killed.work, stage)[path] == stamp for path, stamp in done.items())
     if stage == "train":
-        assert residual_tensors(whole.data / published) == residual_tensors(broken.data / published)
+        assert residual_tensors(whole.data / published) == residual_tensors(killed.data / published)
     else:
-        assert archives(whole.data / published) == archives(broken.data / published)
+        assert archives(whole.data / published) == archives(killed.data / published)
 
 
 def archives(folder: Path) -> dict[str, str]:
