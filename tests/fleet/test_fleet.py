@@ -92,7 +92,11 @@ def test_units_run_elsewhere_and_come_back_whole(url, tmp_path):
     fleet(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert all(is_done(unit, tmp_path / "scheduler") for unit in units)
     assert [len(shard.units) for shard in send.rounds[0]] == [3, 2, 2] and len(send.rounds) == 1
-    assert (reports[0].done, reports[-1].done, reports[-1].total) == (0, 7, 7) and reports[-1].per_hour > 0 and reports[-1].left == 0
+    assert (
+        (reports[0].done, reports[-1].done, reports[-1].total) == (0, 7, 7)
+        and reports[-1].per_hour > 0
+        and reports[-1].left == 0
+    )
     fleet(units, tmp_path / "scheduler", Job(noop_unit), 0, "cpu")
     assert len(send.rounds) == 1, "what is done here is not sent"
     fleet(noops(8), tmp_path / "another scheduler", Job(noop_unit), 0, "cpu")

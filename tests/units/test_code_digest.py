@@ -234,7 +234,9 @@ def loaded(tmp_path_factory) -> dict[str, list[str]]:
     done = subprocess.run(
         [sys.executable, "-c", LOADS, json.dumps(wanted)], check=True, capture_output=True, text=True, env=environment
     )
-    return {stage: loaded_modules for line in done.stdout.splitlines() for stage, loaded_modules in json.loads(line).items()}
+    return {
+        stage: loaded_modules for line in done.stdout.splitlines() for stage, loaded_modules in json.loads(line).items()
+    }
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "score", "class_images"])

@@ -17,7 +17,7 @@ import torch
 from persres.errors import PersresError, UnitFailures
 from persres.units import disk
 from persres.units.checkpoints import write_tensors
-from persres.units.files import digest_folder, link_file, publishing, write_atomic, write_atomic
+from persres.units.files import digest_folder, link_file, publishing, write_atomic
 from persres.units.locks import stage_lock
 from persres.units.pool import _cores, run_units
 from persres.units.specs import FileRef, Spec
@@ -216,7 +216,9 @@ def test_threads_follow_from_the_plan_and_not_from_what_is_left(tmp_path):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1", "1"), ("1,2", "1"), ("", str(_cores())), ("many", str(_cores()))])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1", "1"), ("1,2", "1"), ("", str(_cores())), ("many", str(_cores()))]
+)
 def test_the_limit_of_threads_applies(tmp_path, monkeypatch, limit, expected):
     import torch
 
