@@ -183,7 +183,7 @@ def test_real_classes_are_bound_to_their_synsets():
 
 
 def test_real_classes_need_photos_and_a_classifier(tmp_path, monkeypatch):
-    with pytest.raises(PersresError, match="a folder that holds one a subject"):
+    with pytest.raises(PersresError, match="a folder with one folder per subject"):
         real_photos.measure_photos(tmp_path, tmp_path / "none.txt", tmp_path)
     (tmp_path / "list.txt").write_text("cat2,cat\nsubject_name,class\n")
     with pytest.raises(PersresError, match="names no subject that has a folder"):

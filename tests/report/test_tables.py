@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,7 +16,7 @@ from persres.datasets.layout import Concept
 from persres.errors import UnitFailures
 from persres.experiments import rivals
 from persres.experiments.evidence import pages
-from persres.experiments.evidence.provenance import CHAIN_CODE, stands_for, weight_digests
+from persres.experiments.evidence.provenance import weight_digests
 from persres.methods.common.registry import load_profile, make_profile
 from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
@@ -256,9 +257,11 @@ def test_the_page_quotes_the_measured_tables(repo, measured):
     )
 
 
-def test_the_measured_tables_stand_for_the_present_code(measured):
-    message = "numerics have changed since: run make tables, or show by persres same --profile tables that they compute the same"
-    assert stands_for(measured["settings"], CHAIN_CODE), message
+def test_the_comparison_quotes_the_measured_tables(repo, tmp_path):
+    shutil.copytree(repo / "data" / "rivals", tmp_path / "rivals")
+    rivals.write_comparison(tmp_path / "rivals")
+    committed = (repo / "data" / "rivals" / "comparison.md").read_text()
+    assert (tmp_path / "rivals" / "comparison.md").read_text() == committed, "stale: run persres dev pages"
 
 
 def test_the_measured_tables_are_of_the_shipped_weights_and_settings(repo):

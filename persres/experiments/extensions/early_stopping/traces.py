@@ -45,7 +45,7 @@ from persres.seeding import seed_from
 from persres.training.residual_training import EncodedConcept, ResidualLoss, new_bank, train
 from persres.units.checkpoints import read_tensors, write_tensors
 from persres.units.files import write_atomic
-from persres.units.pool import Work, run_units
+from persres.units.pool import UnitFunction, run_units
 from persres.units.specs import FileRef, ImageSpec, Spec
 from persres.units.unit import Unit, finish
 
@@ -248,7 +248,7 @@ class TraceRunner:
     device: str
     code: str
 
-    def _run(self, units: list[Unit], function: Work) -> None:
+    def _run(self, units: list[Unit], function: UnitFunction) -> None:
         run_units(units, self.work, function, self.profile.runtime.workers, self.device)
 
     def _learning(self, subject: str) -> Unit[TraceSpec]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from persres.experiments.evidence.pages import COLUMNS as TITLES
@@ -38,7 +39,8 @@ def measure(run: Run, out: Path) -> dict:
 def _intents(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Number of prompts by group and intent."""
     prompts = rows[["prompt_group", "prompt"]].drop_duplicates()
-    intents = [prompt_intent(text.replace("{}", "<v*> thing"), "<v*> thing") for text in prompts["prompt"]]
+    scene = [prompt_intent(text.replace("{}", "<v*> thing"), "<v*> thing") == "scene" for text in prompts["prompt"]]
+    intents = np.where(scene, "scene", "appearance")
     table = pd.crosstab(prompts["prompt_group"], pd.Series(intents, index=prompts.index))
     return {group: {intent: int(n) for intent, n in row.items()} for group, row in table.to_dict("index").items()}
 
