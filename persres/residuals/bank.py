@@ -64,24 +64,19 @@ class ResidualBank(nn.Module):
             up.mul_(strength)
         return self
 
-    def product(self, index: int, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Returns ΔW x of layer ``index`` for each sample's concept, without forming ΔW.
-
-        ``x`` is [n, m', h, w] for a convolution, [n, tokens, m'] for a linear layer; ``rows`` long [n].
-        """
-        return self.added(index, x, x.new_zeros(()).expand(self._shape(index, x)), rows)
-
     def added(
         self, index: int, x: torch.Tensor, output: torch.Tensor, rows: torch.Tensor, gate: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Returns ``output`` + gate ⊗ ΔW x of layer ``index``, shapes as in :meth:`product`. ``gate`` float [n, pixels] or [n, 1]; None is 1.
+        """Returns ``output`` + gate ⊗ ΔW x of layer ``index`` for each sample's concept, without forming ΔW.
 
-        The gate multiplies B x, which is narrow: M ⊗ A(B x) = A(M ⊗ B x). The second product does the sum.
+        ``x`` is [n, m', h, w] for a convolution, [n, tokens, m'] for a linear layer, ``output`` has m for m'; ``rows`` long [n]; ``gate`` float
+        [n, pixels] or [n, 1], None is 1. The gate multiplies B x, which is narrow: M ⊗ A(B x) = A(M ⊗ B x). The second product does the sum.
         """
         up, down = (factor.to(x.dtype) for factor in self.factors(index))
         conv = self.targets[index].conv
         if conv and output.is_contiguous():
-            return _added_to_planes(up, down, x, output, rows, gate)
+            up, down = (f.expand(len(x), -1, -1) if len(f) == 1 else f[rows] for f in (up, down))
+            return _added_to_planes(up, down, x, output, gate)
         # Pixels as rows: a view of channels-last images. One path for both layouts copies images of the other layout: 2 to 7 times the
         # time of this function at the mini world's sizes, 3 to 4 times at 320 channels and 64×64 pixels (one CPU thread).
         tokens, base = (v.permute(0, 2, 3, 1).flatten(1, 2) if conv else v for v in (x, output))
@@ -94,10 +89,6 @@ class ResidualBank(nn.Module):
             low = low if gate is None else low * gate[..., None].to(low.dtype)
             result = torch.baddbmm(base, low, up[rows].mT)
         return result.unflatten(1, output.shape[2:]).permute(0, 3, 1, 2) if conv else result
-
-    def _shape(self, index: int, x: torch.Tensor) -> tuple[int, ...]:
-        width = self.targets[index].width
-        return (len(x), width, *x.shape[2:]) if self.targets[index].conv else (*x.shape[:-1], width)
 
     @torch.no_grad()
     def relative_norms(self, unet: nn.Module, concept: int = 0) -> dict[str, float]:
@@ -145,15 +136,9 @@ class ResidualBank(nn.Module):
 
 
 def _added_to_planes(
-    up: torch.Tensor,
-    down: torch.Tensor,
-    x: torch.Tensor,
-    output: torch.Tensor,
-    rows: torch.Tensor,
-    gate: torch.Tensor | None,
+    up: torch.Tensor, down: torch.Tensor, x: torch.Tensor, output: torch.Tensor, gate: torch.Tensor | None
 ) -> torch.Tensor:
-    """:meth:`ResidualBank.added` of a convolution on channels-first images: pixels as columns, which is a view of those."""
-    up, down = (f[:1].expand(len(x), -1, -1) if len(f) == 1 else f[rows] for f in (up, down))
+    """:meth:`ResidualBank.added` of a convolution on channels-first images: pixels as columns, which is a view of those. A and B by sample."""
     low = torch.bmm(down, x.flatten(2))
     low = low if gate is None else low * gate[:, None].to(low.dtype)
     return torch.baddbmm(output.flatten(2), up, low).view_as(output)

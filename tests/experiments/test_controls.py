@@ -236,7 +236,7 @@ def test_strength_scales_the_residual():
     bank = random_bank(unet)
     index = 0
     hidden = torch.randn(2, bank.targets[index].width, 3, 3)
-    whole = bank.product(index, hidden, torch.zeros(2, dtype=torch.long))
-    half = bank.scaled(0.5).product(index, hidden, torch.zeros(2, dtype=torch.long))
+    whole = bank.added(index, hidden, hidden * 0, torch.zeros(2, dtype=torch.long))
+    half = bank.scaled(0.5).added(index, hidden, hidden * 0, torch.zeros(2, dtype=torch.long))
     assert torch.allclose(half, whole / 2)
-    assert not bank.scaled(0).product(index, hidden, torch.zeros(2, dtype=torch.long)).any()
+    assert not bank.scaled(0).added(index, hidden, hidden * 0, torch.zeros(2, dtype=torch.long)).any()
