@@ -24,7 +24,7 @@ from persres.config.schema import SamplingConfig
 from persres.datasets.layout import read_concepts
 from persres.errors import PersresError
 from persres.exports.export import export
-from persres.exports.importing import import_residual
+from persres.exports.importing import ImportOptions, import_residual
 from persres.exports.metadata import ENTRY
 from persres.exports.verify import load_embedding
 from persres.fleet.content_store import get_input, get_unit, manifest_key
@@ -148,7 +148,7 @@ def deltas(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("to", ["diffusers", "kohya"])
 def test_an_export_comes_back_as_the_same_residual(tmp_path, to):
     exported, residual = OLD / "exports" / f"ours.{to}.safetensors", OLD / "residuals" / "ours.safetensors"
-    actual = deltas(import_residual(exported, MODEL, "mug", "again", out=tmp_path))
+    actual = deltas(import_residual(exported, MODEL, "mug", ImportOptions("again"), tmp_path))
     wanted = deltas(residual)
     assert set(actual) == set(wanted)
     for layer, delta in wanted.items():

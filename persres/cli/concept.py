@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,9 +87,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
-    from persres.exports.command import run_export
+    from persres.exports.command import ExportOptions, report_lines, run_export
 
-    print(run_export(residual, to, out or residual.parent, embedding, verify, device, as_json))
+    report = run_export(residual, out or residual.parent, ExportOptions(to, embedding, verify, device))
+    print(json.dumps(report, indent=1) if as_json else report_lines(report))
 
 
 def import_file(
@@ -102,9 +104,9 @@ def import_file(
 ) -> None:
     """Convert a LoRA of output projections to a residual, for generate and LAG. A LoRA of other layers needs no import:
     generate --subject applies it as it is."""
-    from persres.exports.importing import import_residual
+    from persres.exports.importing import ImportOptions, import_residual
 
-    print(import_residual(lora, model, macro_class, name, rare_token, resolution, out))
+    print(import_residual(lora, model, macro_class, ImportOptions(name, rare_token, resolution), out))
 
 
 COMMANDS = {

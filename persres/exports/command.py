@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,40 @@ from persres.exports.verify import largest_difference
 TOLERANCE = 1e-4  # of final latents, in float32
 
 
-def run_export(residual: Path, to: str, out: Path, embedding: bool, verify: bool, device: str, as_json: bool) -> str:
-    """Exports, and returns the output as lines or JSON. Raises PersresError, also where ``verify`` finds other latents."""
+@dataclass(frozen=True)
+class ExportOptions:
+    """The format; whether to write V*'s ``embedding`` too and to ``verify`` the file in plain diffusers, on which device."""
+
+    to: str = "diffusers"
+    embedding: bool = False
+    verify: bool = False
+    device: str = "auto"
+
+
+def run_export(residual: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
+    """Exports into the folder ``out``; returns the files and the verified difference.
+
+    Raises PersresError, also where ``verify`` finds other latents.
+    """
+    to, v_star = options.to, None
     written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors"))}
-    v_star = None
-    if embedding:
-        v_star = export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", device)
+    if options.embedding:
+        v_star = export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", options.device)
         written["v_star"] = str(v_star)
     report: dict[str, Any] = {"written": written}
-    if verify:
-        difference = largest_difference(residual, Path(written[to]), v_star, device=device)
+    if options.verify:
+        difference = largest_difference(residual, Path(written[to]), v_star, device=options.device)
         report |= {"largest_difference": difference, "tolerance": TOLERANCE}
         if not difference <= TOLERANCE:
             raise PersresError(
                 f"{written[to]}: plain diffusers samples other latents (they differ by up to {difference:.2g}, rounding by at most"
                 f" {TOLERANCE:g}); do not use the file, and report it with the versions of diffusers and peft"
             )
-    return json.dumps(report, indent=1) if as_json else _lines(report)
+    return report
 
 
-def _lines(report: dict[str, Any]) -> str:
+def report_lines(report: dict[str, Any]) -> str:
+    """Returns the report of :func:`run_export` as lines for a terminal."""
     lines = [f"{name:<11} {path}" for name, path in report["written"].items()]
     if "largest_difference" in report:
         difference = report["largest_difference"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,29 +37,32 @@ def import_lora(path: Path, unet: nn.Module) -> dict[str, Delta]:
     return zero | deltas
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """``name`` of the concept; the default is the file's. ``rare_token``: the word that the LoRA was trained under, whose embedding V* gets.
+    ``resolution`` in pixels; the default is the model's."""
+
+    name: str | None = None
+    rare_token: str = "sks"
+    resolution: int | None = None
+
+
 def import_residual(
-    lora: Path,
-    model: str,
-    macro_class: str,
-    name: str | None = None,
-    rare_token: str = "sks",
-    resolution: int | None = None,
-    out: Path | None = None,
+    lora: Path, model: str, macro_class: str, options: ImportOptions = ImportOptions(), out: Path | None = None
 ) -> Path:
     """Writes the LoRA as ``<name>.safetensors`` below ``out``, a residual for ``model``; returns the file.
 
-    V*'s embedding is that of ``rare_token``, the word that the LoRA was trained under. Raises PersresError where the file holds other layers,
-    the model can't be loaded, or the output would be the LoRA itself.
+    Raises PersresError where the file holds other layers, the model can't be loaded, or the output would be the LoRA itself.
     """
-    name = check_name(name or lora.stem)
+    name = check_name(options.name or lora.stem)
     target = (out or lora.parent) / f"{name}.safetensors"
     if target.resolve() == lora.resolve():
         raise PersresError(f"{target} is the LoRA itself; give another --name or --out")
     if not macro_class.strip():
         raise PersresError("--class is empty; name the class of the subject, e.g. --class dog")
-    base = Base(model=model, rare_token=rare_token)
+    base = Base(model=model, rare_token=options.rare_token)
     diffusion = load_diffusion(base, "cpu")
-    base = _sized(base, resolution or diffusion.unet.config.sample_size * diffusion.latent_shape[1])
+    base = _sized(base, options.resolution or diffusion.unet.config.sample_size * diffusion.latent_shape[1])
     spec = {
         "base": base.model_dump(),
         "model": model_identity(model),
