@@ -61,9 +61,9 @@ def test_strength_scales_the_residual(unet):
     draw = torch.Generator().manual_seed(0)
     bank = ResidualBank(find_targets(unet)).initialise(0, "normal", 1.0, draw)
     x, rows = torch.randn(2, bank.targets[0].width_in, 4, 4, generator=draw), torch.zeros(2, dtype=torch.long)
-    whole, norms = bank.product(0, x, rows).detach().clone(), bank.relative_norms(unet)
+    whole, norms = bank.added(0, x, x * 0, rows).detach().clone(), bank.relative_norms(unet)
     assert whole.abs().max() > 0.1
-    torch.testing.assert_close(bank.scaled(0.6).product(0, x, rows), 0.6 * whole)
+    torch.testing.assert_close(bank.scaled(0.6).added(0, x, x * 0, rows), 0.6 * whole)
     for path, norm in bank.relative_norms(unet).items():
         assert norm == pytest.approx(0.6 * norms[path], rel=1e-5)
 

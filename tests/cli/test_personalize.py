@@ -56,8 +56,8 @@ def test_photos_become_a_residual_a_sheet_and_a_readme(tiny_params, photos, tmp_
     assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
     assert all(str(out / name) in output for name in done(out))
     assert output.count("left out clip.mov") == 1 and "only" not in output
-    _, info = load_residual(out / "My_mug.safetensors")
-    assert info["spec"]["macro_class"] == "mug" and len(info["spec"]["photos"]) == 3
+    header = load_residual(out / "My_mug.safetensors").header
+    assert header.macro_class == "mug" and len(header.info["spec"]["photos"]) == 3
     assert rows(out / "My_mug.png") == 2, "every prompt, though both are of one group"
     written = (out / "My_mug.safetensors").read_bytes()
     assert run(tiny_params, photos, *arguments) == 0
@@ -68,7 +68,7 @@ def test_photos_become_a_residual_a_sheet_and_a_readme(tiny_params, photos, tmp_
     front = yaml.safe_load(readme.split("---\n")[1])
     facts = front["persres"]
     assert front["library_name"] == "diffusers" and "lora" in front["tags"] and front["license"] == "other"
-    assert front["instance_prompt"] == "a photo of a <v*> mug" and facts["spec_hash"] == info["spec_hash"]
+    assert front["instance_prompt"] == "a photo of a <v*> mug" and facts["spec_hash"] == header.info["spec_hash"]
     assert facts["base_model_weights"] and len(facts["dataset_hash"]) == 64 and facts["photos"] == 3
     assert "unknown" in facts["photos_licence"] and "scores" not in facts, (
         "no licence was given, and nothing was scored"
@@ -87,9 +87,9 @@ def test_without_a_class_the_zero_shot_class_is_logged_with_its_confidence(tiny_
     output = capsys.readouterr().err
     assert "only 2 photo(s)" in output
     assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", output), "with what comes next"
-    _, info = load_residual(out / "cup-1.safetensors")
-    assert info["spec"]["macro_class"] in ("mug", "robot", "cat"), "from nouns.txt"
-    assert f"sks {info['spec']['macro_class']}" in (out / "README.md").read_text()
+    macro_class = load_residual(out / "cup-1.safetensors").header.macro_class
+    assert macro_class in ("mug", "robot", "cat"), "from nouns.txt"
+    assert f"sks {macro_class}" in (out / "README.md").read_text()
 
 
 def test_without_prompts_the_neutral_ones_are_sampled(photos, tmp_path):
