@@ -90,7 +90,10 @@ ADDITIONS: dict[str, dict[str, str | tuple[str, str]]] = {
     "a rival": {"persres/methods/last_bias.py": RIVAL},
     "a score": {
         "persres/metrics/brightness.py": SCORE,
-        "persres/metrics/scores.py": ("_ALL = (\n", '_ALL = (\n    Score("brightness", "brightness", "brightness"),\n'),
+        "persres/metrics/scores.py": (
+            "SCORES = {score.name: score for score in (\n",
+            'SCORES = {score.name: score for score in (\n    Score("brightness", "brightness", "brightness"),\n',
+        ),
     },
     "a CLI command": {"persres/cli/run.py": ("COMMANDS = {\n", COMMAND)},
     "a dataset": {
