@@ -186,7 +186,8 @@ def _zero_shot_class(context: Context, out: Collector) -> None:
     sizes = {"ENCODED": 3, "CLASSIFIED": (2, 2), "DRAWS": (1, 1), "CONCEPTS": zero_shot_class.CONCEPTS[:1]}
     folder = context.work / "golden_nouns"
     folder.mkdir()
-    with patch.multiple(zero_shot_class, **sizes, load_profile=lambda *_: context.profile):
+    stubs = {"load_profile": lambda *_: context.profile, "accuracy_figure": lambda *_: None}
+    with patch.multiple(zero_shot_class, **sizes, **stubs):
         summary = zero_shot_class.measure(Run(Path(), context.work, "cpu"), folder)
     for number, claim in enumerate(summary["claims"]):
         out.add("class", f"zero_shot_class/claims/{number:02d}", claim["effect"])
