@@ -17,6 +17,8 @@ from persres.images import load_photo, unzip_images
 from persres.seeding import generator
 
 Figures = dict[str, dict[str, float | str]]  # by kind, then by name
+# Score columns with a scale unlike the rest, or that one pixel of the object's mask can change: a kind each.
+SEPARATE_SCORES = ("dino_object", "background_change")
 
 
 class Collector:
@@ -38,6 +40,12 @@ class Collector:
         """Add several figures under ``<prefix>/<name>``."""
         for name, value in values.items():
             self.add(kind, f"{prefix}/{name}", value)
+
+    def add_scores(self, prefix: str, values: dict[str, float]) -> None:
+        """Add score columns under ``<prefix>/<column>``."""
+        for column, value in values.items():
+            kind = next((c for c in SEPARATE_SCORES if column.startswith(c)), "score")
+            self.add(kind, f"{prefix}/{column}", value)
 
     def add_image(self, name: str, image: Image.Image | np.ndarray) -> None:
         """Add the statistics of one RGB image."""

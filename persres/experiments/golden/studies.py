@@ -154,7 +154,7 @@ def _add_rows(rows: pd.DataFrame, count: int, stable: dict[str, str], out: Colle
     for config, part in rows.groupby("config", sort=False):
         for number, (_, row) in enumerate(part.iterrows()):
             values = row.drop(["config", "group", "order", "prompt", "image"]).to_dict()
-            out.add_all("score", f"multi_concept/{count}/{stable.get(config, config)}/{number}", values)
+            out.add_scores(f"multi_concept/{count}/{stable.get(config, config)}/{number}", values)
     if count == 2:
         for number, claim in enumerate(claims(with_best_halves(rows))):
             out.add("score", f"multi_concept/claims/{number:02d}", claim["effect"])
@@ -178,7 +178,7 @@ def _masked_lora(context: Context, out: Collector) -> None:
         rows = pd.read_parquet(folder / ROWS)
         for _, row in rows.iterrows():
             values = row.drop(["variant", "concept", "config", "group", "image"]).to_dict()
-            out.add_all("score", f"{name}/{stable[row['config']]}", values)
+            out.add_scores(f"{name}/{stable[row['config']]}", values)
 
 
 def _zero_shot_class(context: Context, out: Collector) -> None:
@@ -217,4 +217,4 @@ def _early_stopping(context: Context, out: Collector) -> None:
         out.add_all("loss", f"early_stopping/{name}", {f"{i:02d}": value for i, value in enumerate(trace[name])})
     out.add("text", "early_stopping/steps", str(trace["ruled"]["steps"]))
     for number, row in pd.read_csv(scores.folder(context.work) / "scores.csv").iterrows():
-        out.add_all("score", f"early_stopping/{number}", row.drop("image").to_dict())
+        out.add_scores(f"early_stopping/{number}", row.drop("image").to_dict())
