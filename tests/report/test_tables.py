@@ -204,12 +204,7 @@ def profile() -> Profile:
             "fetch": {"dataset": "miniworld"},
             "train": {"variants": {"ours": {}, "db": {"method": "dreambooth"}, "kv": {"target": "attn_kv"}}},
             "sample": {
-                "configs": {
-                    "base": {},
-                    "ours": {"variant": "ours"},
-                    "db": {"variant": "db"},
-                    "kv": {"variant": "kv"},
-                }
+                "configs": {"base": {}, "ours": {"variant": "ours"}, "db": {"variant": "db"}, "kv": {"variant": "kv"}}
             },
             "tables": {"rows": {"table1": {"db": "DreamBooth", "ours": "Ours"}, "table3": {"kv": "KV weights"}}},
         }

@@ -10,8 +10,9 @@ import pandas as pd
 
 from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.extensions.verdicts import at_most, claim, verdicts
+from persres.metrics.scores import SCORES
 
-COLUMNS = ("clip_text", "clip_image", "dino", "dino_object", "followed", "background_change", "area")
+COLUMNS = (*SCORES, "area")
 SHARE = 2 / 3  # of the LoRA's gain that must remain
 MAX_LOSS = {"dino_object": 0.07, "dino": 0.08}  # what masking may cost
 BASELINES = {
