@@ -8,7 +8,7 @@ from persres.config.schema import Fetch
 from persres.datasets.layout import Concept, write_concept
 from persres.errors import PersresError
 from persres.miniworld import concepts as world
-from persres.miniworld.captions import concept_prompts
+from persres.miniworld.concepts import concept_prompts
 from persres.miniworld.vocabulary import KINDS
 
 LICENCE = "Apache-2.0: drawn by persres"

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from persres.images import to_tensor
-from persres.miniworld.render import Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 
 HEADS = ("kind", "colour", "background", "style", "second")
@@ -49,18 +48,6 @@ class AttributeClassifier(nn.Module):
         up = self.up[1](torch.cat([F.interpolate(up, scale_factor=2.0), fine], 1))
         mask = F.interpolate(self.mask(up), scale_factor=2.0, mode="bilinear")[:, 0]
         return {head: layer(pooled) for head, layer in self.heads.items()} | {"mask": mask}
-
-
-def labels_of(scene: Scene) -> dict[str, str]:
-    """The true labels of a scene."""
-    second = "present" if scene.second is not None else "absent"
-    return {
-        "kind": scene.subject.kind,
-        "colour": scene.subject.colour,
-        "background": scene.background,
-        "style": scene.style,
-        "second": second,
-    }
 
 
 def load_attribute_classifier(folder: Path) -> AttributeClassifier:
@@ -115,15 +102,3 @@ def matches_prompt(prediction: Prediction, templates: list[str]) -> np.ndarray:
         requested = requested_attributes(template)
         shares.append(np.mean([labels[head] == name for head, name in requested.items()]) if requested else np.nan)
     return np.array(shares)
-
-
-def accuracy(prediction: Prediction, scenes: list[Scene]) -> dict[str, float]:
-    """Accuracy by head, over the scenes to which the head applies."""
-    hits: dict[str, list[bool]] = {head: [] for head in HEADS}
-    for labels, scene in zip(prediction.labels, scenes, strict=True):
-        truth = labels_of(scene)
-        for head in HEADS:
-            applies = head in ("background", "style", "second") or scene.second is None
-            if applies and not (head == "colour" and scene.style == "sketch"):
-                hits[head].append(labels[head] == truth[head])
-    return {head: float(np.mean(h)) if h else float("nan") for head, h in hits.items()}

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from persres.datasets.customconcept101 import read_pairs
 from persres.errors import PersresError
 from persres.experiments.evidence.provenance import code_of
 from persres.experiments.extensions.multi_concept import measure
 from persres.experiments.extensions.multi_concept.cases import PAIRS, TRIPLES
 from persres.experiments.extensions.multi_concept.figures import coloured_masks
+from persres.experiments.extensions.multi_concept.pairs import read_pairs
 from persres.experiments.extensions.multi_concept.sampling import CODE, CONFIGS
 from persres.experiments.extensions.multi_concept.scores import mask_accuracy
 from persres.experiments.extensions.regions import MAX_PARTS, Regions, connected_parts, match_parts, read_regions

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from persres.config.schema import ZeroShotClassSettings
-from persres.datasets.wordnet import COUNT, load_nouns, senses
-from persres.datasets.wordnet.senses import SYNSETS, load_senses, write_senses
+from persres.datasets.wordnet import COUNT, load_nouns
+from persres.datasets.wordnet.senses import SYNSETS, load_senses
 from persres.errors import PersresError
+from persres.experiments import wordnet_senses
 from persres.experiments.extensions.zero_shot_class import real_photos
 from persres.metrics.class_naming import assign_names, best_names, name_probabilities
 from persres.metrics.diffusion_classifier import denoising_errors
@@ -47,8 +48,8 @@ def test_the_table_is_made_from_wordnets_files(tmp_path, monkeypatch):
         "  1 licence\nentity n 1 0 1 0 00000010\ndog n 2 1 @ 2 1 00000020 00000010\nhound n 1 1 @ 1 0 00000020\n"
     )
     (tmp_path / "cntlist.rev").write_text("dog%1:05:00:: 1 42\ndog%2:30:00:: 1 9\n")
-    monkeypatch.setattr(senses, "load_nouns", lambda: ["dog", "entity", "hound"])
-    write_senses(tmp_path, tmp_path / "made.xz")
+    monkeypatch.setattr(wordnet_senses, "load_nouns", lambda: ["dog", "entity", "hound"])
+    wordnet_senses.write_senses(tmp_path, tmp_path / "made.xz")
     assert lzma.decompress((tmp_path / "made.xz").read_bytes()).decode() == "1:42 0\n0\n1\n\n3\n5 0\n"
 
 
@@ -149,7 +150,7 @@ def test_a_class_that_was_not_computed_cannot_be_read(tmp_path, tiny):
         json.dumps({"concepts": {"a": {"selected": "mug", "nearest": None}}})
     )
     for source, key in (("wordnet", "nearest"), ("zero_shot", "zero_shot")):
-        with pytest.raises(PersresError, match=f"say macro_class.{key}: true"):
+        with pytest.raises(PersresError, match=f"set macro_class.{key}: true"):
             read_macro_classes(type(tiny)(tiny.profile, tmp_path, tmp_path), source)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from persres.datasets.wordnet import COUNT, load_candidates, load_nouns
+from persres.experiments.miniworld_training.captions import full_caption, random_caption
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.experiments.miniworld_training.scenes import random_identity, scene_at
 from persres.experiments.miniworld_training.tokenizer import write_tokenizer
-from persres.miniworld.captions import concept_prompts, full_caption, random_caption
-from persres.miniworld.concepts import CONCEPTS, views
+from persres.miniworld.concepts import CONCEPTS, concept_prompts, views
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, KINDS, PATTERNS, STYLES, words
 from persres.prompts import PROMPT_GROUPS

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from persres.experiments.evidence.localisation import Case, latent_truth
+from persres.experiments.miniworld_training.captions import noun_phrase
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.experiments.miniworld_training.scenes import random_appearance, scene_at
 from persres.images import to_tensor
-from persres.miniworld.captions import noun_phrase
 from persres.miniworld.concepts import CONCEPTS, Concept
 from persres.miniworld.render import Rendered, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, STYLES

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
 from persres.experiments.miniworld_training.scenes import SceneSet
-from persres.miniworld.attribute_classifier import HEADS, AttributeClassifier, labels_of
+from persres.miniworld.attribute_classifier import HEADS, AttributeClassifier, Prediction
 from persres.miniworld.render import Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
 
@@ -27,6 +27,30 @@ def label_names(recipe: Recipe) -> dict[str, list[str]]:
         "style": list(recipe.styles),
         "second": ["absent", "present"],
     }
+
+
+def labels_of(scene: Scene) -> dict[str, str]:
+    """The true labels of a scene."""
+    second = "present" if scene.second is not None else "absent"
+    return {
+        "kind": scene.subject.kind,
+        "colour": scene.subject.colour,
+        "background": scene.background,
+        "style": scene.style,
+        "second": second,
+    }
+
+
+def accuracy(prediction: Prediction, scenes: list[Scene]) -> dict[str, float]:
+    """Accuracy by head, over the scenes to which the head applies."""
+    hits: dict[str, list[bool]] = {head: [] for head in HEADS}
+    for labels, scene in zip(prediction.labels, scenes, strict=True):
+        truth = labels_of(scene)
+        for head in HEADS:
+            applies = head in ("background", "style", "second") or scene.second is None
+            if applies and not (head == "colour" and scene.style == "sketch"):
+                hits[head].append(labels[head] == truth[head])
+    return {head: float(np.mean(h)) if h else float("nan") for head, h in hits.items()}
 
 
 def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from persres.experiments.miniworld_training.captions import attributes, random_caption, random_mention, true_of
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
 from persres.experiments.miniworld_training.scenes import SceneSet, identity_scenes
 from persres.experiments.miniworld_training.tokenizer import write_tokenizer
-from persres.miniworld.captions import attributes, random_caption, random_mention, true_of
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> dict:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from persres.config.schema import Base, Clip, Dino
 from persres.errors import PersresError
 from persres.experiments.miniworld_training import vae as train_vae
+from persres.experiments.miniworld_training.attribute_classifier import accuracy
+from persres.experiments.miniworld_training.captions import full_caption
 from persres.experiments.miniworld_training.recipe import Recipe
 from persres.experiments.miniworld_training.scenes import load_scenes, random_identity, scene_at
 from persres.images import to_images
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder
-from persres.miniworld.attribute_classifier import accuracy, classify_images, load_attribute_classifier
-from persres.miniworld.captions import full_caption
+from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.render import Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from persres.experiments.miniworld_training.captions import nameless_caption, random_caption
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
 from persres.experiments.miniworld_training.scenes import identity_scenes, load_scenes
-from persres.miniworld.captions import nameless_caption, random_caption
 from persres.miniworld.render import Scene
 from persres.seeding import seed_from
 

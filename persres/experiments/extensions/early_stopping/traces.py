@@ -31,8 +31,7 @@ from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_alignment, object_crops
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier, matches_prompt
-from persres.miniworld.captions import concept_prompts
-from persres.miniworld.concepts import CONCEPTS, Concept, views
+from persres.miniworld.concepts import CONCEPTS, Concept, concept_prompts, views
 from persres.miniworld.vocabulary import BACKGROUNDS
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import model_identity

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from persres.config.schema import Profile
-from persres.datasets.customconcept101 import FOLDER, read_pairs
+from persres.datasets.customconcept101 import FOLDER
+from persres.experiments.extensions.multi_concept.pairs import read_pairs
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.render import Scene, render
 from persres.prompts import fill_each, numbered

@@ -81,29 +81,3 @@ def true_of(captions: list[dict], images: list[dict]) -> np.ndarray:
         words, facts = (np.array([str(row[key]) for row in rows]) for rows in (captions, images))
         true &= (words[:, None] == facts[None, :]) | (words == "None")[:, None]
     return true
-
-
-def concept_prompts(kind: str, known_backgrounds: tuple[str, ...]) -> list[tuple[str, str]]:
-    """20 prompts as (group, text with ``{}`` for the concept), five of each of the paper's groups.
-
-    The background prompts avoid ``known_backgrounds``, those of the reference images.
-    """
-    backgrounds = ("beach", "snow", "night", "forest", "desert", "city", "grass", "ocean", "wood")
-    new = [b for b in backgrounds if b not in known_backgrounds]
-    others = [k for k in ("ball", "car", "tree", "mug", "house", "cat") if k != kind]
-    colours = ("red", "green", "yellow", "blue", "white")
-    prompts = [("background", f"a photo of a {{}} {BACKGROUNDS[b]}") for b in new[:5]]
-    prompts += [("object", f"a photo of a {{}} next to a {c} {k}") for c, k in zip(colours, others, strict=False)]
-    prompts += [
-        ("style", "a watercolour painting of a {}"),
-        ("style", "a pencil sketch of a {}"),
-        ("style", "pixel art of a {}"),
-        ("style", f"a watercolour painting of a {{}} {BACKGROUNDS[new[0]]}"),
-        ("style", f"pixel art of a {{}} {BACKGROUNDS[new[1]]}"),
-    ]
-    prompts += [("property", f"a photo of a {c} {{}}") for c in ("red", "green", "purple")]
-    prompts += [
-        ("property", "a photo of a striped {}"),
-        ("property", f"a photo of a yellow {{}} {BACKGROUNDS[new[2]]}"),
-    ]
-    return prompts
