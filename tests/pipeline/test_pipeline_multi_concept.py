@@ -118,4 +118,4 @@ def test_generate_with_another_residual(model, tmp_path, capsys):
     assert main([*call, "--prompt", "a photo of a {1}"]) == 1
     assert "does not name thing_1" in capsys.readouterr().err
     assert main([*call, "--with", files[1], "--prompt", "a {1} and a {2}"]) == 1
-    assert "named twice" in capsys.readouterr().err
+    assert "given twice" in capsys.readouterr().err
