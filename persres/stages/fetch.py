@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def fetch(context: Context) -> None:
-    """Publish the chosen concepts. Raises PersresError for missing or broken photos, naming them."""
+    """Publish the selected concepts. Raises PersresError naming missing or unreadable photos."""
     settings = context.profile.fetch
     with stage_lock(context.work, "fetch"), publishing(context.data / "concepts") as folder:
         count = dataset_named(settings.dataset).fetch(settings, folder)

@@ -1,5 +1,4 @@
-"""tables: aggregations of the score rows -> ``data/tables/``, sheets to look at -> ``data/sheets/``, and a model card for
-everything learned -> ``data/cards/``."""
+"""tables: aggregated scores -> ``data/tables/``, image sheets -> ``data/sheets/``, model cards -> ``data/cards/``."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from persres.units.locks import stage_lock
 
 
 def tables(context: Context) -> None:
-    """Publish the tables, one sheet per concept, and a card for everything learned."""
+    """Publish the tables, one sheet per concept, and a card per learned file."""
     with stage_lock(context.work, "tables"):
         with publishing(context.data / "tables") as out:
             write_tables(context, out)
