@@ -229,8 +229,8 @@ OLD_SETTINGS = {  # in run.params.yaml, with today's names
     "sample.methods.other.other_concept": "wrong_concept",
     "score.judge": "attribute_classifier",
     "runtime.train_together": "concepts_per_batch",
-    "runtime.gradient_checkpointing": "gradient_checkpointing",
-    "runtime.cpu_offload": "cpu_offload",
+    "runtime.recompute": "gradient_checkpointing",
+    "runtime.offload": "cpu_offload",
 }
 
 
