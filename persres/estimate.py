@@ -28,7 +28,7 @@ PAPER_STEP_S, PAPER_BATCH = 180 / 150, 4
 PUBLISHED_IMAGE_S, IMAGE_STEPS, FLOAT32 = 1.604, 50, 73.0 / 33.0
 # Paper 3.3 and 1: LAG "does not increase sampling time as no additional model evaluations are needed".
 
-COPIES = 2  # in DVC's cache and in .work; data/ is linked to .work where the file system can
+COPIES = 2  # in .work and in data/, which share hard links until DVC copies; its cache holds a third
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def as_text(lines: list[Line], seconds: MeasuredSeconds, profile: Profile) -> st
         rows.append(f"\nRates are known for {RESOLUTION} pixels only; this profile has {profile.base.resolution}.")
     rows.append(
         "GPU-hours are of one GPU; divide by the number that share the work. Disk is an upper bound (raw pixels, in .work and in"
-        " DVC's cache)."
+        " data/); DVC's cache takes data/ once more."
     )
     return "\n".join(rows)
 
