@@ -1,4 +1,4 @@
-"""Train the judge on rendered scenes, whose truth is known."""
+"""Train the attribute classifier on rendered scenes, whose attributes are known."""
 
 from __future__ import annotations
 
@@ -59,26 +59,26 @@ def _targets(names: dict[str, list[str]], scenes: list[Scene]) -> dict[str, torc
 
 
 def _loss(
-    judge: AttributeClassifier, x: torch.Tensor, targets: dict[str, torch.Tensor], masks: torch.Tensor
+    classifier: AttributeClassifier, x: torch.Tensor, targets: dict[str, torch.Tensor], masks: torch.Tensor
 ) -> torch.Tensor:
-    """Which of two objects is the subject can't be seen, so class and colour count for single
-    objects only; a sketch has no colour."""
-    out = judge(x)
+    """The loss of all heads and the mask. Class and colour count for single objects only, because the subject of two cannot be
+    identified; a sketch has no colour."""
+    out = classifier(x)
     total = F.binary_cross_entropy_with_logits(out["mask"], masks)
     single = targets["second"] == 0
-    coloured = single & (targets["style"] != judge.labels["style"].index("sketch"))
+    coloured = single & (targets["style"] != classifier.labels["style"].index("sketch"))
     for head in HEADS:
         rows = single if head == "kind" else coloured if head == "colour" else torch.ones_like(single)
         total = total + F.cross_entropy(out[head][rows], targets[head][rows])
     return total
 
 
-def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> AttributeClassifier:
-    """Train on rendered scenes and save fp16 weights with the label names."""
+def train_attribute_classifier(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> AttributeClassifier:
+    """Train on rendered scenes, save fp16 weights with the label names, and return the model."""
     torch.manual_seed(recipe.seed)
     device = training_device()
-    judge = AttributeClassifier(label_names(recipe)).to(device)
-    everything = _targets(judge.labels, scenes.scenes)
+    classifier = AttributeClassifier(label_names(recipe)).to(device)
+    targets = _targets(classifier.labels, scenes.scenes)
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
@@ -88,12 +88,12 @@ def train_judge(recipe: Recipe, scenes: SceneSet, folder: Path, out: Path) -> At
         if rng.random() < 0.5:
             x, masks = x.flip(3), masks.flip(2)
         x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn_like(x)
-        return _loss(judge, x, {k: v[rows].to(device) for k, v in everything.items()}, masks)
+        return _loss(classifier, x, {k: v[rows].to(device) for k, v in targets.items()}, masks)
 
-    fit("judge", judge, loss, Budget(recipe.classifier_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
-    judge.cpu()
+    fit("judge", classifier, loss, Budget(recipe.classifier_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
+    classifier.cpu()
     out.mkdir(parents=True, exist_ok=True)
-    half = {k: v.half().contiguous() for k, v in judge.state_dict().items()}
-    save_file(half, out / "judge.safetensors", metadata={"labels": json.dumps(judge.labels)})
-    (out / "labels.json").write_text(json.dumps(judge.labels, indent=2))
-    return judge
+    half = {k: v.half().contiguous() for k, v in classifier.state_dict().items()}
+    save_file(half, out / "judge.safetensors", metadata={"labels": json.dumps(classifier.labels)})
+    (out / "labels.json").write_text(json.dumps(classifier.labels, indent=2))
+    return classifier

@@ -1,4 +1,4 @@
-"""The mini CLIP: an open_clip model whose text tower also conditions the mini U-Net, as in SD."""
+"""The mini CLIP: an open_clip model whose text encoder also conditions the mini U-Net, as in Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> dict:
-    """The open_clip JSON config of the mini CLIP."""
+    """Return the open_clip JSON config of the mini CLIP."""
     return {
         "embed_dim": 128,
         "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
@@ -35,7 +35,7 @@ def model_config(recipe: Recipe, vocab_size: int) -> dict:
 
 
 def write_empty(recipe: Recipe, folder: Path) -> None:
-    """Config and tokenizer of the mini CLIP as open_clip's ``local-dir:`` schema wants them."""
+    """Write config and tokenizer of the mini CLIP for open_clip's ``local-dir:`` schema."""
     write_tokenizer(folder, recipe.prompt_length)
     vocab = len(json.loads((folder / "vocab.json").read_text()))
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -44,7 +44,7 @@ def write_empty(recipe: Recipe, folder: Path) -> None:
 
 
 def new_clip(folder: Path, seed: int) -> tuple[torch.nn.Module, open_clip.tokenizer.HFTokenizer]:
-    """A mini CLIP with fresh weights and its tokenizer, from a folder of :func:`write_empty`."""
+    """Return a mini CLIP with fresh weights and its tokenizer, from a folder of :func:`write_empty`."""
     torch.manual_seed(seed)
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     text = open_clip.model.CLIPTextCfg(**config["text_cfg"])
@@ -57,37 +57,37 @@ def new_clip(folder: Path, seed: int) -> tuple[torch.nn.Module, open_clip.tokeni
 def pick_views(
     identities: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """``count`` different identities, and two different views of each."""
-    chosen = rng.permutation(len(identities))[:count]
+    """Return ``count`` different identities, and two different views of each."""
+    selected = rng.permutation(len(identities))[:count]
     first = rng.integers(identities.shape[1], size=count)
-    return chosen, (first, (first + 1 + rng.integers(identities.shape[1] - 1, size=count)) % identities.shape[1])
+    return selected, (first, (first + 1 + rng.integers(identities.shape[1] - 1, size=count)) % identities.shape[1])
 
 
 def two_views(identities: np.ndarray, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pictures each of ``count`` identities, on different backgrounds, [count, 3, 64, 64]."""
-    chosen, (first, second) = pick_views(identities, count, rng)
-    return images_to_tensor(identities[chosen, first]), images_to_tensor(identities[chosen, second])
+    """Return two images each of ``count`` identities on different backgrounds, [count, 3, 64, 64]."""
+    selected, (first, second) = pick_views(identities, count, rng)
+    return images_to_tensor(identities[selected, first]), images_to_tensor(identities[selected, second])
 
 
 def _features(model: torch.nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit-length features of pictures and texts; the products run in bfloat16."""
+    """Unit-length features of images and texts; matrix products run in bfloat16."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
         image, text = model.encode_image(pixels), model.encode_text(tokens)
     return F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
 
 
 def _contrast(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor | float, same: torch.Tensor) -> torch.Tensor:
-    """Symmetric contrastive loss with several right answers a row. ``same`` is bool [n, n]."""
+    """Symmetric contrastive loss with several positives per row. ``same``: bool [n, n]."""
     logits = scale * a @ b.T
     rows, columns = same.float() / same.sum(1, keepdim=True), same.T.float() / same.T.sum(1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, columns))
 
 
 def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder: Path) -> None:
-    """Go on with the text tower locked, so that the U-Net may already be learning from it.
+    """Continue with the text encoder frozen, so that the U-Net can train on it meanwhile.
 
-    Captions say less here (often the class alone), every true pair of a batch counts as a match, and half
-    of the pictures are nameless looks, which a caption calls by their class.
+    Captions are shorter here (often the class alone), every true pair of a batch is a positive, and half of the images show
+    unnamed subjects, which captions name by class.
     """
     for part in (model.token_embedding, model.transformer, model.ln_final):
         part.requires_grad_(False)
@@ -105,7 +105,7 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
         ]
         mentions = [random_mention(scene, rng, 0.5 * (i < len(rows)), 0.5) for i, scene in enumerate(shown)]
         facts = [attributes(scene) for scene in shown]
-        for fact in facts[len(rows) :]:  # a nameless look has no one colour and pattern
+        for fact in facts[len(rows) :]:  # an unnamed subject has several colours and patterns
             fact["colour"] = fact["pattern"] = "mixed"
         pictures = np.concatenate([scenes.images[rows], *(identities[who, view] for view in views)])
         image, text = _features(
@@ -129,9 +129,9 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
 
 
 def train_clip(recipe: Recipe, scenes: SceneSet, identities: np.ndarray, folder: Path, out: Path) -> torch.nn.Module:
-    """Captions against images, plus the same identity on another background as a positive.
+    """Train captions against images, with the same identity on another background as a second positive; return the model.
 
-    Without the second term the image features are dominated by the background.
+    Without the second term, the background dominates the image features.
     """
     write_empty(recipe, out)
     model, tokenize = new_clip(out, recipe.seed)

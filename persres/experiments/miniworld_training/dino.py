@@ -1,9 +1,8 @@
-"""The mini DINO: a timm ViT trained without any label, in the role of DINO ViT-S/16.
+"""The mini DINO: a timm ViT trained without labels, in place of DINO ViT-S/16.
 
-The two views of an identity are two pictures of it in other poses on other backgrounds, which
-stand where crops and colour jitter stand for photographs: what they share is the object. The loss
-is lightly's NT-Xent. Its DINO loss was tried first and collapsed at the batch sizes a CPU allows
-(identity AUC 0.50 after 250 steps of 96 pictures); NT-Xent needs no teacher and no centring.
+The two views of an identity are images of it in different poses on different backgrounds, instead of crops and colour jitter: they
+share the object. The loss is lightly's NT-Xent. Its DINO loss collapsed at the batch sizes of a CPU (identity AUC 0.50 after 250 steps
+of 96 images); NT-Xent needs no teacher and no centring.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MODEL_ARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "nu
 
 
 class _WithHead(nn.Module):
-    """The ViT and a projection head; only the ViT is kept."""
+    """The ViT and a projection head; only the ViT is saved."""
 
     def __init__(self) -> None:
         from lightly.models.modules.heads import SimCLRProjectionHead
@@ -40,7 +39,7 @@ class _WithHead(nn.Module):
 
 
 def train_dino(recipe: Recipe, identities: np.ndarray, folder: Path, out: Path) -> nn.Module:
-    """Train on uint8 [identities, views, 64, 64, 3] and save in timm's ``local-dir:`` form."""
+    """Train on uint8 [identities, views, 64, 64, 3] and save for timm's ``local-dir:`` schema; return the ViT."""
     from lightly.loss import NTXentLoss
 
     torch.manual_seed(recipe.seed)
@@ -60,7 +59,7 @@ def train_dino(recipe: Recipe, identities: np.ndarray, folder: Path, out: Path) 
 
 
 def save_dino(vit: nn.Module, out: Path) -> None:
-    """Weights in fp16 and a config.json that ``timm.create_model('local-dir:…')`` reads."""
+    """Write fp16 weights and a config.json for ``timm.create_model('local-dir:…')``."""
     out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half().contiguous() for k, v in vit.state_dict().items()}
     save_file(half, out / "model.safetensors", metadata={"format": "pt"})

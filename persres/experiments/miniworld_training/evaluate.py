@@ -1,4 +1,4 @@
-"""Measure the finished mini world on scenes it never saw, and write the model card."""
+"""Measure the trained mini world on unseen scenes and write the model card."""
 
 from __future__ import annotations
 
@@ -35,80 +35,82 @@ GRID = (6, 8)
 
 @torch.no_grad()
 def sample_prompts(folder: Path, scenes: list[Scene], cfg_scale: float, steps: int, batch: int = 24) -> np.ndarray:
-    """The base model's pictures of the scenes' full captions, uint8 [n, 64, 64, 3]."""
+    """Return the base model's images of the scenes' full captions, uint8 [n, 64, 64, 3]."""
     diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
     device = diffusion.unet.device
-    drawn = []
+    images = []
     for start in range(0, len(scenes), batch):
         captions = [full_caption(scene) for scene in scenes[start : start + batch]]
         cond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, captions)
         uncond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [""])
         noise = starting_noise([generator("card", start + i) for i in range(len(captions))], (4, 16, 16)).to(device)
         denoise = guided(diffusion.unet, cond, uncond, cfg_scale)
-        drawn += to_images(decode(diffusion.vae, sample_ddim(denoise, noise, diffusion.scheduler, steps)))
-    return np.stack([np.asarray(picture) for picture in drawn])
+        images += to_images(decode(diffusion.vae, sample_ddim(denoise, noise, diffusion.scheduler, steps)))
+    return np.stack([np.asarray(image) for image in images])
 
 
 def base_quality(
     folder: Path, recipe: Recipe, count: int, cfg_scale: float = 6.0, steps: int = 50
 ) -> tuple[dict[str, float], Image.Image]:
-    """Accuracy of the judge's reading of ``count`` held-out prompts, and a grid of the first ones.
+    """Return the attribute classifier's accuracy on images of ``count`` held-out prompts, and a grid of the first images.
 
-    ``second_object`` is the share of prompts with a second object in whose picture the judge sees one.
-    Raises PersresError for fewer prompts than the grid shows.
+    ``second_object``: share of prompts with a second object in whose image the classifier sees one. Raises PersresError if there
+    are fewer prompts than cells in the grid.
     """
     if count < GRID[0] * GRID[1]:
-        raise PersresError(f"--prompts {count} does not fill the {GRID[0]}×{GRID[1]} grid; ask for more")
+        raise PersresError(f"--prompts {count} does not fill the {GRID[0]}×{GRID[1]} grid; use more")
     scenes = [scene_at(recipe, "prompts", index)[0] for index in range(count)]
-    pictures = sample_prompts(folder, scenes, cfg_scale, steps)
-    verdict = classify_images(load_attribute_classifier(folder / "judge"), pictures)
-    found = accuracy(verdict, scenes)
-    wanted = [said["second"] == "present" for said, scene in zip(verdict.labels, scenes, strict=True) if scene.second]
-    found["second_object"] = float(np.mean(wanted)) if wanted else float("nan")
+    images = sample_prompts(folder, scenes, cfg_scale, steps)
+    prediction = classify_images(load_attribute_classifier(folder / "judge"), images)
+    result = accuracy(prediction, scenes)
+    wanted = [
+        labels["second"] == "present" for labels, scene in zip(prediction.labels, scenes, strict=True) if scene.second
+    ]
+    result["second_object"] = float(np.mean(wanted)) if wanted else float("nan")
     rows, columns = GRID
     grid = (
-        pictures[: rows * columns]
+        images[: rows * columns]
         .reshape(rows, columns, 64, 64, 3)
         .transpose(0, 2, 1, 3, 4)
         .reshape(rows * 64, columns * 64, 3)
     )
-    return found, Image.fromarray(grid).resize((columns * 128, rows * 128), Image.NEAREST)
+    return result, Image.fromarray(grid).resize((columns * 128, rows * 128), Image.NEAREST)
 
 
-def _on_any_background(look, count: int, name: str) -> list[Image.Image]:
-    rng = np.random.default_rng(seed_from("card", name, look))
-    return [render(Scene(look, str(rng.choice(list(BACKGROUNDS)))), rng).image for _ in range(count)]
+def _on_any_background(appearance, count: int, name: str) -> list[Image.Image]:
+    rng = np.random.default_rng(seed_from("card", name, appearance))
+    return [render(Scene(appearance, str(rng.choice(list(BACKGROUNDS)))), rng).image for _ in range(count)]
 
 
 def _rivals(kind: str, count: int, recipe: Recipe) -> list[Image.Image]:
-    """Same class, other looks, any background."""
-    rng, found = np.random.default_rng(seed_from("rivals", kind)), []
-    while len(found) < count:
-        look = random_identity(recipe, rng)
-        if look.kind == kind:
-            found += _on_any_background(look, 1, f"rival {len(found)}")
-    return found
+    """Images of other subjects of the same class, on any background."""
+    rng, result = np.random.default_rng(seed_from("rivals", kind)), []
+    while len(result) < count:
+        appearance = random_identity(recipe, rng)
+        if appearance.kind == kind:
+            result += _on_any_background(appearance, 1, f"rival {len(result)}")
+    return result
 
 
 def identity_separation(encoder, recipe: Recipe) -> dict[str, float]:
-    """How a concept on a new background stands against same-class, other-look objects, by nearness to its references.
+    """Compare a concept on a new background with other subjects of its class, by cosine with its references.
 
-    ``auc``: how often it is nearer. ``same_concept`` and ``same_class``: mean cosines, ``margin`` their difference.
+    ``auc``: how often the concept is nearer. ``same_concept`` and ``same_class``: mean cosines; ``margin``: their difference.
     """
-    wins, own, other = [], [], []
+    wins, same, other = [], [], []
     for concept in CONCEPTS:
         references = encoder.images([view.image for view in views(concept, "reference", 5, 0)])
         near = (encoder.images(_on_any_background(concept.appearance, 10, "own")) @ references.T).mean(1)
         far = (encoder.images(_rivals(concept.appearance.kind, 20, recipe)) @ references.T).mean(1)
         wins.append((near[:, None] > far[None, :]).float().mean())
-        own.append(near.mean())
+        same.append(near.mean())
         other.append(far.mean())
-    auc, same_concept, same_class = (float(torch.stack(part).mean()) for part in (wins, own, other))
+    auc, same_concept, same_class = (float(torch.stack(part).mean()) for part in (wins, same, other))
     return {"auc": auc, "same_concept": same_concept, "same_class": same_class, "margin": same_concept - same_class}
 
 
 def identity_auc(encoder, recipe: Recipe) -> float:
-    """How often a concept on a new background is nearer to its references than a same-class, other-look object."""
+    """Return how often a concept on a new background is nearer to its references than another subject of its class."""
     return identity_separation(encoder, recipe)["auc"]
 
 
@@ -127,10 +129,10 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
     background in photos)."""
     shown = scenes.scenes[:count]
     captions = [full_caption(scene) for scene in shown]
-    images = encoder.images([Image.fromarray(picture) for picture in scenes.images[:count]])
-    found = (images @ encoder.texts(captions).T).argmax(1).tolist()
-    quality = {"retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(found)]))}
-    asked = {
+    images = encoder.images([Image.fromarray(image) for image in scenes.images[:count]])
+    result = (images @ encoder.texts(captions).T).argmax(1).tolist()
+    quality = {"retrieval_top1_of_250": float(np.mean([captions[j] == captions[i] for i, j in enumerate(result)]))}
+    prompts_by_class = {
         kind: {
             attribute: (list(prompts), encoder.texts(list(prompts.values())))
             for attribute, prompts in _attribute_prompts(kind, recipe).items()
@@ -145,14 +147,14 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
             "background": scene.background,
             "style": scene.style,
         }
-        for attribute, (values, texts) in asked[scene.subject.kind].items():
+        for attribute, (values, texts) in prompts_by_class[scene.subject.kind].items():
             if scene.second is None and (attribute == "style" or scene.style == "photo"):
                 hits.setdefault(attribute, []).append(values[int((texts @ image).argmax())] == truth[attribute])
     return quality | {f"{attribute}_by_prompt": float(np.mean(h)) for attribute, h in hits.items()}
 
 
 def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
-    """All figures of the card; writes ``quality.json``, ``grid.png`` and ``MODEL_CARD.md`` beside the weights."""
+    """All figures of the card; writes ``quality.json``, ``grid.png`` and ``MODEL_CARD.md`` next to the weights."""
     scenes = load_scenes(recipe, "val", 1000, work / "data")
     clip = ClipEncoder(Clip(model=f"local-dir:{folder / 'clip'}", pretrained=None), "auto")
     dino = DinoEncoder(Dino(model=f"local-dir:{folder / 'dino'}", resize=64, crop=64), "auto")
@@ -193,42 +195,41 @@ def card(folder: Path, recipe: Recipe, quality: dict, seconds: dict[str, int], r
     settings = "\n".join(f"- {key}: {value}" for key, value in asdict(recipe).items())
     return f"""# The mini world's models
 
-Trained from nothing on scenes that `persres/miniworld` draws, on a CPU. They stand where Stable Diffusion v1.4,
-OpenCLIP ViT-B/32 and DINO ViT-S/16 stand in the paper, so that the whole pipeline can run in minutes. They are good for
-nothing else.
+Trained from scratch on a CPU, on scenes that `persres/miniworld` renders. They replace the paper's Stable Diffusion v1.4,
+OpenCLIP ViT-B/32 and DINO ViT-S/16, so that the whole pipeline runs in minutes. They have no other use.
 
-| part | numbers | MiB (fp16) |
+| model | parameters | MiB (fp16) |
 |---|---|---|
 {weights}
 
-Together {total:.1f} MiB. `sd/` loads as a `StableDiffusionPipeline` (v-prediction, 64×64 pictures, 16×16×4 latents with
-scaling factor 1), `clip/` by open_clip and `dino/` by timm (`local-dir:`), `judge/` by `persres.miniworld.attribute_classifier`.
+Together {total:.1f} MiB. `sd/` loads as a `StableDiffusionPipeline` (v-prediction, 64×64 images, 16×16×4 latents with
+scaling factor 1), `clip/` by open_clip and `dino/` by timm (`local-dir:`), the attribute classifier `judge/` by `persres.miniworld.attribute_classifier`.
 
 ## Measured
 
-On scenes outside the training set; `base` is what the judge reads in pictures of {quality["base_prompts"]} held-out prompts
-(50 steps, guidance 6), `identity` how far a concept on a new background is nearer (mean cosine) to its references than same-class,
-other-look objects, and how often (`auc`), `vae` on all styles.
+On scenes outside the training set. `base`: accuracy of the attribute classifier on images of {quality["base_prompts"]} held-out prompts
+(50 steps, guidance 6). `identity`: mean cosines of a concept on a new background and of other subjects of its class with its references, and how
+often the concept is nearer (`auc`). `vae`: on all styles.
 
 ```json
 {figures}
 ```
 
-![the base model's pictures](grid.png)
+![images of the base model](grid.png)
 
 ## Evidence
 
-From `make evidence` (`data/evidence/summary.json`), measured again with what ships. What the judge reads in the base model's pictures:
+From `make evidence` (`data/evidence/summary.json`), with the shipped weights. Accuracy of the attribute classifier on the base model's images:
 
 <!-- evidence:base -->
 <!-- /evidence -->
 
-How often a concept on a new background is nearer to its references than a same-class, other-look object:
+How often a concept on a new background is nearer to its references than another subject of its class:
 
 <!-- evidence:identity -->
 <!-- /evidence -->
 
-Where the summed attention of V* and class lies, by block, averaged over t = 200, 400, 600, 800; by step: `data/evidence/localisation.md`.
+Localisation of the summed attention of V* and class by block, averaged over t = 200, 400, 600, 800 (by step: `data/evidence/localisation.md`):
 
 <!-- evidence:localisation -->
 <!-- /evidence -->
@@ -237,11 +238,11 @@ Where the summed attention of V* and class lies, by block, averaged over t = 200
 
 {settings}
 
-Seconds by part as the command counted them (two shared CPU cores, other work beside it, parts side by side): {json.dumps(seconds)}.
+Seconds by model, as counted (two shared CPU cores under other load, models in parallel): {json.dumps(seconds)}.
 
 ### How this run differed from the recipe
 
 {remarks}
 
-`make miniworld` trains them again from nothing; bits may differ with the machine and the number of workers.
+`make miniworld` trains them again from scratch; bits may differ with the machine and the number of workers.
 """

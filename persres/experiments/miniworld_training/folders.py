@@ -1,4 +1,4 @@
-"""Put the trained parts together as hub-shaped folders: ``sd/`` loads as a StableDiffusionPipeline."""
+"""Write the trained models as folders in the hub's layout: ``sd/`` loads as a StableDiffusionPipeline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from persres.experiments.miniworld_training.unet import SCHEDULER
 
 
 def text_tower(clip: torch.nn.Module, config: dict) -> CLIPTextModel:
-    """The text tower of an open_clip model as transformers' ``CLIPTextModel`` (same hidden states).
+    """Return the text encoder of an open_clip model as transformers' ``CLIPTextModel`` with the same hidden states.
 
-    ``config`` is the open_clip ``model_cfg``. The projection to the joint space stays behind.
+    ``config`` is the open_clip ``model_cfg``. The projection to the joint space is left out.
     """
     cfg = config["text_cfg"]
     width, vocab = cfg["width"], cfg["vocab_size"]
@@ -64,14 +64,14 @@ def text_tower(clip: torch.nn.Module, config: dict) -> CLIPTextModel:
 
 
 def save_text_side(recipe: Recipe, clip: torch.nn.Module, clip_folder: Path, sd: Path) -> None:
-    """``tokenizer/`` and ``text_encoder/`` of the pipeline, in fp16."""
+    """Write ``tokenizer/`` and ``text_encoder/`` of the pipeline, in fp16."""
     config = json.loads((clip_folder / "open_clip_config.json").read_text())["model_cfg"]
     write_tokenizer(sd / "tokenizer", recipe.prompt_length)
     text_tower(clip, config).half().save_pretrained(sd / "text_encoder")
 
 
 def save_pipeline_index(sd: Path) -> None:
-    """``model_index.json`` and ``scheduler/``, by assembling and saving the real pipeline."""
+    """Write ``model_index.json`` and ``scheduler/`` by saving the assembled pipeline."""
     DDIMScheduler(**SCHEDULER).save_pretrained(sd / "scheduler")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(sd / "vae"),

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast: the rate warms up over ``warmup`` steps, stays, and falls along a
-    cosine from ``decay_from`` (a share of ``steps``) to zero."""
+    """Training length and learning rate: linear warm-up over ``warmup`` steps, constant, then a cosine from ``decay_from`` (a share of
+    ``steps``) to zero."""
 
     steps: int
     lr: float
@@ -32,7 +32,7 @@ class Budget:
     save_every: int = 250
 
     def rate(self, step: int) -> float:
-        """Learning rate of step ``step`` (from 0)."""
+        """Return the learning rate of a step, counted from 0."""
         start = self.decay_from * self.steps
         tail = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * tail)).item())
@@ -51,20 +51,20 @@ def fit(
     seed: int,
     on_step: Callable[[int], None] | None = None,
     average_gradients: Callable[[nn.Module], None] | None = None,
-    chief: bool = True,
+    main_worker: bool = True,
 ) -> nn.Module:
     """Minimise ``loss(step, step_seed)`` over the model's parameters; returns the EMA copy.
 
-    Every draw of a step follows from its seed, so a resumed run goes on as an unbroken one would.
-    A checkpoint stands at ``folder/name.safetensors`` and is written by the chief worker only.
+    Random draws follow from the step's seed, so a resumed run equals an uninterrupted one. The main worker writes a checkpoint to
+    ``folder/name.safetensors``.
     """
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
     averaged = {k: p.detach().clone() for k, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=budget.lr, weight_decay=budget.weight_decay, betas=(0.9, 0.99))
-    kept = averaged | {f"buffer.{k}": b for k, b in model.named_buffers() if b.is_floating_point()}
+    state = averaged | {f"buffer.{k}": b for k, b in model.named_buffers() if b.is_floating_point()}
     path, start = folder / f"{name}.safetensors", 0
     if path.exists():
-        start, _ = load_training(path, trained, optimizer, kept)
+        start, _ = load_training(path, trained, optimizer, state)
     clock, last = time.monotonic(), start
     for step in range(start, budget.steps):
         for group in optimizer.param_groups:
@@ -78,17 +78,17 @@ def fit(
         nn.utils.clip_grad_norm_(trained.values(), budget.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        keep = min(budget.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(averaged.values()), list(trained.values()), 1 - keep)
+        momentum = min(budget.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(averaged.values()), list(trained.values()), 1 - momentum)
         if on_step is not None:
             on_step(step)
         done = step + 1
-        if chief and (done % 50 == 0 or done == budget.steps):
+        if main_worker and (done % 50 == 0 or done == budget.steps):
             pace = (done - last) / (time.monotonic() - clock)
             clock, last = time.monotonic(), done
             log.info("%s %d/%d loss %.4f %.2f steps/s", name, done, budget.steps, value.item(), pace)
-        if chief and (done % budget.save_every == 0 or done == budget.steps):
-            save_training(path, trained, optimizer, done, kept)
+        if main_worker and (done % budget.save_every == 0 or done == budget.steps):
+            save_training(path, trained, optimizer, done, state)
     with torch.no_grad():
         for key, parameter in trained.items():
             parameter.copy_(averaged[key])
@@ -96,7 +96,7 @@ def fit(
 
 
 def training_device() -> torch.device:
-    """CUDA where there is some, else the CPU."""
+    """Return CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 
 from persres.errors import PersresError
-from persres.experiments.miniworld_training import attribute_classifier as train_judge
+from persres.experiments.miniworld_training import attribute_classifier as train_classifier
 from persres.experiments.miniworld_training import clip as train_clip
 from persres.experiments.miniworld_training import dino as train_dino
 from persres.experiments.miniworld_training import folders as build
@@ -62,8 +62,8 @@ def _dino(work: Path) -> None:
     train_dino.train_dino(RECIPE, load_identities(RECIPE, work / "data"), work, work / "dino")
 
 
-def _judge(work: Path) -> None:
-    train_judge.train_judge(RECIPE, _scenes(work), work, work / "judge")
+def _attribute_classifier(work: Path) -> None:
+    train_classifier.train_attribute_classifier(RECIPE, _scenes(work), work, work / "judge")
 
 
 def _unet(work: Path) -> None:
@@ -71,13 +71,13 @@ def _unet(work: Path) -> None:
     build.save_pipeline_index(work / "sd")
 
 
-PARTS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, what it leaves
+MODELS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, output
     "data": (_data, f"data/identities-{RECIPE.identities}.npz"),
     "vae": (_vae, "sd/vae/config.json"),
     "latents": (_latents, "latents-identities.npy"),
     "clip": (_clip, "sd/text_encoder/config.json"),
     "dino": (_dino, "dino/config.json"),
-    "judge": (_judge, "judge/labels.json"),
+    "judge": (_attribute_classifier, "judge/labels.json"),
     "unet": (_unet, "sd/model_index.json"),
 }
 
@@ -85,11 +85,11 @@ PARTS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, wh
 MEASURED_SECONDS = {"data": 140, "vae": 2000, "latents": 433, "clip": 1720, "dino": 394, "judge": 599, "unet": 8149}
 
 
-def training_plan(parts: list[str], work: Path) -> str:
+def training_plan(models: list[str], work: Path) -> str:
     """What is to be trained, and how long that took where the shipped weights were made."""
-    todo = [part for part in parts if not (work / PARTS[part][1]).exists()]
-    times = ", ".join(f"{part} {MEASURED_SECONDS[part] / 60:.0f}" for part in todo)
-    hours = sum(MEASURED_SECONDS[part] for part in todo) / 3600
+    todo = [model for model in models if not (work / MODELS[model][1]).exists()]
+    times = ", ".join(f"{model} {MEASURED_SECONDS[model] / 60:.0f}" for model in todo)
+    hours = sum(MEASURED_SECONDS[model] for model in todo) / 3600
     return f"to do: {times or 'nothing'} (minutes on two shared CPU cores; {hours:.1f} hours in all)"
 
 
@@ -101,33 +101,33 @@ def publish(work: Path, out: Path) -> None:
     (out / "nouns.txt").write_text("\n".join(RECIPE.kinds) + "\n")
 
 
-def build_everything(work: Path, out: Path = OUT, parts: tuple[str, ...] = (), prompts: int = 240) -> dict | None:
+def build_everything(work: Path, out: Path = OUT, models: tuple[str, ...] = (), prompts: int = 240) -> dict | None:
     """Train the parts, or all of them, and publish all when all were asked for; returns what was then measured, over
     ``prompts`` held-out prompts. Raises PersresError for an unknown part."""
-    chosen = list(parts or PARTS)
-    unknown = [part for part in chosen if part not in PARTS]
+    selected = list(models or MODELS)
+    unknown = [model for model in selected if model not in MODELS]
     if unknown:
-        raise PersresError(f"no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+        raise PersresError(f"no model {', '.join(unknown)}; one of {', '.join(MODELS)}")
     work.mkdir(parents=True, exist_ok=True)
-    log.info(training_plan(chosen, work))
-    for part in chosen:
-        _build_part(part, work)
-    if set(chosen) != set(PARTS):
+    log.info(training_plan(selected, work))
+    for model in selected:
+        _build_part(model, work)
+    if set(selected) != set(MODELS):
         return None
     publish(work, out)
     log.info("make evidence now measures what stands on these weights and fills the tables of the pages")
     return evaluate(out, work, RECIPE, prompts)
 
 
-def _build_part(part: str, work: Path) -> None:
+def _build_part(model: str, work: Path) -> None:
     """One part, unless it is there; its seconds add up over interrupted runs."""
-    function, leaves = PARTS[part]
-    if (work / leaves).exists():
-        log.info("%s: there already", part)
+    function, output = MODELS[model]
+    if (work / output).exists():
+        log.info("%s: there already", model)
         return
     started, path = time.monotonic(), work / "seconds.json"
     function(work)
     times = json.loads(path.read_text()) if path.exists() else {}
-    times[part] = times.get(part, 0) + round(time.monotonic() - started)
+    times[model] = times.get(model, 0) + round(time.monotonic() - started)
     path.write_text(json.dumps(times, indent=1))
-    log.info("%s: %d s", part, times[part])
+    log.info("%s: %d s", model, times[model])

@@ -1,7 +1,7 @@
-"""The mini denoiser: ``UNet2DConditionModel`` on 16×16×4 latents, conditioned on CLIP's text tower.
+"""The mini U-Net: ``UNet2DConditionModel`` on 16×16×4 latents, conditioned on CLIP's text encoder.
 
-It predicts v, as Stable Diffusion 2.1 does: with so few views, an ε-loss leaves the noisy steps, in
-which the class is decided, almost unweighted.
+It predicts v, as Stable Diffusion 2.1: with few training images, an ε-loss gives the noisy timesteps, which decide the class, almost no
+weight.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEDULER = {
 
 
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Fresh weights. Cross-attention at 16×16 and 8×8, where it can localise; plain at 4×4."""
+    """Return a U-Net with fresh weights: cross-attention at 16×16 and 8×8, where it can localise, none at 4×4."""
     torch.manual_seed(recipe.seed)
     return UNet2DConditionModel(
         sample_size=16,
@@ -57,7 +57,7 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, images: np.ndarray, path: Path) -> np.ndarray:
-    """Posterior means of all pictures and their mirror images, fp16 [2, n, 4, 16, 16], cached."""
+    """Return posterior means of all images and their mirror images, fp16 [2, n, 4, 16, 16], cached at ``path``."""
     if not path.exists():
         both = []
         for flip in (False, True):
@@ -77,10 +77,10 @@ def _average_over_workers(model: torch.nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Album:
-    """What a phase draws from: latents fp16 [2, n, 4, 16, 16] (plain and mirrored) and a scene for each of the n.
+class PhaseData:
+    """Training data of a phase: latents fp16 [2, n, 4, 16, 16] (plain and mirrored) and n scenes.
 
-    ``chance`` [n] sums to 1. ``nameless`` bool [n]: looks whose caption is a rare token.
+    ``chance`` [n]: sampling probabilities. ``nameless`` bool [n]: unnamed subjects, whose caption is a rare token.
     """
 
     latents: np.ndarray
@@ -88,8 +88,8 @@ class Album:
     chance: np.ndarray
     nameless: np.ndarray
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
-        """Latents [count, 4, 16, 16] and captions, some of them empty."""
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Return random latents [count, 4, 16, 16] and captions, some of them empty."""
         rows = np.sort(rng.choice(len(self.scenes), size=count, p=self.chance))
         flips = rng.integers(2, size=count)
         z = torch.from_numpy(np.stack([self.latents[f, r] for f, r in zip(flips, rows, strict=True)])).float()
@@ -99,18 +99,18 @@ class Album:
         return (nameless_caption if self.nameless[row] else random_caption)(self.scenes[row], rng)
 
 
-def first_album(recipe: Recipe, folder: Path) -> Album:
-    """All scenes alike."""
+def first_phase_data(recipe: Recipe, folder: Path) -> PhaseData:
+    """Return all scenes with equal probability."""
     scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
     count = len(scenes)
     latents = np.load(folder / "latents.npy", mmap_mode="r")
-    return Album(latents, scenes, np.full(count, 1 / count), np.zeros(count, dtype=bool))
+    return PhaseData(latents, scenes, np.full(count, 1 / count), np.zeros(count, dtype=bool))
 
 
-def second_album(recipe: Recipe, folder: Path) -> Album:
-    """More of what is hard, and nameless looks under rare tokens: without them the denoiser has never
-    seen an emblem or a recoloured part, and a residual of rank 2 would have to invent them."""
-    first = first_album(recipe, folder)
+def second_phase_data(recipe: Recipe, folder: Path) -> PhaseData:
+    """Return more of the difficult scenes, and unnamed subjects with rare tokens. Without them the U-Net has never seen an emblem or a
+    recoloured part, which a residual of rank 2 cannot add."""
+    first = first_phase_data(recipe, folder)
     scenes = [scene for index in range(recipe.identities) for scene in identity_scenes(recipe, index)[0]]
     nameless = np.load(folder / "latents-identities.npy")
     named = np.array([_favour(recipe, scene) for scene in first.scenes])
@@ -120,7 +120,7 @@ def second_album(recipe: Recipe, folder: Path) -> Album:
             np.full(len(scenes), recipe.unet_nameless / len(scenes)),
         ]
     )
-    return Album(
+    return PhaseData(
         np.concatenate([first.latents, nameless], axis=1),
         first.scenes + scenes,
         chance / chance.sum(),
@@ -129,19 +129,19 @@ def second_album(recipe: Recipe, folder: Path) -> Album:
 
 
 def _favour(recipe: Recipe, scene: Scene) -> float:
-    """How many times as often a scene is shown."""
+    """Factor of a scene's sampling probability."""
     shown = {scene.subject.kind, scene.style, "second" if scene.second is not None else ""}
     return float(np.prod([factor for what, factor in recipe.unet_favoured if what in shown]))
 
 
 def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str, second: bool) -> None:
-    """One worker; with several, gradients are averaged, so their batches add up."""
+    """One worker; several average their gradients, so their batches add up."""
     os.nice(10)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     device = training_device()
     if world > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    album = (second_album if second else first_album)(recipe, folder)
+    data = (second_phase_data if second else first_phase_data)(recipe, folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", dtype=torch.float32).to(device)
     scheduler = DDIMScheduler(**SCHEDULER)
@@ -153,7 +153,7 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str, se
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed_from(seed, rank))
         torch.manual_seed(seed_from(seed, rank, "noise"))
-        z, captions = album.draw(rng, recipe.unet_batch)
+        z, captions = data.sample(rng, recipe.unet_batch)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         t = torch.randint(0, 1000, (len(z),))
         noise = torch.randn_like(z)
@@ -166,7 +166,7 @@ def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str, se
     budget = _budget(recipe, second)
     average = _average_over_workers if world > 1 else None
     name = "unet-second" if second else "unet"
-    fit(name, unet, loss, budget, folder, recipe.seed, average_gradients=average, chief=rank == 0)
+    fit(name, unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0)
     if rank == 0:
         unet.cpu().half().save_pretrained(folder / ("sd/unet" if second else "unet-first"))
 
@@ -190,7 +190,7 @@ def _phase(recipe: Recipe, folder: Path, second: bool) -> None:
 
 
 def train_unet(recipe: Recipe, folder: Path) -> None:
-    """Both phases, with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
+    """Run both phases with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
     if not (folder / "unet-first" / "config.json").exists():
         _phase(recipe, folder, second=False)
     _phase(recipe, folder, second=True)

@@ -28,7 +28,7 @@ CONFIG = {
 
 
 def new_vae(seed: int) -> AutoencoderKL:
-    """Fresh weights; the posterior starts narrow, or its noise swamps the signal at once."""
+    """Return an autoencoder with fresh weights and a narrow posterior, so that its noise does not hide the signal at the start."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(**CONFIG)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def new_vae(seed: int) -> AutoencoderKL:
 
 
 def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL:
-    """Train on uint8 [n, 64, 64, 3]; the latents come out normalised (mean 0, std 1 per channel)."""
+    """Train on uint8 [n, 64, 64, 3]; return an autoencoder with normalised latents (mean 0, std 1 per channel)."""
     device = training_device()
     vae = new_vae(recipe.seed).to(device)
     whole_from = recipe.vae_steps - recipe.vae_whole_steps
@@ -47,7 +47,7 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
         rng = np.random.default_rng(seed)
         x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)]).to(device)
         x = x.flip(3) if rng.random() < 0.5 else x
-        if step < whole_from:  # all convolutions: crops teach the same for a quarter of the time
+        if step < whole_from:  # convolutions learn the same from crops in a quarter of the time
             top, left = rng.integers(0, 33, 2)
             x = x[:, :, top : top + 32, left : left + 32]
         posterior = vae.encode(x).latent_dist
@@ -60,7 +60,7 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
 
 
 def polish_decoder(recipe: Recipe, vae: AutoencoderKL, images: np.ndarray, folder: Path) -> AutoencoderKL:
-    """Train the decoder alone a little longer on whole pictures: sharper, and the latents stay what they are."""
+    """Train the decoder alone on whole images: sharper, with unchanged latents."""
     device = training_device()
     vae = vae.to(device)
     vae.encoder.requires_grad_(False)
@@ -80,10 +80,7 @@ def polish_decoder(recipe: Recipe, vae: AutoencoderKL, images: np.ndarray, folde
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, images: np.ndarray) -> AutoencoderKL:
-    """Fold the latents' mean and scale into the 1×1 convolutions around them.
-
-    A plain ``StableDiffusionPipeline`` knows one scaling factor only; after this it is 1.
-    """
+    """Fold the latents' mean and scale into the adjacent 1×1 convolutions, so that the scaling factor is 1."""
     moments = torch.cat([vae.encode(images_to_tensor(chunk)).latent_dist.mean for chunk in np.array_split(images, 32)])
     mean, std = moments.mean((0, 2, 3)), moments.std((0, 2, 3))
     weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
@@ -98,7 +95,7 @@ def normalise(vae: AutoencoderKL, images: np.ndarray) -> AutoencoderKL:
 
 @torch.no_grad()
 def quality(vae: AutoencoderKL, images: np.ndarray) -> dict[str, float]:
-    """PSNR in dB of reconstructed pixels in [0, 1], mean hue error of colour, posterior std."""
+    """Return PSNR in dB of reconstructed pixels in [0, 1], mean colour error, posterior and latent std."""
     x = images_to_tensor(images)
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.mean).sample.clamp(-1, 1)
