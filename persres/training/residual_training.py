@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler
 from safetensors import SafetensorError
 from torch import nn
 
+from persres.errors import PersresError
 from persres.models.attention import cached_text_kv
 from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, residual_hooks
@@ -210,6 +211,14 @@ def _new_state(
     return TrainingState(parameters, optimizer, scaler, loss.early_stopping(concepts))
 
 
+def _check_checkpointing(loss: ResidualLoss) -> None:
+    """Raises PersresError for gradient checkpointing of layers with a residual: the recomputation would run without it."""
+    if loss.unet.is_gradient_checkpointing and any(".transformer_blocks." in t.path for t in loss.bank.targets):
+        raise PersresError(
+            f"target: {loss.settings.target} cannot train with gradient checkpointing; set runtime.gradient_checkpointing: false"
+        )
+
+
 def train(
     loss: ResidualLoss,
     concepts: list[EncodedConcept],
@@ -224,8 +233,11 @@ def train(
     With a checkpoint path, the state is saved every ``settings.checkpoint_every`` steps. A run that finds a checkpoint resumes
     to the same bits as an uninterrupted run on the same machine. With ``stop: early`` each concept's factors stay fixed after it has
     stopped. Training ends when all concepts have stopped, or after ``settings.steps``.
+
+    Raises PersresError for gradient checkpointing of layers with a residual.
     """
     settings, unet = loss.settings, loss.unet
+    _check_checkpointing(loss)
     unet.requires_grad_(False)
     state = _new_state(loss, concepts, extra)
     with cached_text_kv(unet):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from persres.errors import PersresError
 from persres.methods.common.train_units import checkpointed_activations
 from persres.methods.ours import Ours
 from persres.residuals.bank import ResidualBank
@@ -49,6 +50,19 @@ def probe(unet, bank, variant) -> float:
     """Mean loss over twenty steps that training never saw."""
     losses = [loss_of(unet, bank, variant).at_step([concept()], step) for step in range(1000, 1020)]
     return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(("target", "refused"), [("attn_kv", True), ("proj_out", False)])
+def test_checkpointed_layers_cannot_have_a_residual(unet, target, refused):
+    variant = settings(steps=1, target=target)
+    loss = loss_of(unet, new_bank(find_targets(unet, target=target), [concept()], variant), variant)
+    with checkpointed_activations(unet, True):
+        if refused:
+            with pytest.raises(PersresError, match="cannot train with gradient checkpointing"):
+                train(loss, [concept()])
+        else:
+            assert len(train(loss, [concept()])) == 1
+    assert not refused or len(train(loss, [concept()])) == 1
 
 
 def test_training_lowers_the_loss_and_touches_only_the_residuals(unet):
