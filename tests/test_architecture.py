@@ -47,6 +47,8 @@ LAYERS = [
     "fleet",
     "generate",
     "doctor",
+    "cli.command",
+    "cli.options",
     "experiments",
     "cli",
     "__main__",
@@ -189,7 +191,7 @@ def test_the_library_logs_and_only_the_command_line_prints():
     for name, path in modules().items():
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         prints = [call.id for call in calls if isinstance(call, ast.Name) and call.id == "print"]
-        assert not prints or name.startswith("persres.cli."), name
+        assert not prints or name.startswith("persres.cli.") or name == "persres.experiments.cli", name
 
 
 def test_dvc_depends_on_what_the_stages_import(repo):

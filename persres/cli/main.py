@@ -6,11 +6,13 @@ Commands import what they need when they run, so that ``persres --help`` is quic
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from persres.cli import concept, dev, run, versions
+from persres.cli import concept, run, versions
 from persres.cli.command import add_commands
 from persres.errors import PersresError
 from persres.logging import show_logs
@@ -22,15 +24,31 @@ app = typer.Typer(
 )
 COMMANDS = run.COMMANDS | concept.COMMANDS | versions.COMMANDS
 add_commands(app, COMMANDS)
-app.add_typer(dev.app, name="dev")
+
+
+def dev_without_checkout(command: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Experiments and development; needs a checkout."""
+    raise PersresError("persres dev needs a checkout: git clone the repository, and run make setup-dev there")
+
+
+if find_spec("persres.experiments") is None:  # in a wheel
+    app.command("dev", context_settings={"ignore_unknown_options": True})(dev_without_checkout)
+else:
+    from persres.experiments.cli import app as dev
+
+    app.add_typer(dev, name="dev")
 
 INTERRUPTED = 130  # the shells' exit code after Ctrl-C
-RENAMED = {"chain": "run", "use": "profile", "plan": "estimate", "housekeep": "gc"} | {
+MOVED = ("evidence", "tables", "sweep", "real-classes", "pages", "bench", "miniworld", "deps")
+RENAMED = {
+    "chain": "run",
+    "use": "profile",
+    "plan": "estimate",
+    "housekeep": "gc",
     "beyond": "dev extensions",
     "rates": "dev full-size",
     "same": "dev golden",
-    **{name: f"dev {name}" for name in dev.COMMANDS},
-}
+} | {name: f"dev {name}" for name in MOVED}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,8 +13,8 @@ import typer.main
 
 from persres import doctor
 from persres import logging as persres_logging
-from persres.cli import dev
 from persres.cli.main import COMMANDS, RENAMED, app, main
+from persres.experiments import cli as dev
 from persres.logging import relay, show_logs
 from persres.versions import git_dvc
 from persres.versions.git_dvc import CommandError, dvc
@@ -50,12 +50,6 @@ def test_an_old_command_is_refused_with_the_new_name(name, capsys):
 def test_an_unknown_command_is_one_error(name, capsys):
     assert main(name.split()) == 2
     assert "No such command 'nonsense'" in capsys.readouterr().err
-
-
-def test_dev_without_experiments_needs_a_checkout(monkeypatch, capsys):
-    monkeypatch.setattr(dev, "find_spec", lambda name: None)
-    assert main(["dev", "deps"]) == 1
-    assert "persres dev needs a checkout: git clone" in capsys.readouterr().err
 
 
 def test_a_shell_completes_commands_and_options(monkeypatch, capsys):

@@ -1,8 +1,7 @@
-"""``persres dev``: commands of the experiments and of development. They need a checkout: the wheel holds no experiments."""
+"""``persres dev``: commands of the experiments and of development."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +9,9 @@ import typer
 
 from persres.cli.command import Command, add_commands
 from persres.cli.options import DATA, WORK, Device, Dtype, Out, Params, Work, params_file
-from persres.errors import PersresError
 
 Resolution = Annotated[int | None, typer.Option(help="pixels; default: the model family's")]
 app = typer.Typer(help="Experiments and development; needs a checkout.", no_args_is_help=True)
-
-
-@app.callback()
-def _needs_checkout() -> None:
-    if find_spec("persres.experiments") is None:
-        raise PersresError("persres dev needs a checkout: git clone the repository, and run make setup-dev there")
 
 
 def evidence(
