@@ -47,10 +47,9 @@ LAYERS = [
     "fleet",
     "generate",
     "doctor",
-    "cli.command",
-    "cli.options",
-    "experiments",
     "cli",
+    "experiments",
+    "cli.main",
     "__main__",
 ]
 
