@@ -87,6 +87,10 @@ def test_help_of_make_names_every_target_and_only_those():
     assert listed <= phony and phony <= set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
 
 
+def test_the_package_has_the_settings_file():
+    assert (ROOT / "persres" / "params.yaml").resolve() == ROOT / "params.yaml", "a link, so that both are the same"
+
+
 @pytest.mark.parametrize(
     ("pattern", "text", "name"),
     [
