@@ -17,7 +17,7 @@ from tests.support.doc_blocks import ROOT, pages
 CODE = ("persres", "tasks", "flows", "tests", "Makefile", "params.yaml", "dvc.yaml", "pyproject.toml", "prefect.yaml")
 SELF = Path(__file__).name
 PATH = re.compile(r"(?<![\w/.*<{-])((?:persres|tests|docs|data|tasks|flows)/[\w./*<>‹›{}-]*[\w*>/›}])")
-MAKE = re.compile(r"`make ([a-z][a-z-]*)|^\s*(?:\S*#\s*)?make ([a-z][a-z-]*)|; run make ([a-z][a-z-]*)", re.MULTILINE)
+MAKE = re.compile(r"`make ([a-z][a-z0-9-]*)|^\s*(?:\S*#\s*)?make ([a-z][a-z0-9-]*)|; run make ([a-z][a-z0-9-]*)", re.MULTILINE)
 PERSRES = re.compile(
     r"(?:`|[\"'] ?|\(|&& |run |use |^\t)persres ((?:dev )?[a-z][a-z-]*)(?=[ `'\"),.;:]|$)", re.MULTILINE
 )
