@@ -17,7 +17,9 @@ from tests.support.doc_blocks import ROOT, pages
 CODE = ("persres", "tasks", "flows", "tests", "Makefile", "params.yaml", "dvc.yaml", "pyproject.toml", "prefect.yaml")
 SELF = Path(__file__).name
 PATH = re.compile(r"(?<![\w/.*<{-])((?:persres|tests|docs|data|tasks|flows)/[\w./*<>‹›{}-]*[\w*>/›}])")
-MAKE = re.compile(r"`make ([a-z][a-z0-9-]*)|^\s*(?:\S*#\s*)?make ([a-z][a-z0-9-]*)|; run make ([a-z][a-z0-9-]*)", re.MULTILINE)
+MAKE = re.compile(
+    r"`make ([a-z][a-z0-9-]*)|^\s*(?:\S*#\s*)?make ([a-z][a-z0-9-]*)|; run make ([a-z][a-z0-9-]*)", re.MULTILINE
+)
 PERSRES = re.compile(
     r"(?:`|[\"'] ?|\(|&& |run |use |^\t)persres ((?:dev )?[a-z][a-z-]*)(?=[ `'\"),.;:]|$)", re.MULTILINE
 )
@@ -35,7 +37,7 @@ def files() -> list[Path]:
     return [*pages(), *code, ROOT / "persres" / "miniworld" / "weights" / "MODEL_CARD.md"]
 
 
-def found(pattern: re.Pattern, paths: list[Path]) -> Iterator[tuple[str, str]]:
+def matches(pattern: re.Pattern, paths: list[Path]) -> Iterator[tuple[str, str]]:
     """Matches with file and line."""
     for path in paths:
         text = path.read_text()
@@ -53,7 +55,7 @@ def exists(path: str) -> bool:
 
 def test_named_paths_exist():
     library = [path for path in files() if path.parts[len(ROOT.parts)] != "tests"]  # tests write files of their own
-    missing = [f"{at}: {path}" for at, path in found(PATH, library) if not exists(path)]
+    missing = [f"{at}: {path}" for at, path in matches(PATH, library) if not exists(path)]
     assert not missing, "\n".join(missing)
 
 
@@ -67,7 +69,7 @@ def test_named_commands_exist():
     words = {"is", "are", "on", "and", "has", "needs", "reads", "itself", "dev"}  # of sentences about persres
     wrong = [
         f"{at}: persres {name}"
-        for at, name in found(PERSRES, files())
+        for at, name in matches(PERSRES, files())
         if name not in commands() and name.split()[0] not in words and not at.startswith(("persres/cli/main", "tests/"))
     ]
     assert not wrong, "\n".join(wrong)
@@ -76,7 +78,7 @@ def test_named_commands_exist():
 def test_named_make_targets_exist():
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     words = {"it", "sure", "room", "sense", "the", "a", "nothing"}
-    wrong = [f"{at}: make {name}" for at, name in found(MAKE, files()) if name not in targets | words]
+    wrong = [f"{at}: make {name}" for at, name in matches(MAKE, files()) if name not in targets | words]
     assert not wrong, "\n".join(wrong)
 
 

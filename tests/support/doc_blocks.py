@@ -41,14 +41,14 @@ def blocks(text: str, page: str) -> list[Block]:
     return [Block(page, text.count("\n", 0, m.start()) + 2, m[1], m[2]) for m in pattern.finditer(text)]
 
 
-def substituted(found: list[Block], substitutions: dict[str, str]) -> list[Block]:
+def substituted(page_code: list[Block], substitutions: dict[str, str]) -> list[Block]:
     """The blocks with other names of models, devices and repositories. Each of the old names must occur."""
-    text = "\n".join(block.text for block in found)
+    text = "\n".join(block.text for block in page_code)
     missing = [name for name in substitutions if name not in text]
-    assert not missing, f"{found[0].page} no longer has {missing}"
+    assert not missing, f"{page_code[0].page} no longer has {missing}"
     for old, new in substitutions.items():
-        found = [replace(block, text=block.text.replace(old, new)) for block in found]
-    return found
+        page_code = [replace(block, text=block.text.replace(old, new)) for block in page_code]
+    return page_code
 
 
 def commands(text: str) -> list[list[str]]:
@@ -71,7 +71,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run_blocks(
-    found: list[Block], folder: Path, before: dict[str, str] | None = None, skip: tuple[str, ...] = ()
+    page_code: list[Block], folder: Path, before: dict[str, str] | None = None, skip: tuple[str, ...] = ()
 ) -> str:
     """Run Python blocks, and the persres commands of shell blocks, in one fresh process in ``folder``; returns its output.
 
@@ -79,7 +79,7 @@ def run_blocks(
     are left out. Raises AssertionError with the output if a step fails.
     """
     steps = []
-    for block in found:
+    for block in page_code:
         steps += [{"at": block.at, "python": code} for text, code in (before or {}).items() if text in block.text]
         if block.language == "python":
             steps.append({"at": block.at, "python": block.text})
