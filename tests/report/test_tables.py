@@ -83,7 +83,7 @@ def read(context: Context, name: str) -> pd.DataFrame:
 def test_a_failed_variant_is_named_once_and_the_others_rows_stand(run):
     context, message = run
     assert "train: 3 of 8 units failed" in message and message.count("broken/star_robot") == 1
-    assert "init_word 'zebra' is 5 tokens" in message and "the other rows stand in" in message
+    assert "init_word 'zebra' is 5 tokens" in message and "the other rows are in" in message
     assert list(read(context, "methods")["method"]) == ["base", "ours", "few"]
     assert list(read(context, "table1")["row"]) == ["Few", "Ours"]
     assert not (context.data / "tables" / "table3.csv").exists(), "all of its rows failed"
@@ -120,9 +120,9 @@ def test_costs_stand_next_to_the_scores(run):
     context, _ = run
     table = read(context, "methods").set_index("method")
     assert table.loc["ours", "train_s"] > 0 and pd.isna(table.loc["base", "train_s"])
-    assert (table["picture_s"] > 0).all() and table.loc["ours", "train_mib"] > 50
+    assert (table["image_s"] > 0).all() and table.loc["ours", "train_mib"] > 50
     text = (context.data / "tables" / "methods.md").read_text()
-    assert "| picture_s | train_s | class_images_s | train_mib |" in text and "nan" not in text
+    assert "| image_s | train_s | class_images_s | train_mib |" in text and "nan" not in text
 
 
 def test_everything_trained_has_a_card_that_a_program_reads(run):
@@ -194,7 +194,7 @@ def test_a_resumed_units_seconds_are_not_reported(tmp_path):
         units.append(unit)
     write_train_costs(context, units, [])
     assert pd.read_csv(context.data / "costs" / "train.csv")["seconds"].fillna(-1).tolist() == [9.0, -1.0, 10.0, -1.0]
-    (context.data / "costs" / "sample.csv").write_text("method,concept,variant,picture_seconds\nours,one,ours,0.5\n")
+    (context.data / "costs" / "sample.csv").write_text("config,concept,variant,image_seconds\nours,one,ours,0.5\n")
     assert read_costs(context).loc["ours", "train_s"] == 9.0
 
 
@@ -288,6 +288,6 @@ def test_costs_where_only_the_base_model_draws(tmp_path):
     (folder / "train.csv").write_text(
         "variant,concept,seconds,class_images_seconds,peak_mib,device\nours,mug,9,0,5,cpu\n"
     )
-    (folder / "sample.csv").write_text("method,concept,variant,picture_seconds,peak_mib,device\nbase,mug,,2,5,cpu\n")
+    (folder / "sample.csv").write_text("config,concept,variant,image_seconds,peak_mib,device\nbase,mug,,2,5,cpu\n")
     facts = read_costs(SimpleNamespace(data=tmp_path))
-    assert facts.loc["base", "picture_s"] == 2 and pd.isna(facts.loc["base", "train_s"])
+    assert facts.loc["base", "image_s"] == 2 and pd.isna(facts.loc["base", "train_s"])
