@@ -131,7 +131,7 @@ def test_the_study_runs_on_a_list_of_photos_and_samples_nothing_twice(photos_par
     assert summary["configs"]["base"]["background_change"]["mean"] == 0
     assert {p.name for p in out.iterdir()} == {"rows.csv", "sheet.png", "scores.png"}
     assert measure.configs(summary).count("\n") == len(CONFIGS) + 3 and measure.triples(summary)
-    monkeypatch.setattr("persres.experiments.extensions.multi_concept.sampling.sample_multi_concept", None)
+    monkeypatch.setattr("persres.experiments.extensions.multi_concept.sampling.sample_batch", None)
     context = load_context(
         photos_params, "multi_concept", tmp_path / "work" / "multi_concept" / "data", tmp_path / "work"
     )

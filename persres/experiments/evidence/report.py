@@ -156,7 +156,6 @@ def effects(context: Context, out: Path) -> dict:
     ):
         lines = (context.data / "tables" / f"{source}.md").read_text().split("\n", 1)
         (out / f"{target}.md").write_text(f"# {title}\n{lines[1]}")
-    (out / "claims.md").write_text(claims_text(result))
     figures.frontier_figure(result["configs"], out / "frontier.png")
     figures.claims_figure(result["claims"], out / "claims.png")
     figures.group_figure(result["lag_minus_ours"], out / "lag_by_group.png")
@@ -171,5 +170,6 @@ def claims_text(summary: dict) -> str:
 
 
 def write(out: Path, summary: dict) -> None:
-    """Write ``summary.json``."""
+    """Write ``summary.json`` and ``claims.md``."""
+    (out / "claims.md").write_text(claims_text(summary))
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
