@@ -40,6 +40,7 @@ OTHER_LIBRARIES = {  # names that Python or another library gives
     "EntryNotFoundError",
     "ObjectNotFound",
     "RepositoryNotFoundError",
+    "how",  # pandas merge(how="left")
 }
 
 # Glossary, column "instead of": names of modules, classes, functions, fields and parameters, by the concept's new name.

@@ -68,8 +68,8 @@ def with_code(text: str) -> str:
         block = re.search(rf"^  {stage}:\n(?:    .*\n)*?    deps:\n((?:      - .*\n)+)", text, re.MULTILINE)
         if block is None:
             raise PersresError(f"dvc.yaml: stage {stage} has no deps; write the stage and its data there first")
-        kept = [line[8:] for line in block[1].splitlines() if not _is_code(line[8:])]
-        lines = "".join(f"      - {entry}\n" for entry in sorted([*kept, *stage_code(stage)]))
+        data = [line[8:] for line in block[1].splitlines() if not _is_code(line[8:])]
+        lines = "".join(f"      - {entry}\n" for entry in sorted([*data, *stage_code(stage)]))
         text = text[: block.start(1)] + lines + text[block.end(1) :]
     return text
 

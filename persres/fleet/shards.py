@@ -53,15 +53,15 @@ def group_by_cost(units: list[Unit], seconds: dict[str, float], count: int) -> l
     return groups
 
 
-def estimate_seconds(units: list[Unit], work: Path, rates: MeasuredSeconds) -> dict[str, float]:
-    """Seconds by unit hash, from the median rate of the same variant or config in earlier manifests, else of the stage, else ``rates``.
+def estimate_seconds(units: list[Unit], work: Path, defaults: MeasuredSeconds) -> dict[str, float]:
+    """Seconds by unit hash, from the median rate of the same variant or config in earlier manifests, else of the stage, else ``defaults``.
 
     They only decide which worker runs what: a wrong one costs time, never a result.
     """
     stage = units[0].stage
     job, measured = job_type(stage), _measured_rates(stage, work)
     every = [rate for some in measured.values() for rate in some]
-    default = median(every) if every else getattr(rates, job.rate)
+    default = median(every) if every else getattr(defaults, job.rate)
     return {unit.hash: job.cost(unit.spec) * median(measured.get(_group(unit.name), [default])) for unit in units}
 
 

@@ -69,7 +69,7 @@ def test_the_command_compares_and_records(tmp_path, monkeypatch, capsys):
     assert read_golden()["figures"] == {"loss": {"a": 1.0}}, "only --record writes"
 
 
-def test_without_a_record_the_message_says_how_to_make_one(tmp_path):
+def test_without_a_record_the_message_names_the_command(tmp_path):
     with pytest.raises(PersresError, match="golden --record"):
         read_golden(tmp_path / "none.json")
     record_golden({"loss": {"a": 1.0}}, tmp_path / "figures.json")

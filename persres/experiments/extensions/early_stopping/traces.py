@@ -60,8 +60,8 @@ COLUMNS = ("dino", "clip_image", "dino_object", "clip_text", "followed")
 def nameless(index: int) -> Concept:
     """Return an unseen subject with one background or two, as the concepts have."""
     rng = np.random.default_rng(seed_from("stopping", index))
-    look = random_identity(RECIPE, rng)
-    return Concept(f"nameless_{index}", look, tuple(map(str, rng.permutation(list(BACKGROUNDS))[: 1 + index % 2])))
+    identity = random_identity(RECIPE, rng)
+    return Concept(f"nameless_{index}", identity, tuple(map(str, rng.permutation(list(BACKGROUNDS))[: 1 + index % 2])))
 
 
 SETS: dict[str, tuple[Concept, ...]] = {"tuning": tuple(nameless(i) for i in range(10)), "test": CONCEPTS}
