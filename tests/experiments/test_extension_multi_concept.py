@@ -135,7 +135,9 @@ def test_the_study_runs_on_a_list_of_photos_and_samples_nothing_twice(photos_par
     context = load_context(
         photos_params, "multi_concept", tmp_path / "work" / "multi_concept" / "data", tmp_path / "work"
     )
-    sampler = measure.MultiConceptSampler(context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.CACHE)
+    sampler = measure.MultiConceptSampler(
+        context, load_diffusion(context.profile.base, "cpu"), tmp_path / "work" / measure.CACHE
+    )
     cases = measure.cases_of(context)
     again = {method: sampler.sample(method, cases) for method in CONFIGS}
     assert not np.array_equal(again["ours"].images, again["added"].images)
