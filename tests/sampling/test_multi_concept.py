@@ -155,7 +155,9 @@ def test_banks_of_other_ranks_stack_and_of_other_layers_do_not(unet):
     x = torch.randn(2, whole.targets[0].width_in, 4, 4)
     for k, bank in enumerate((low, high)):
         result = whole.added(0, x, x * 0, torch.full((2,), k))
-        torch.testing.assert_close(result, bank.added(0, x, x * 0, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            result, bank.added(0, x, x * 0, torch.zeros(2, dtype=torch.long)), atol=1e-5, rtol=1e-4
+        )
     with pytest.raises(PersresError, match="different layers"):
         stack_banks([low, ResidualBank(find_targets(unet, target="proj_in"))])
 

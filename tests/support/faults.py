@@ -162,7 +162,9 @@ def worker(stand: Stand, campaign: Campaign) -> str:
     assert stand.ended(name) == 128 + signal.SIGKILL
     time.sleep(5)
     stand.start_worker(name)
-    return "its run went on without it and versions_seen its own end; then the worker ended with 137 and was started again"
+    return (
+        "its run went on without it and versions_seen its own end; then the worker ended with 137 and was started again"
+    )
 
 
 @fault
@@ -460,7 +462,10 @@ def write(record: dict) -> None:
             f"The workers' start and Prefect's included. From {few['units']:,} to {many['units']:,}: {further:.3f} s a further unit (goal 0.25).",
         ]
     versions_seen = {json.dumps(row["with"]) for row in [*record["faults"], *record["scale"]] if "with" in row}
-    lines += ["", *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(versions_seen))]
+    lines += [
+        "",
+        *(f"Seen with {', '.join(f'{k} {v}' for k, v in json.loads(one).items())}." for one in sorted(versions_seen)),
+    ]
     (OUT / "faults.md").write_text("\n".join(lines).rstrip() + "\n")
 
 

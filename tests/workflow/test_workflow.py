@@ -156,7 +156,9 @@ def test_base_prompts_lack_v_star_and_noise_names_agree(ran, tiny_params):
 def test_kill_9_then_run_again(ran, tiny_params, stage):
     """Finished units are not redone and the result equals an unbroken run's, to the byte."""
     change(tiny_params, stage, steps={"train": 30, "sample": 6}[stage])
-    change(tiny_params, "runtime", concepts_per_batch=1)  # a batch that is killed: tests/methods/test_batched_training.py
+    change(
+        tiny_params, "runtime", concepts_per_batch=1
+    )  # a batch that is killed: tests/methods/test_batched_training.py
     whole, killed = (copied(ran, tiny_params, stage, name) for name in ("whole", "killed"))
     run_stage(stage, whole)
     process = in_a_fork(run_stage, stage, killed)
