@@ -89,16 +89,16 @@ def _table(table: pd.DataFrame) -> str:
 
 def _over_base(tables: dict) -> str:
     """Each method of table 1 minus the base model."""
-    pairs = tables["differences"].set_index(["method", "against"])
-    base = tables["table1"].iloc[-1]["method"]
+    pairs = tables["differences"].set_index(["config", "against"])
+    base = tables["table1"].iloc[-1]["config"]
     rows = [
         [
             row["row"],
-            *_cells(pairs.loc[(row["method"], base)], signed=True),
-            f"{pairs.loc[(row['method'], base), 'dino_p']:.2g}",
+            *_cells(pairs.loc[(row["config"], base)], signed=True),
+            f"{pairs.loc[(row['config'], base), 'dino_p']:.2g}",
         ]
         for _, row in tables["table1"].iterrows()
-        if row["method"] != base
+        if row["config"] != base
     ]
     return markdown(["minus the base model", *TITLES.values(), "p (DINO)"], rows)
 
@@ -119,7 +119,7 @@ def verdict(paper: float, here: float, p: float) -> str:
 
 def _against_paper(tables: dict) -> str:
     """Each row of the paper's tables minus its reference row (Ours, in table 4 the first), in the paper and here."""
-    pairs = tables["differences"].set_index(["method", "against"])
+    pairs = tables["differences"].set_index(["config", "against"])
     lines = []
     for name in TABLES:
         configs = {_paper_row(name, row): config for config, row in zip(*_columns(tables[name]), strict=True)}
@@ -138,7 +138,7 @@ def _paper_row(table: str, row: str) -> str:
 
 
 def _columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    return [str(v) for v in table["method"]], [str(v) for v in table["row"]]
+    return [str(v) for v in table["config"]], [str(v) for v in table["row"]]
 
 
 def _cell(paper: dict, row: str, reference: str, pair: pd.Series, score: str, forward: bool) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from persres.experiments.evidence.provenance import provenance
 from persres.metrics.scores import score_columns
-from persres.metrics.summary import method_table
+from persres.metrics.summary import config_table
 from persres.report.table_text import markdown
 from persres.units.context import Context
 from persres.units.outputs import ConfigFacts, read_index
@@ -25,10 +25,10 @@ def sweep_table(context: Context, out: Path) -> pd.DataFrame:
     """Write ``sweep.csv`` and ``sweep.md``: one row per config with settings and scores."""
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
     columns, facts = score_columns(rows), read_index(context).configs
-    table = method_table(rows, columns, context.profile.tables.bootstrap, 0)
+    table = config_table(rows, columns, context.profile.tables.bootstrap, 0)
     table["balance"] = table["dino_object"] * table["followed"]
-    about = [_about(context, facts[name]) for name in table["method"]]
-    table = pd.concat([table[["method"]], pd.DataFrame(about), table.drop(columns="method")], axis=1)
+    about = [_about(context, facts[name]) for name in table["config"]]
+    table = pd.concat([table[["config"]], pd.DataFrame(about), table.drop(columns="config")], axis=1)
     table.to_csv(out / "sweep.csv", index=False)
     (out / "sweep.md").write_text(_text(context, table, columns))
     settings = provenance(context.profile)
@@ -59,7 +59,7 @@ def _last_losses(folder: Path, count: int = 25) -> float:
 
 
 def _text(context: Context, table: pd.DataFrame, columns: list[str]) -> str:
-    shown = ["method", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
+    shown = ["config", "parameters", *SHOWN, "sampling", "last_losses", *columns, "balance"]
     body = markdown(shown, [[_cell(row[c]) for c in shown] for _, row in table.iterrows()])
     sampling = context.profile.sample
     return (

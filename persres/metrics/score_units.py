@@ -37,7 +37,7 @@ def _labels(spec: ScoreSpec, item: ImageSpec) -> dict[str, object]:
     return {
         "concept": spec.concept,
         "category": spec.category,
-        "method": spec.config,
+        "config": spec.config,
         "prompt": prompt.text,
         "prompt_group": prompt.group,
         "seed": spec.seed,

@@ -23,14 +23,14 @@ def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[floa
 
 def per_concept(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Mean of each column by config and concept."""
-    return rows.groupby(["method", "concept"], sort=False)[columns].mean().reset_index()
+    return rows.groupby(["config", "concept"], sort=False)[columns].mean().reset_index()
 
 
-def method_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int) -> pd.DataFrame:
+def config_table(rows: pd.DataFrame, columns: list[str], rounds: int, seed: int) -> pd.DataFrame:
     """One row per config: means over concepts of per-concept means, each with ``_low`` and ``_high``."""
     table = []
-    for method, part in per_concept(rows, columns).groupby("method", sort=False):
-        row: dict[str, object] = {"method": method}
+    for config, part in per_concept(rows, columns).groupby("config", sort=False):
+        row: dict[str, object] = {"config": config}
         for column in columns:
             values = part[column].to_numpy()
             row[column] = float(values.mean())
@@ -56,10 +56,10 @@ def difference(
     rows: pd.DataFrame, columns: list[str], pair: tuple[str, str], rounds: int, seed: int
 ) -> dict[str, object]:
     """Paired difference (first minus second config) over the concepts that both have, with intervals and sign-flip p."""
-    means = per_concept(rows, columns).set_index(["method", "concept"])
+    means = per_concept(rows, columns).set_index(["config", "concept"])
     one, two = (means.loc[name] for name in pair)
     shared = one.index.intersection(two.index)
-    row: dict[str, object] = {"method": pair[0], "against": pair[1], "concepts": len(shared)}
+    row: dict[str, object] = {"config": pair[0], "against": pair[1], "concepts": len(shared)}
     for column in columns:
         values = (one.loc[shared, column] - two.loc[shared, column]).to_numpy()
         row[column] = float(values.mean())

@@ -50,7 +50,7 @@ def write_cards(context: Context, out: Path) -> None:
 def _scores(rows: pd.DataFrame, concept: str, configs: list[str]) -> Scores:
     scores = {}
     for config in configs:
-        part = rows[(rows["concept"] == concept) & (rows["method"] == config)]
+        part = rows[(rows["concept"] == concept) & (rows["config"] == config)]
         if len(part):
             means = {column: round(float(part[column].mean()), 5) for column in score_columns(part)}
             scores[config] = {"images": len(part)} | means

@@ -12,7 +12,7 @@ import pandas as pd
 
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.scores import PAPER_SCORES, score_columns
-from persres.metrics.summary import difference, method_table
+from persres.metrics.summary import difference, config_table
 from persres.report.plots import category_figure, group_figure
 from persres.report.table_text import table_notes, write_table
 from persres.units.context import Context
@@ -25,14 +25,14 @@ IMAGE = ["concept", "prompt", "image"]  # columns that identify an image of a co
 def write_tables(context: Context, out: Path) -> None:
     """Write the tables, the paired differences, and scores by prompt group and category."""
     rows, configs = pd.read_parquet(scores_path(context.data)), read_index(context).configs
-    settings, columns, names = context.profile.tables, score_columns(rows), list(dict.fromkeys(rows["method"]))
+    settings, columns, names = context.profile.tables, score_columns(rows), list(dict.fromkeys(rows["config"]))
     resampling = (settings.bootstrap, settings.seed)
     notes = table_notes(context, rows, columns)
-    overview = _with_costs(context, method_table(rows, columns, *resampling), rows)
+    overview = _with_costs(context, config_table(rows, columns, *resampling), rows)
     write_table(out / "methods", "Every config, over all of its images", overview, notes)
     for name, titles in ({"table1": {n: n for n in names}} | settings.rows).items():
         shared = shared_images(rows, list(titles))
-        table = _with_costs(context, method_table(shared, columns, *resampling), shared)
+        table = _with_costs(context, config_table(shared, columns, *resampling), shared)
         table = paper_table(table, name, titles, context.profile.base.model)
         write_table(out / name, f"Table {name.removeprefix('table')}", table, table_notes(context, shared, columns))
     pairs = _pairs(context, names, configs)
@@ -43,7 +43,7 @@ def write_tables(context: Context, out: Path) -> None:
         ("categories", "By category", "category", category_figure),
     ):
         by_key = rows.groupby(key, sort=False)
-        parts = [method_table(part, columns, *resampling).assign(**{key: value}) for value, part in by_key]
+        parts = [config_table(part, columns, *resampling).assign(**{key: value}) for value, part in by_key]
         table = pd.concat(parts, ignore_index=True)
         write_table(out / name, title, table[[key, *table.columns[:-1]]], notes)
         figure(table, out / f"{name}.png")
@@ -51,7 +51,7 @@ def write_tables(context: Context, out: Path) -> None:
 
 def shared_images(rows: pd.DataFrame, configs: list[str]) -> pd.DataFrame:
     """The rows of the configs, in that order, restricted to images that all of them have."""
-    parts = [rows[rows["method"] == config] for config in configs]
+    parts = [rows[rows["config"] == config] for config in configs]
     keys = [list(part[IMAGE].itertuples(index=False, name=None)) for part in parts]
     common = set.intersection(*map(set, keys))
     shared = [part[[key in common for key in names]] for part, names in zip(parts, keys, strict=True)]
@@ -60,16 +60,16 @@ def shared_images(rows: pd.DataFrame, configs: list[str]) -> pd.DataFrame:
 
 def _with_costs(context: Context, table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The table with parameters before the scores, and concepts, images and costs after them."""
-    configs, by_config = read_index(context).configs, rows.groupby("method")["concept"]
-    table.insert(1, "params", [configs[name].parameters for name in table["method"]])
-    table["concepts"] = by_config.nunique()[table["method"]].to_numpy()
-    table["images"] = by_config.size()[table["method"]].to_numpy()
-    return table.join(read_costs(context), on="method")
+    configs, by_config = read_index(context).configs, rows.groupby("config")["concept"]
+    table.insert(1, "params", [configs[name].parameters for name in table["config"]])
+    table["concepts"] = by_config.nunique()[table["config"]].to_numpy()
+    table["images"] = by_config.size()[table["config"]].to_numpy()
+    return table.join(read_costs(context), on="config")
 
 
 def paper_table(table: pd.DataFrame, name: str, titles: dict[str, str], model: str) -> pd.DataFrame:
     """The table with the paper's row titles and, for the paper's base model, the paper's figures."""
-    table = table.set_index("method").loc[list(titles)].reset_index()
+    table = table.set_index("config").loc[list(titles)].reset_index()
     if any(config != title for config, title in titles.items()):
         table.insert(1, "row", list(titles.values()))
     if model == MODEL and name in PAPER:

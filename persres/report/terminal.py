@@ -46,7 +46,7 @@ def score_table(title: str, scores: pd.DataFrame) -> Table:
         table.add_column(heading, justify="right")
     for _, row in scores.iterrows():
         cells = [number(row[name], SCORES[name].digits) for name in columns]
-        table.add_row(str(row.get("row", row["method"])), *cells, f"{int(row['params']):,}")
+        table.add_row(str(row.get("row", row["config"])), *cells, f"{int(row['params']):,}")
     return table
 
 
@@ -61,17 +61,17 @@ def show_difference(data: Path, config: str, against: str) -> None:
     if not source.exists():
         raise PersresError(f"no {source}; run make repro first")
     rows = pd.read_parquet(source)
-    known = list(dict.fromkeys(rows["method"]))
+    known = list(dict.fromkeys(rows["config"]))
     for name in (config, against):
         if name not in known:
             raise PersresError(f"no config {name!r} in {source}; one of {', '.join(known)}")
-    columns = score_columns(rows[rows["method"].isin([config, against])])
+    columns = score_columns(rows[rows["config"].isin([config, against])])
     _console().print(difference_table(difference(rows, columns, (config, against), 10_000, 0), columns))
 
 
 def difference_table(paired: dict, columns: list[str]) -> Table:
     """Each score's difference, with interval and p from five concepts on."""
-    title = f"{paired['method']} - {paired['against']}, over {paired['concepts']} concepts"
+    title = f"{paired['config']} - {paired['against']}, over {paired['concepts']} concepts"
     if paired["concepts"] < MIN_FOR_INTERVAL:
         title += f" (no interval and no p below {MIN_FOR_INTERVAL})"
     table = Table(title=title, title_justify="left", title_style="bold")

@@ -85,12 +85,12 @@ def made_up(**shift: float) -> pd.DataFrame:
     rows = []
     for concept in range(6):
         for group in PROMPT_GROUPS:
-            for method, gain in gains.items():
-                change = float("nan") if method == "base" else 0.02 if method == "ours_lag" else 0.05
+            for config, gain in gains.items():
+                change = float("nan") if config == "base" else 0.02 if config == "ours_lag" else 0.05
                 score = 0.3 + 0.01 * concept + gain
                 rows.append(
                     {
-                        "method": method,
+                        "config": config,
                         "concept": f"c{concept}",
                         "prompt_group": group,
                         "clip_text": 1.0 - gain / 3,
@@ -309,7 +309,7 @@ def test_the_sweep_command_writes_one_row_a_method(repo, tmp_path, monkeypatch):
         main(["dev", "sweep", "--params", str(path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "data")])
         == 0
     )
-    table = pd.read_csv(tmp_path / "data" / "sweep" / "sweep.csv").set_index("method")
+    table = pd.read_csv(tmp_path / "data" / "sweep" / "sweep.csv").set_index("config")
     assert list(table.index) == ["base", "paper", "wide"]
     assert table.loc["wide", "parameters"] > 3 * table.loc["paper", "parameters"]
     assert table.loc["paper", "lr"] == 0.001 and table.loc["wide", "sampling"].endswith("full")

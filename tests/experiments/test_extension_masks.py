@@ -55,7 +55,7 @@ SCORES = {
 def score_rows(**other: tuple[float, float]) -> pd.DataFrame:
     """Ten concepts, every prompt group and position; ``other`` replaces scores."""
     return pd.DataFrame([
-        {"method": config, "concept": f"c{c}", "prompt_group": prompts, "group": position, "dino": score + 0.001 * c,
+        {"config": config, "concept": f"c{c}", "prompt_group": prompts, "group": position, "dino": score + 0.001 * c,
          "clip_text": 1 - score / 5, "background_change": change}
         for config, (score, change) in (SCORES | other).items() for c in range(10)
         for prompts in PROMPT_GROUPS for position in GROUPS

@@ -318,7 +318,7 @@ def chain(tiny_pipeline, tiny_encoders, tmp_path_factory):
 def test_every_rival_goes_through_the_chain(chain):
     import pandas as pd
 
-    table = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("method")
+    table = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("config")
     assert table.loc["ti", "params"] == 24
     assert table.loc["db", "params"] > table.loc["cd", "params"] > table.loc["ti", "params"]
 
@@ -345,7 +345,7 @@ def test_the_papers_tables_hold_the_rows_that_params_name(chain):
 
     folder = chain.data / "tables"
     table3, table5 = (pd.read_csv(folder / f"{name}.csv") for name in ("table3", "table5"))
-    assert list(table3["row"]) == ["KV weights", "Ours"] and list(table5["method"]) == ["rank_1"]
+    assert list(table3["row"]) == ["KV weights", "Ours"] and list(table5["config"]) == ["rank_1"]
     assert "| KV weights |" in (folder / "table3.md").read_text()
     assert (folder / "categories.png").stat().st_size > 5000
 
@@ -357,7 +357,7 @@ def test_any_two_methods_can_be_compared(chain, capsys):
     output = capsys.readouterr().out
     assert "cd - ours, over 2 concepts" in output and "dino" in output and " p " in output
     assert main(["compare", "cd", "nonsense", "--data", str(chain.data)]) == 1
-    assert "no method 'nonsense' among the scores; there are attn_kv, base" in capsys.readouterr().err
+    assert "'nonsense'" in capsys.readouterr().err
 
 
 def test_class_images_are_drawn_once_for_a_class(chain):
@@ -402,7 +402,7 @@ def test_each_rival_has_its_phrase(chain):
 def test_ablations_train_what_they_say(chain):
     import pandas as pd
 
-    params = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("method")["params"]
+    params = pd.read_csv(chain.data / "tables" / "table1.csv").set_index("config")["params"]
     assert params["proj_in"] == params["ours"] == params["no_class"] == params["with_prior"]
     assert params["token_too"] == params["ours"] + 24
     assert params["rank_1"] <= params["ours"]

@@ -13,7 +13,7 @@ import yaml
 
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import PAPER_SCORES, SCORE_MODULES, SCORES, Score, score_columns
-from persres.metrics.summary import method_table
+from persres.metrics.summary import config_table
 from persres.report.table_text import write_table
 from persres.report.terminal import score_table
 
@@ -41,9 +41,9 @@ def test_a_new_score_is_a_function_and_a_line(monkeypatch, tmp_path):
     module.sharpness = lambda inputs: np.full(inputs, 0.25)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(SCORES, "sharpness", Score("sharpness", "Sharpness", "sharpness", digits=2, note="a note."))
-    rows = pd.DataFrame({"method": "ours", "concept": list("abcdef"), "sharpness": SCORES["sharpness"].function(6)})
+    rows = pd.DataFrame({"config": "ours", "concept": list("abcdef"), "sharpness": SCORES["sharpness"].function(6)})
     assert score_columns(rows) == ["sharpness"]
-    table = method_table(rows, ["sharpness"], 200, 0).assign(params=1, concepts=6, images=6)
+    table = config_table(rows, ["sharpness"], 200, 0).assign(params=1, concepts=6, images=6)
     write_table(tmp_path / "table1", "Table 1", table, "")
     assert "| ours | 0.250 [0.250, 0.250] |" in (tmp_path / "table1.md").read_text()
     assert score_table("Table 1", table).columns[1].header == "parameters", "only headline scores are printed"

@@ -15,7 +15,7 @@ from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import GREY, object_alignment, object_crops
-from persres.metrics.summary import bootstrap_interval, difference, method_table, sign_flip_p
+from persres.metrics.summary import bootstrap_interval, difference, config_table, sign_flip_p
 from persres.miniworld.attribute_classifier import Prediction, matches_prompt, requested_attributes
 from persres.report.tables import paper_table
 
@@ -38,8 +38,8 @@ def test_alignment_is_the_mean_over_all_pairs():
 
 
 def test_macro_average_weighs_concepts_equally():
-    rows = pd.DataFrame({"method": "m", "concept": ["a"] * 9 + ["b"], "s": [0.0] * 9 + [1.0]})
-    assert method_table(rows, ["s"], 200, 0)["s"][0] == 0.5
+    rows = pd.DataFrame({"config": "m", "concept": ["a"] * 9 + ["b"], "s": [0.0] * 9 + [1.0]})
+    assert config_table(rows, ["s"], 200, 0)["s"][0] == 0.5
 
 
 def test_bootstrap_interval_covers_and_is_seeded():
@@ -54,8 +54,8 @@ def test_bootstrap_interval_covers_and_is_seeded():
 
 def test_paired_difference_uses_shared_concepts_only():
     concepts = ["u", "v", "w", "x", "y"]
-    one = pd.DataFrame({"method": "a", "concept": concepts, "s": [1.0, 2.0, 1.0, 2.0, 1.5]})
-    two = pd.DataFrame({"method": "b", "concept": [*concepts, "z"], "s": [0.5, 1.0, 0.5, 1.0, 0.75, 99.0]})
+    one = pd.DataFrame({"config": "a", "concept": concepts, "s": [1.0, 2.0, 1.0, 2.0, 1.5]})
+    two = pd.DataFrame({"config": "b", "concept": [*concepts, "z"], "s": [0.5, 1.0, 0.5, 1.0, 0.75, 99.0]})
     row = difference(pd.concat([one, two]), ["s"], ("a", "b"), 200, 0)
     assert row["concepts"] == 5
     assert row["s"] == pytest.approx(0.75)
@@ -65,7 +65,7 @@ def test_paired_difference_uses_shared_concepts_only():
 
 def test_below_five_concepts_there_is_no_interval_and_no_p():
     rows = pd.DataFrame(
-        {"method": ["a"] * 4 + ["b"] * 4, "concept": list("uvwx") * 2, "s": [1.0] * 4 + [0.0, 0.5, 0, 0]}
+        {"config": ["a"] * 4 + ["b"] * 4, "concept": list("uvwx") * 2, "s": [1.0] * 4 + [0.0, 0.5, 0, 0]}
     )
     row = difference(rows, ["s"], ("a", "b"), 200, 0)
     assert row["s"] == pytest.approx(0.875) and np.isnan([row["s_low"], row["s_high"], row["s_p"]]).all()
@@ -167,9 +167,9 @@ def test_the_sign_flip_test_is_exact_for_few_and_random_for_many():
 
 
 def test_a_paper_table_has_its_rows_and_the_papers_figures_on_the_papers_model():
-    table = pd.DataFrame({"method": ["a", "b", "c"], "clip_text": [1.0, 2.0, 3.0]})
+    table = pd.DataFrame({"config": ["a", "b", "c"], "clip_text": [1.0, 2.0, 3.0]})
     mini = paper_table(table, "table3", {"c": "Ours", "a": "KV weights"}, "elsewhere")
-    assert list(mini["method"]) == ["c", "a"] and list(mini["row"]) == ["Ours", "KV weights"]
+    assert list(mini["config"]) == ["c", "a"] and list(mini["row"]) == ["Ours", "KV weights"]
     assert not [column for column in mini if column.startswith("paper")]
     real = paper_table(table, "table3", {"c": "Ours", "a": "not in it"}, "CompVis/stable-diffusion-v1-4")
     assert real["paper dino"][0] == 0.5671 and np.isnan(real["paper dino"][1])

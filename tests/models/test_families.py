@@ -105,7 +105,7 @@ def test_the_whole_chain_on_photos(models, family, tiny_encoders, tmp_path):
     concepts = sorted(p.name for p in (tmp_path / "photos").iterdir())
     assert len(rows) == len(concepts) * 3 * 2 and set(rows["concept"]) == set(concepts)
     assert rows[["clip_text", "clip_image", "dino"]].notna().all().all()
-    table = pd.read_csv(where.data / "tables" / "table1.csv").set_index("method")
+    table = pd.read_csv(where.data / "tables" / "table1.csv").set_index("config")
     count = ResidualBank(find_targets(load_diffusion(where.profile.base, "cpu").unet)).count()
     assert table.loc["ours", "params"] == count
     for concept in concepts:

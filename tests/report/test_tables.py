@@ -84,17 +84,17 @@ def test_a_failed_variant_is_named_once_and_the_others_rows_stand(run):
     context, message = run
     assert "train: 3 of 8 units failed" in message and message.count("broken/star_robot") == 1
     assert "init_word 'zebra' is 5 tokens" in message and "the other rows are in" in message
-    assert list(read(context, "methods")["method"]) == ["base", "ours", "few"]
+    assert list(read(context, "methods")["config"]) == ["base", "ours", "few"]
     assert list(read(context, "table1")["row"]) == ["Few", "Ours"]
     assert not (context.data / "tables" / "table3.csv").exists(), "all of its rows failed"
 
 
 def test_a_table_compares_like_with_like(run):
     context, _ = run
-    table, everything = read(context, "table1"), read(context, "methods").set_index("method")
+    table, everything = read(context, "table1"), read(context, "methods").set_index("config")
     assert set(table["concepts"]) == {2} and set(table["images"]) == {8}
     assert everything.loc["ours", "images"] == 24 and everything.loc["few", "images"] == 8
-    pairs = read(context, "differences").set_index(["method", "against"])
+    pairs = read(context, "differences").set_index(["config", "against"])
     assert pairs.loc[("few", "ours"), "concepts"] == 2, "a table's rows are tested against its row Ours"
     assert pairs.loc[("ours", "base"), "concepts"] == 3
 
@@ -109,16 +109,16 @@ def test_shared_images_have_the_same_concept_prompt_and_number():
             ("b", "c1", "p1", 0),
             ("b", "c2", "p1", 0),
         ],
-        columns=["method", "concept", "prompt", "image"],
+        columns=["config", "concept", "prompt", "image"],
     )
     shared = shared_images(rows, ["b", "a"])
-    assert list(shared["method"]) == ["b", "b", "a", "a"] and set(shared["concept"]) == {"c1", "c2"}
+    assert list(shared["config"]) == ["b", "b", "a", "a"] and set(shared["concept"]) == {"c1", "c2"}
     assert set(shared["image"]) == {0} and set(shared["prompt"]) == {"p1"}
 
 
 def test_costs_stand_next_to_the_scores(run):
     context, _ = run
-    table = read(context, "methods").set_index("method")
+    table = read(context, "methods").set_index("config")
     assert table.loc["ours", "train_s"] > 0 and pd.isna(table.loc["base", "train_s"])
     assert (table["image_s"] > 0).all() and table.loc["ours", "train_mib"] > 50
     text = (context.data / "tables" / "methods.md").read_text()
@@ -139,7 +139,7 @@ def test_everything_trained_has_a_card_that_a_program_reads(run):
     assert f"{facts['base_model']}@{facts['base_model_weights']}" == info["spec"]["model"]
     assert facts["settings"]["steps"] == 2 and facts["macro_class"] == "mug" and facts["photos"] == 3
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
-    mean = rows[(rows["method"] == "ours") & (rows["concept"] == "heart_mug")]["dino"].mean()
+    mean = rows[(rows["config"] == "ours") & (rows["concept"] == "heart_mug")]["dino"].mean()
     assert facts["scores"]["ours"]["dino"] == pytest.approx(mean, abs=1e-5) and set(facts["scores"]) == {"base", "ours"}
     assert "(heart_mug.png)" in page and "persres export heart_mug.safetensors" in page
     other = (cards / "few" / "heart_mug.md").read_text()
@@ -277,7 +277,7 @@ def test_every_row_of_the_papers_tables_was_measured_whole(measured):
 @pytest.mark.parametrize("method", RIVALS)
 def test_every_method_learned_its_concepts(measured, method):
     """Identity over the base model: the whole interval lies above nothing, by DINO and by CLIP."""
-    pair = measured["differences"].set_index(["method", "against"]).loc[(method, "base")]
+    pair = measured["differences"].set_index(["config", "against"]).loc[(method, "base")]
     assert pair["dino_low"] > 0 and pair["clip_image_low"] > 0
 
 

@@ -100,7 +100,7 @@ def test_the_chain_leaves_what_it_promises(ran, tiny_params):
         "category",
         "prompt",
         "prompt_group",
-        "method",
+        "config",
         "seed",
         "clip_text",
         "clip_image",
@@ -110,11 +110,11 @@ def test_the_chain_leaves_what_it_promises(ran, tiny_params):
     assert rows[["clip_text", "clip_image", "dino"]].notna().all().all()
     assert set(rows["prompt_group"]) == set(PROMPT_GROUPS)
     table = pd.read_csv(data / "tables" / "table1.csv")
-    assert list(table["method"]) == ["base", "ours", "ours_lag"]
+    assert list(table["config"]) == ["base", "ours", "ours_lag"]
     for score in ("clip_text", "clip_image", "dino"):
         assert table[[f"{score}_low", f"{score}_high"]].isna().all().all(), "three concepts are too few for an interval"
-        means = rows.groupby(["method", "concept"])[score].mean().groupby("method").mean()
-        assert table.set_index("method")[score].to_dict() == pytest.approx(means.to_dict())
+        means = rows.groupby(["config", "concept"])[score].mean().groupby("config").mean()
+        assert table.set_index("config")[score].to_dict() == pytest.approx(means.to_dict())
     assert table["params"][1] < table["params"][0]
     sheet = Image.open(data / "sheets" / "heart_mug.png")
     assert sheet.width > 4 * 160 and sheet.height > 5 * 160

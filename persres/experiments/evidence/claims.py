@@ -75,12 +75,12 @@ def _per_concept(rows: pd.DataFrame, groups: tuple[str, ...] | None) -> pd.DataF
     """Means by (config, concept), with the derived columns."""
     part = rows if groups is None else rows[rows["prompt_group"].isin(groups)]
     columns = list(SCORES)
-    means = part.groupby(["method", "concept"])[columns].mean()
+    means = part.groupby(["config", "concept"])[columns].mean()
     base = means.loc["base"].reindex(means.index.get_level_values("concept"))
     for score in ("dino", "dino_object"):
         means[f"{score}_per_change"] = (means[score] - base[score].to_numpy()) / means["background_change"]
     text = {
-        side: rows[rows["prompt_group"].isin(names)].groupby(["method", "concept"])["clip_text"].mean()
+        side: rows[rows["prompt_group"].isin(names)].groupby(["config", "concept"])["clip_text"].mean()
         for side, names in (("scenes", SCENE_GROUPS), ("appearance", APPEARANCE_GROUPS))
     }
     means["clip_text_scenes_over_appearance"] = (text["scenes"] - text["appearance"]).reindex(means.index)
@@ -96,7 +96,7 @@ def effect(rows: pd.DataFrame, claim: Claim, standins: dict[str, str] | None = N
     more, less = ((standins or {}).get(name, name) for name in (claim.more, claim.less))
     if more == less:
         raise ValueError(f"{claim.name}: {standins} compares {more} with itself")
-    present = set(means.index.get_level_values("method"))
+    present = set(means.index.get_level_values("config"))
     if not {more, less} <= present:
         return {"claim": claim.name, "effect": float("nan"), "low": float("nan"), "high": float("nan"), "holds": False}
     one, two = means.loc[more, claim.column], means.loc[less, claim.column]

@@ -18,7 +18,7 @@ from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.scores import SCORES, score_columns
-from persres.metrics.summary import method_table
+from persres.metrics.summary import config_table
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
 from persres.residuals.file import load_bank
@@ -107,7 +107,7 @@ def config_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
     return {
         config: {
             "overall": scores,
-            "images": int((rows["method"] == config).sum()),
+            "images": int((rows["config"] == config).sum()),
             "groups": {group: by_config[config] for group, by_config in groups.items() if config in by_config},
         }
         for config, scores in overall.items()
@@ -117,8 +117,8 @@ def config_figures(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
 def _scores(rows: pd.DataFrame, rounds: int) -> dict[str, dict]:
     columns, ends = score_columns(rows), {"mean": "", "low": "_low", "high": "_high"}
     return {
-        row["method"]: {c: {name: _number(row[c + end]) for name, end in ends.items()} for c in columns}
-        for _, row in method_table(rows, columns, rounds, 0).iterrows()
+        row["config"]: {c: {name: _number(row[c + end]) for name, end in ends.items()} for c in columns}
+        for _, row in config_table(rows, columns, rounds, 0).iterrows()
     }
 
 

@@ -63,4 +63,4 @@ def ratio(rows: pd.DataFrame, column: str, more: str, less: str) -> np.ndarray:
 
 
 def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    return rows.pivot_table(index="concept", columns="method", values=column, aggfunc="mean")
+    return rows.pivot_table(index="concept", columns="config", values=column, aggfunc="mean")

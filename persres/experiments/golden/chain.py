@@ -151,7 +151,7 @@ def _trained(log: Path, out: Collector) -> None:
 def _scores(folder: Path, out: Collector) -> None:
     rows = pd.read_parquet(next(folder.glob("*.parquet")))
     columns = [c for c in rows.select_dtypes("number").columns if c not in ("seed", "image")]
-    for (config, concept), part in rows.groupby(["method", "concept"], sort=False):
+    for (config, concept), part in rows.groupby(["config", "concept"], sort=False):
         for number, (_, row) in enumerate(part.iterrows()):
             out.add_scores(f"scores/{STABLE.get(config, config)}/{concept}/{number:02d}", row[columns].to_dict())
 
@@ -159,5 +159,5 @@ def _scores(folder: Path, out: Collector) -> None:
 def _tables(folder: Path, out: Collector) -> None:
     """The paired differences; the other tables are means of scores."""
     for number, row in pd.read_csv(folder / "differences.csv").iterrows():
-        values = row.drop(["method", "against"]).to_dict()
+        values = row.drop(["config", "against"]).to_dict()
         out.add_scores(f"differences/{number:02d}", {name: float(value) for name, value in values.items()})

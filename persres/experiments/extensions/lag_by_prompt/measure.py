@@ -26,7 +26,7 @@ def measure(run: Run, out: Path) -> dict:
     """Score the configs by prompt group; return the summary."""
     context = run_profile(PROFILE, run.params, run.work, run.device)
     rows = scored_rows(context)
-    rows = rows[rows["method"].isin(CONFIGS)]
+    rows = rows[rows["config"].isin(CONFIGS)]
     figures = config_figures(rows, context.profile.tables.bootstrap)
     return {
         "configs": {name: figures[name] for name in CONFIGS if name in figures},

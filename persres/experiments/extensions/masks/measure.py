@@ -40,7 +40,7 @@ def measure(run: Run, out: Path) -> dict:
         "coverage": by_group(coverage),
         "configs": _overall(rows, rounds),
         "groups": {group: _overall(part, rounds) for group, part in rows.groupby("group")},
-        "images": {group: int(n) for group, n in rows[rows["method"] == "auto"]["group"].value_counts().items()},
+        "images": {group: int(n) for group, n in rows[rows["config"] == "auto"]["group"].value_counts().items()},
         "claims": list(claims.claims(rows, coverage)),
         "negative_controls": claims.negative_controls(rows, coverage),
     }
