@@ -12,7 +12,7 @@ import pandas as pd
 
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.scores import PAPER_SCORES, score_columns
-from persres.metrics.summary import difference, config_table
+from persres.metrics.summary import config_table, difference
 from persres.report.plots import category_figure, group_figure
 from persres.report.table_text import table_notes, write_table
 from persres.units.context import Context

@@ -15,7 +15,7 @@ from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import GREY, object_alignment, object_crops
-from persres.metrics.summary import bootstrap_interval, difference, config_table, sign_flip_p
+from persres.metrics.summary import bootstrap_interval, config_table, difference, sign_flip_p
 from persres.miniworld.attribute_classifier import Prediction, matches_prompt, requested_attributes
 from persres.report.tables import paper_table
 
