@@ -80,6 +80,13 @@ def test_its_command_runs_in_an_empty_folder(installed, tmp_path):
 
 def test_dev_commands_need_a_checkout(installed, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    command = [str(installed / "bin" / "persres"), "dev", "deps"]
+    # without the finder of an editable install, which knows the checkout
+    code = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+from persres.cli.main import main
+sys.exit(main(["dev", "deps"]))
+"""
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "persres dev needs a checkout: git clone" in done.stderr

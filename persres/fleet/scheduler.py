@@ -120,8 +120,10 @@ class _StageRun:
             put_input(self.store, reference)
         suspects = [[unit] for unit in units if self.crashes.get(unit.hash)]
         others = [unit for unit in units if not self.crashes.get(unit.hash)]
-        rates = read_measured_seconds(self.fleet.data / "bench" / "gpu.json")
-        groups = group_by_cost(others, estimate_seconds(others, self.work, rates), self.fleet.shards) if others else []
+        defaults = read_measured_seconds(self.fleet.data / "bench" / "gpu.json")
+        groups = (
+            group_by_cost(others, estimate_seconds(others, self.work, defaults), self.fleet.shards) if others else []
+        )
         shards = [
             make_shard([unit_to_json(unit) for unit in group], attempt, self.device, self.options)
             for group in [*groups, *suspects]

@@ -71,14 +71,14 @@ def _group(name: str) -> str:
 
 def _measured_rates(stage: str, work: Path) -> dict[str, list[float]]:
     """Seconds per cost by variant or config, of units that one run made whole."""
-    rates: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     for path in (work / stage).glob(f"*/{MANIFEST}"):
         try:
             manifest = json.loads(path.read_text())
             facts, kind = manifest["facts"], job_type(stage)
             rate = facts["seconds"] / kind.cost(kind.read_spec(manifest["spec"]))
             if facts.get("sampled") == facts.get("images") and rate > 0:
-                rates.setdefault(_group(manifest["name"]), []).append(rate)
+                measured.setdefault(_group(manifest["name"]), []).append(rate)
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, PersresError):
             continue  # another version's: only an estimate is lost
-    return rates
+    return measured

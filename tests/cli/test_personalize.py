@@ -86,7 +86,9 @@ def test_without_a_class_the_zero_shot_class_is_logged_with_its_confidence(tiny_
     assert run(tiny_params, photos, "--name", "cup-1", "--out", str(out), "--prompt", "a {}") == 0
     output = capsys.readouterr().err
     assert "only 2 photo(s)" in output
-    assert re.search(r"cup-1: found (mug|robot|cat), confidence \d+%.*; then ", output), "with what comes next"
+    assert re.search(r"cup-1: zero-shot class (mug|robot|cat), confidence \d+%.*; then ", output), (
+        "with what comes next"
+    )
     macro_class = load_residual(out / "cup-1.safetensors").header.macro_class
     assert macro_class in ("mug", "robot", "cat"), "from nouns.txt"
     assert f"sks {macro_class}" in (out / "README.md").read_text()

@@ -327,7 +327,7 @@ def test_every_rival_goes_through_the_chain(chain):
 def test_the_chain_draws_with_what_was_learned(chain, method):
     """Same prompts, same noise: only the learned weights make the difference."""
     spec = next(p.spec for p in read_index(chain).archives if p.name == f"{method}/heart_mug")
-    diffusion, items = load_diffusion(spec.base, "cpu"), spec.image_specs()
+    diffusion, items = load_diffusion(spec.base, "cpu"), spec.image_specs
     loaded = load_method(diffusion, spec)
     with loaded.patch():
         learned, _ = sample_batch(
@@ -355,7 +355,7 @@ def test_any_two_methods_can_be_compared(chain, capsys):
 
     assert main(["compare", "cd", "ours", "--data", str(chain.data)]) == 0
     output = capsys.readouterr().out
-    assert "cd - ours, over 2 concepts" in output and "dino" in output and " p " in output
+    assert "cd - ours, over 2 concepts" in output and "DINO" in output and " p " in output
     assert main(["compare", "cd", "nonsense", "--data", str(chain.data)]) == 1
     assert "'nonsense'" in capsys.readouterr().err
 

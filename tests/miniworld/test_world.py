@@ -22,7 +22,7 @@ LIVE = (
     "identity_object",
     "lag_identity",
     "lag_background",
-    "lag_worth",
+    "lag_efficiency",
 )  # the rest asks for more concepts
 
 
