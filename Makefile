@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # modules; without the cache, compiling takes half the time of a small stage.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults lint evidence extensions sweep tables bench bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults mutants lint evidence extensions sweep tables bench bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      our method on the mini world's ten concepts; prints the score table"
@@ -21,6 +21,7 @@ help:
 	@echo "make demo-s3    publish and pull a version through an S3 server on this machine -> data/s3"
 	@echo "make fleet-setup  register pools, deployments and automations at a Prefect server (docs/fleet.md)"
 	@echo "make fleet-demo a whole fleet on this machine"
+	@echo "make mutants    change one thing in the numerics at a time; count how many changes the tests catch -> data/mutants"
 	@echo "make faults     kill every process, count lost work -> data/faults (about half an hour)"
 	@echo "make show       print the score table again"
 	@echo "make evidence   measure the figures of docs/results.md and the model card -> data/evidence (about an hour on 2 cores)"
@@ -92,6 +93,12 @@ fleet-demo: setup-dev
 # kill -9 of every process, S3 down, full disks, clock jumps, and 2,000 empty units -> data/faults. FAULTS="scheduler s3_down" runs only these.
 faults: setup-dev
 	python -m tests.support.faults $(FAULTS)
+
+# Change one thing in the numerics and see whether a test fails -> data/mutants; goes on where it stopped. MUTANTS, SEED: the random sample
+MUTANTS ?= 150
+SEED ?= 0
+mutants: setup-dev
+	python -m tests.support.mutants --count $(MUTANTS) --seed $(SEED)
 
 evidence: setup
 	persres dev evidence
