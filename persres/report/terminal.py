@@ -30,10 +30,15 @@ def show_tables(data: Path) -> None:
     for name in PAPER:
         path = data / "tables" / f"{name}.csv"
         if path.exists():
-            console.print(score_table(f"Table {name.removeprefix('table')}", pd.read_csv(path)))
+            console.print(score_table(f"Table {name.removeprefix('table')}", _current_names(pd.read_csv(path))))
     console.print(f"Image sheets, one per concept: {data / 'sheets'}/*.png", soft_wrap=True)
     console.print(f"Intervals, paired differences, every column: {data / 'tables'}/*.md", soft_wrap=True)
     console.print(f"Residuals: {data / 'learned'}/", soft_wrap=True)
+
+
+def _current_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with today's column name for the config; version 0.1 wrote ``method``."""
+    return rows if "config" in rows else rows.rename(columns={"method": "config"})
 
 
 def score_table(title: str, scores: pd.DataFrame) -> Table:
@@ -60,7 +65,7 @@ def show_difference(data: Path, config: str, against: str) -> None:
     source = data / "scores" / "scores.parquet"
     if not source.exists():
         raise PersresError(f"no {source}; run make repro first")
-    rows = pd.read_parquet(source)
+    rows = _current_names(pd.read_parquet(source))
     known = list(dict.fromkeys(rows["config"]))
     for name in (config, against):
         if name not in known:
