@@ -16,8 +16,6 @@ everywhere (paper 3.2) or inside LAG's masks (3.3), and are removed after the ca
 
 from __future__ import annotations
 
-import persres.models  # noqa: F401  (before diffusers is imported)
-
 # isort: split
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 CLASSES = "a concept of macro_class.json"
+SCORE_ROWS = "a row of scores.parquet and of the tables"
 
 
 class Renamed(NamedTuple):
@@ -42,6 +43,7 @@ RENAMED = (
     Renamed("runtime", "offload", "cpu_offload"),
     Renamed(CLASSES, "chosen", "selected"),
     Renamed(CLASSES, "found", "zero_shot"),
+    Renamed(SCORE_ROWS, "method", "config"),
 )
 _NEW = {(entry.section, entry.old): entry.new for entry in RENAMED}
 _NAMED_BY_USER = ("variants", "methods", "configs", "rows")  # mappings whose keys are the user's names

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from persres.config.legacy import SCORE_ROWS, translate
 from persres.errors import PersresError
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import HEADLINE_SCORES, SCORES, score_columns
@@ -37,8 +38,8 @@ def show_tables(data: Path) -> None:
 
 
 def _current_names(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with today's column name for the config; version 0.1 wrote ``method``."""
-    return rows if "config" in rows else rows.rename(columns={"method": "config"})
+    """The rows with today's names of columns."""
+    return rows.set_axis(list(translate(dict.fromkeys(rows.columns), SCORE_ROWS)), axis=1)
 
 
 def score_table(title: str, scores: pd.DataFrame) -> Table:

@@ -6,7 +6,6 @@ Several concepts may train in one batch. Their losses are added and they share n
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from safetensors import SafetensorError
 from torch import nn
 
 from persres.errors import PersresError
@@ -24,9 +22,8 @@ from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.seeding import generator
 from persres.training.early_stopping import EarlyStopping, fixed_draws
 from persres.training.settings import ResidualSettings
-from persres.units.checkpoints import load_training, save_training
+from persres.units.checkpoints import resume_training, save_training
 
-logger = logging.getLogger(__name__)
 StepDraws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents, noise, timesteps
 
 
@@ -171,14 +168,10 @@ class TrainingState:
 
     def resume(self, checkpoint: Path | None) -> int:
         """Load the checkpoint, if there is one; returns the first step to run."""
-        start, note = 0, {}
-        if checkpoint is not None and checkpoint.exists():
-            try:
-                start, note = load_training(checkpoint, self.parameters, self.optimizer)
-                self.rows = note["rows"]
-                self.scaler.load_state_dict(note["scaler"])
-            except SafetensorError:
-                logger.warning("%s is corrupt; starting from the first step", checkpoint)
+        start, note = resume_training(checkpoint, self.parameters, self.optimizer)
+        if note:
+            self.rows = note["rows"]
+            self.scaler.load_state_dict(note["scaler"])
         self.stopping.begin(note.get("early_stopping"))
         return start
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from persres.config.schema import VariantSettings
@@ -18,9 +16,7 @@ from persres.models.weight_patching import TOKEN, patched_weights, trainable_cop
 from persres.seeding import generator
 from persres.training.batches import Batch, TrainingPlan, masked_error
 from persres.training.residual_training import diffusion_target
-from persres.units.checkpoints import load_training, save_training
-
-log = logging.getLogger(__name__)
+from persres.units.checkpoints import resume_training, save_training
 
 
 def _parameter_groups(values: dict[str, nn.Parameter], lrs: dict[str, float]) -> list[dict]:
@@ -52,17 +48,6 @@ class TrainingRun:
     checkpoint: Path | None = None
     on_step: Callable[[int, float], None] | None = None
 
-    def resume(self, values: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-        """The first step to run, and the log rows before it; loads the checkpoint, if there is one."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return 0, []
-        try:
-            start, note = load_training(self.checkpoint, values, optimizer)
-            return start, note["rows"]
-        except SafetensorError:
-            log.warning("%s is corrupt; starting from the first step", self.checkpoint)
-            return 0, []
-
 
 def train_weights(
     diffusion: Diffusion, plan: TrainingPlan, settings: VariantSettings, run: TrainingRun
@@ -76,7 +61,8 @@ def train_weights(
         model_values[TOKEN].data.copy_(plan.token)
     values = model_values | plan.new
     optimizer = torch.optim.AdamW(_parameter_groups(values, plan.lrs), weight_decay=settings.weight_decay)
-    start, rows = run.resume(values, optimizer)
+    start, note = resume_training(run.checkpoint, values, optimizer)
+    rows = note.get("rows", [])
     with patched_weights(diffusion, model_values, run.token_id):
         for step in range(start, settings.steps):
             draw = generator("rival", run.concept, settings.seed, step)

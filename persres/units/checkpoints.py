@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 
 from persres.errors import PersresError
 from persres.units.files import written_whole
+
+log = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -82,3 +85,16 @@ def load_training(
             state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"]), json.loads(metadata["note"])
+
+
+def resume_training(
+    path: Path | None, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict]:
+    """As :func:`load_training`; (0, {}) without a checkpoint, and after a warning with a corrupt one."""
+    if path is None or not path.exists():
+        return 0, {}
+    try:
+        return load_training(path, parameters, optimizer)
+    except SafetensorError:
+        log.warning("%s is corrupt; starting from the first step", path)
+        return 0, {}

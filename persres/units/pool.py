@@ -49,7 +49,7 @@ def run_units(units: list[Unit], work: Path, job: Job | UnitFunction, workers: i
     elif batches:
         _set_threads(run.threads)
         for batch in batches:
-            failures |= report(batch, _reasons(run_batch(run.job, batch, work, device), batch, work))
+            failures |= report(batch, _attempt(run, batch))
     if failures:
         raise UnitFailures(stage, failures, len(units))
 
