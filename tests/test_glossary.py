@@ -91,8 +91,17 @@ OLD_MODULES = {
 }  # fmt: skip
 
 
-def paths(repo: Path) -> list[Path]:
-    return [p for folder in FOLDERS for p in sorted((repo / folder).rglob("*.py")) if "fixtures" not in p.parts]
+@pytest.fixture(scope="module")
+def texts(repo) -> dict[Path, str]:
+    """Every module by its path below the repository."""
+    paths = [p for folder in FOLDERS for p in sorted((repo / folder).rglob("*.py")) if "fixtures" not in p.parts]
+    return {path.relative_to(repo): path.read_text() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def defined(texts) -> dict[Path, dict[str, int]]:
+    """What every module defines."""
+    return {path: definitions(ast.parse(text)) for path, text in texts.items()}
 
 
 def parts(name: str) -> set[str]:
@@ -125,23 +134,22 @@ def definitions(tree: ast.Module) -> dict[str, int]:
     return lines
 
 
-def test_no_name_contains_a_ruled_out_word(repo):
+def test_no_name_contains_a_ruled_out_word(texts):
     wrong = []
-    for path in paths(repo):
-        for name, line in names(path.read_text()).items():
+    for path, text in texts.items():
+        for name, line in names(text).items():
             if parts(name) & RULED_OUT and name not in OTHER_LIBRARIES:
-                wrong.append(f"{path.relative_to(repo)}:{line} {name}")
-        wrong += [str(path.relative_to(repo)) for word in parts(path.stem) & RULED_OUT]
+                wrong.append(f"{path}:{line} {name}")
+        wrong += [str(path) for word in parts(path.stem) & RULED_OUT]
     assert not wrong, f"{len(wrong)} names\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("concept", REPLACED)
-def test_no_definition_has_a_replaced_name(repo, concept):
+def test_no_definition_has_a_replaced_name(defined, concept):
     wrong = []
-    for path in paths(repo):
-        defined = definitions(ast.parse(path.read_text()))
-        wrong += [f"{path.relative_to(repo)}:{defined[n]} {n}" for n in sorted(REPLACED[concept] & defined.keys())]
-        wrong += [str(path.relative_to(repo))] if path.stem in REPLACED[concept] else []
+    for path, lines in defined.items():
+        wrong += [f"{path}:{lines[name]} {name}" for name in sorted(REPLACED[concept] & lines.keys())]
+        wrong += [str(path)] if path.stem in REPLACED[concept] else []
     assert not wrong, f"say {concept}\n" + "\n".join(wrong)
 
 

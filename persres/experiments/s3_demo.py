@@ -28,7 +28,7 @@ from persres.versions.repository import md5_of
 log = logging.getLogger("persres.experiments.s3_demo")  # as a program this module has another name
 CONCEPT, BUCKET = "rally_car", "persres-demo"
 LEARNED = f"data/learned/ours/{CONCEPT}.safetensors"
-MAX_SECONDS = 60.0  # seconds, from nothing to a picture
+MAX_SECONDS = 60.0  # seconds, from nothing to an image
 
 
 class RoundTrip:

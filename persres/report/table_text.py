@@ -56,7 +56,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_table(path: Path, title: str, table: pd.DataFrame, notes: str) -> None:
-    """``<path>.csv`` with every column; ``<path>.md`` with intervals beside the scores and the notes below."""
+    """``<path>.csv`` with every column; ``<path>.md`` with intervals next to the scores and the notes below."""
     table.to_csv(path.with_suffix(".csv"), index=False)
     shown = table.copy()
     for column in (name for name in SCORES if name in table):

@@ -30,7 +30,7 @@ def planned(seconds: MeasuredSeconds = RATES, **sections) -> dict:
     return {line.stage: line for line in make_estimate(make_profile({"fetch": BENCHMARK} | sections), seconds)}
 
 
-def test_units_and_pictures_are_those_of_the_stages(tiny_params):
+def test_units_and_images_are_those_of_the_stages(tiny_params):
     where = load_context(tiny_params, None, tiny_params.parent / "data", tiny_params.parent / "work")
     run_stage("fetch", where)
     run_stage("macro_class", where)
@@ -151,10 +151,10 @@ def test_the_size_of_every_dataset(tmp_path):
 
 
 def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
-    assert (
-        main(["estimate", "--params", str(repo / "params.yaml"), "--profile", "mini", "--data", str(tmp_path / "data")])
-        == 0
-    )
+    given = ["--params", str(repo / "params.yaml"), "--data", str(tmp_path / "data")]
+    assert main(["estimate", *given, "--profile", "paper"]) == 0
+    assert "GPU" in capsys.readouterr().out
+    assert main(["estimate", *given, "--profile", "mini"]) == 0
     output = capsys.readouterr().out
     assert "sample" in output and "Rates are known for 512 pixels only" in output
     assert not list(tmp_path.iterdir())

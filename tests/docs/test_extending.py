@@ -113,7 +113,7 @@ ADDITIONS: dict[str, dict[str, str | tuple[str, str]]] = {
 def copy(repo, tmp_path_factory) -> Path:
     """The package without its weights, with every addition."""
     copy = tmp_path_factory.mktemp("copy")
-    shutil.copytree(repo / "persres", copy / "persres", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copytree(repo / "persres", copy / "persres", ignore=shutil.ignore_patterns("weights"))
     shutil.copy(repo / "dvc.yaml", copy)
     for files in ADDITIONS.values():
         for name, change in files.items():

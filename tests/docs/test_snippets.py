@@ -156,7 +156,7 @@ def readme(tmp_path_factory, tiny_profile, tiny_pipeline, repository) -> Path:
         "v3": "v1",
         "--count 4": "--count 1 --steps 5 --device cpu",
     }
-    run_blocks(substituted(page_blocks("README.md"), names), folder, skip=(*SKIP, "persres estimate"))
+    run_blocks(substituted(page_blocks("README.md"), names), folder, skip=SKIP)
     return folder
 
 
@@ -232,12 +232,6 @@ def test_versions_page(tmp_path, repository):
     assert "train.steps: 5 -> 3" in output and list(tmp_path.glob("images/*_on_the_moon_*.png"))
 
 
-def test_the_estimates_of_pages(tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    estimates = [Block(at, 0, "sh", " ".join(words)) for at, words in COMMANDS if words[:2] == ["persres", "estimate"]]
-    assert "GPU" in run_blocks(estimates, tmp_path)
-
-
 RUN = {"README.md", "docs/diffusers.md", "docs/versions.md"}
 
 
@@ -248,4 +242,4 @@ def test_no_other_page_has_code_that_runs():
             assert block.language != "python", block.at
             for words in commands(block.text) if block.language == "sh" else []:
                 line = " ".join(words)
-                assert line.startswith((*NOT_RUN, "persres estimate")), f"{block.at}: {line}"
+                assert line.startswith((*NOT_RUN, "persres estimate --profile paper")), f"{block.at}: {line}"

@@ -13,7 +13,7 @@ from persres.errors import PersresError
 from persres.experiments.benchmarks import chain
 from persres.experiments.benchmarks.chain import FinishedUnit, accounts, chain_overhead, finished_units, timed
 
-# two workers: train 4 + 4 beside 6, sample 3 beside 1
+# two workers: train 4 + 4 next to 6, sample 3 next to 1
 RUN = [FinishedUnit("train", 4.0, 14.0), FinishedUnit("train", 6.0, 16.5), FinishedUnit("train", 4.0, 18.5), FinishedUnit("sample", 1.0, 22.0), FinishedUnit("sample", 3.0, 24.0)]  # fmt: skip
 
 

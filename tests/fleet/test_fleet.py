@@ -460,8 +460,8 @@ def test_costs_are_estimated_from_what_was_measured_else_from_the_plan(chain, tm
     assert base["facts"]["seconds"] > 0
 
 
-def test_pictures_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
-    """A model that has memory for two pictures, beside one that had it for four: of the plain method, and of ours with its masks."""
+def test_images_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
+    """A model with memory for two images gives those of one with memory for four, without LAG and with its masks."""
     from diffusers import UNet2DConditionModel  # here: the workers that tests start read this file too
 
     from persres.methods.common.sample_units import ARCHIVE, sample_unit

@@ -139,7 +139,9 @@ def test_cold_warm_and_plain_scores_are_the_same_bits(units, tmp_path):
         pd.testing.assert_frame_equal(cold, warm, check_exact=True)
         for column, values in uncached(unit.spec).items():
             np.testing.assert_array_equal(cold[column].to_numpy(), values, err_msg=f"{unit.name}: {column}")
+        assert set(cold["spec_hash"]) == {unit.spec.sample_hash}
     clear_caches()
+    units[0].folder(tmp_path / "shared").mkdir(parents=True)  # as a run leaves it that was killed here
     shared = [scored(unit, tmp_path / "shared") for unit in units]
     for place, rows in enumerate(shared):
         pd.testing.assert_frame_equal(

@@ -52,6 +52,14 @@ def test_bootstrap_interval_covers_and_is_seeded():
     assert np.isnan(bootstrap_interval(values[:1], 100, 0)).all()
 
 
+def test_bootstrap_interval_is_the_percentile_one():
+    """Of skewed values, where other kinds of bootstrap give other intervals."""
+    values = np.random.default_rng(0).exponential(1.0, 12) ** 2
+    draw = np.random.default_rng(5)
+    means = [draw.choice(values, len(values)).mean() for _ in range(20_000)]
+    np.testing.assert_allclose(bootstrap_interval(values, 20_000, 1), np.percentile(means, [2.5, 97.5]), rtol=0.03)
+
+
 def test_paired_difference_uses_shared_concepts_only():
     concepts = ["u", "v", "w", "x", "y"]
     one = pd.DataFrame({"config": "a", "concept": concepts, "s": [1.0, 2.0, 1.0, 2.0, 1.5]})

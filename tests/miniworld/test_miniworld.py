@@ -140,7 +140,7 @@ def test_the_text_tower_gives_the_hidden_states_of_open_clip(tmp_path):
         torch.testing.assert_close(tower(ids).last_hidden_state, clip.ln_final(theirs), atol=1e-5, rtol=1e-4)
 
 
-def test_folding_the_latent_scale_changes_no_picture():
+def test_folding_the_latent_scale_changes_no_image():
     from persres.experiments.miniworld_training.vae import new_vae, normalise
 
     images = np.stack([np.asarray(draw(scene_at(RECIPE, "val", i)[0], i).image) for i in range(32)])

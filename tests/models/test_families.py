@@ -309,6 +309,7 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
     (folder / "concept.json").write_text(json.dumps({"macro_class": "mug"}))
     short = {"steps": 1}
     given_settings = {
+        "class_images": {"steps": 2},
         "variants": {
             "ours": {},
             "token": {"train_token": True},
@@ -316,7 +317,7 @@ def test_rivals_and_ablations_go_through_on_sd21_in_half(models, tiny_encoders, 
             "vico": {"method": "vico"} | short,
             "db": {"method": "dreambooth", "num_class_images": 1} | short,
             "cd": {"method": "custom_diffusion", "num_class_images": 1, "batch_size": 1} | short,
-        }
+        },
     }
     path = params(models, "sd21", tiny_encoders, tmp_path, given_settings, dtype="bfloat16")
     raw = yaml.safe_load(path.read_text())

@@ -115,7 +115,7 @@ class Campaign:
         return redone, lost, wrong
 
 
-# States that must be seen, or the strike missed or was not versions_seen.
+# States that must be seen, or the strike missed or was not noticed.
 EXPECTED = {
     "unit_process": {"Crashed": 1},
     "worker_sigterm": {"Failed": 1},
@@ -169,7 +169,7 @@ def worker(stand: Stand, campaign: Campaign) -> str:
 
 @fault
 def worker_sigterm(stand: Stand, campaign: Campaign) -> str:
-    """The worker is versions_seen to stop, as by systemctl; started again five seconds after its end."""
+    """The worker gets SIGTERM, as by systemctl; started again five seconds after its end."""
     process = campaign.at_hand()[0]
     name, _ = stand.worker_of(process)
     started = time.monotonic()
@@ -204,11 +204,11 @@ def prefect_server(stand: Stand, campaign: Campaign) -> str:
 
 
 @fault
-def parent(stand: Stand, campaign: Campaign) -> str:
+def scheduler(stand: Stand, campaign: Campaign) -> str:
     """The scheduler flow; started again at once."""
     stand.kill(f"scheduler-{campaign.name}")
     campaign.start()
-    return "started again, it manifests its runs by their keys"
+    return "started again, it recognises its runs by their keys"
 
 
 @fault
@@ -325,7 +325,7 @@ def _trained(folder: Path) -> dict[str, float]:
 
 
 def poisoned_photo(stand: Stand) -> Outcome:
-    """A photo of one of three concepts is no picture; mended after the run has output so."""
+    """A photo of one of three concepts is no picture; corrected once the run has reported it."""
     folder = stand.clone("poisoned")
     _three_concepts(folder)
     command = [sys.executable, "-m", "flows.fleet", "--store", f"s3://{BUCKET}/poisoned", "--shards", "2", "--stages"]
@@ -342,9 +342,7 @@ def poisoned_photo(stand: Stand) -> Outcome:
     after = _trained(folder)
     redone = sum(after[name] != when for name, when in before.items())
     lost = 3 - len(list((folder / "data" / "learned").rglob("*.safetensors")))
-    happened = (
-        "the two others were learned; the run failed once, naming concept and photo; mended, only that one was learned"
-    )
+    happened = "the two others were learned; the run failed once, naming concept and photo; after the correction only that one was trained"
     runs = stand.states(f"s3://{BUCKET}/poisoned")
     seconds, wrong = round(time.monotonic() - started, 1), _wrongly_learned(folder)
     return Outcome("poisoned_photo", happened, runs, seconds, 1, redone, lost, wrong)

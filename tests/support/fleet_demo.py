@@ -138,7 +138,7 @@ def demo(root: Path, keep: bool) -> None:
 
 
 def write(figures: dict[str, float]) -> None:
-    """Beside the faults' table."""
+    """Written next to the table of faults."""
     out = REPO / "data" / "faults"
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(

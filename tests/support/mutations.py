@@ -51,7 +51,7 @@ def _places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, Change]]:
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node but docstrings, annotations, imports, messages, logging and caches."""
+    """Every node but docstrings, annotations, imports, messages, logging, caches and devices."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns") or (name == "args" and _is_raised(node)):
             continue
@@ -76,6 +76,8 @@ def _left_out(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Call | ast.Name) and _called(node) in CACHES:
         return True
+    if isinstance(node, ast.Attribute) and node.attr == "device":
+        return True  # here every tensor is on the CPU
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant) or _called(node.value).split(".")[0] in LOGGERS
     return False

@@ -1,4 +1,4 @@
-"""Stopping: a settled concept stops where a fixed run of as many steps ends, after a kill too, and beside others as alone."""
+"""Stopping: a settled concept stops where a fixed run of as many steps ends, after a kill too, and with others as alone."""
 
 from __future__ import annotations
 

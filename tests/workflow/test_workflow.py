@@ -180,7 +180,7 @@ def test_kill_9_then_run_again(ran, tiny_params, stage):
 
 
 def archives(folder: Path) -> dict[str, str]:
-    """Digests of the picture packs; the index beside them names paths, which differ by run here."""
+    """Digests of the image archives; the index next to them names paths, which differ by run here."""
     return digest_files(sorted(folder.rglob("*.zip")), folder)
 
 

@@ -107,9 +107,9 @@ def _train_locked(model, tokenize, recipe: Recipe, scenes: SceneSet, identities:
         facts = [attributes(scene) for scene in shown]
         for fact in facts[len(rows) :]:  # an unnamed subject has several colours and patterns
             fact["colour"] = fact["pattern"] = "mixed"
-        pictures = np.concatenate([scenes.images[rows], *(identities[who, view] for view in views)])
+        batch = np.concatenate([scenes.images[rows], *(identities[who, view] for view in views)])
         image, text = _features(
-            model, images_to_tensor(pictures).to(device), tokenize([c for c, _ in mentions]).to(device)
+            model, images_to_tensor(batch).to(device), tokenize([c for c, _ in mentions]).to(device)
         )
         true = torch.from_numpy(true_of([caption for _, caption in mentions], facts)) | torch.eye(
             len(shown), dtype=torch.bool

@@ -125,7 +125,7 @@ def _attribute_prompts(kind: str, recipe: Recipe) -> dict[str, dict[str, str]]:
 
 
 def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250) -> dict[str, float]:
-    """Retrieval of the full caption among ``count`` pictures, and attributes by prompt for single objects (class, colour and
+    """Retrieval of the full caption among ``count`` images, and attributes by prompt for single objects (class, colour and
     background in photos)."""
     shown = scenes.scenes[:count]
     captions = [full_caption(scene) for scene in shown]

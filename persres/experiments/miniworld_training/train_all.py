@@ -81,7 +81,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {  # name -> function, o
     "unet": (_unet, "sd/model_index.json"),
 }
 
-# As measured on two shared CPU cores, other work beside them, for the weights that ship. On a GPU: not measured.
+# As measured on two shared CPU cores, other work at the same time, for the weights that ship. On a GPU: not measured.
 MEASURED_SECONDS = {"data": 140, "vae": 2000, "latents": 433, "clip": 1720, "dino": 394, "judge": 599, "unet": 8149}
 
 

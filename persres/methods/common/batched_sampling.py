@@ -80,7 +80,7 @@ def _sample(diffusion: Diffusion, units: Units, loaded: dict[str, LoadedMethod],
     requests = [Request(unit.spec.image_specs, unit.spec.sampling, loaded[unit.name].bank) for unit in units]
     total = sum(len(request.images) for request in requests)
     names = ", ".join(unit.name for unit in units)
-    with measured(pick_device(device)) as run, progress(names, total, "picture") as advance:
+    with measured(pick_device(device)) as run, progress(names, total, "image") as advance:
         results = sample_batch(diffusion, requests, units[0].spec.base.resolution)
         advance(total)
     for unit, request, (images, masks) in zip(units, requests, results, strict=True):

@@ -49,7 +49,7 @@ def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bo
     with measured(pick_device(device)) as run, ExitStack() as stack:
         loaded = load_method(diffusion, spec)
         stack.enter_context(loaded.patch())
-        advance = stack.enter_context(progress(unit.name, len(images), "picture", len(images) - len(todo)))
+        advance = stack.enter_context(progress(unit.name, len(images), "image", len(images) - len(todo)))
         texts, write = PromptCache(diffusion), stack.enter_context(_background_writer())
         for start in range(0, len(todo), batch):
             some = todo[start : start + batch]
