@@ -32,7 +32,7 @@ def median(attention: torch.Tensor, area: float = 0.5) -> torch.Tensor:
 
     torch's median is the lower one, so of 2k different values exactly k are marked.
     """
-    return (attention > attention.median(dim=-1, keepdim=True).values).to(attention.dtype)
+    return (attention > attention.median(dim=1, keepdim=True).values).to(attention.dtype)
 
 
 def quantile(attention: torch.Tensor, area: float = 0.5) -> torch.Tensor:
@@ -58,13 +58,13 @@ def otsu_means(attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
 
     The separation is the variance between the classes over the total variance, 0 to 1; 0 for a flat row.
     """
-    ordered = attention.sort(dim=-1).values
-    count, sums = ordered.shape[-1], ordered.cumsum(-1)
+    ordered = attention.sort(dim=1).values
+    count, sums = ordered.shape[1], ordered.cumsum(1)
     k = torch.arange(1, count, device=attention.device, dtype=attention.dtype)
     below, above = sums[:, :-1] / k, (sums[:, -1:] - sums[:, :-1]) / (count - k)
     between = k / count * (1 - k / count) * (above - below).square()
-    best = between.argmax(-1, keepdim=True)
-    total = attention.var(dim=-1, unbiased=False)
+    best = between.argmax(1, keepdim=True)
+    total = attention.var(dim=1, unbiased=False)
     separation = between.gather(1, best)[:, 0] / total.clamp_min(torch.finfo(attention.dtype).tiny)
     return below.gather(1, best), above.gather(1, best), separation
 

@@ -70,7 +70,7 @@ def train_weights(
             loss = batch_loss(diffusion, batch, draw) if plan.loss is None else plan.loss(batch, draw)
             loss.backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             rows.append({"step": step, "loss": loss.item()})
             if run.on_step is not None:
                 run.on_step(step, rows[-1]["loss"])

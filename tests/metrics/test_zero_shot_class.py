@@ -64,6 +64,19 @@ def test_breeds_assign_their_probability_to_dog():
     assert few["corgi"] == {"corgi": 1.0}, "only candidates are names"
 
 
+@pytest.mark.parametrize(
+    ("mass", "name"),
+    [
+        ({"sunglasses": 0.5, "camera": 0.2, "headset": 0.3}, "glasses"),  # not "device", their shared hypernym
+        ({"sunglasses": 0.5, "goggles": 0.2, "magnifier": 0.3}, "glasses"),  # not "instrument"
+    ],
+)
+def test_a_narrow_name_is_preferred_to_a_broad_one(mass, name):
+    known = load_senses()
+    result = name_probabilities(mass, assign_names(mass, best_names(mass, load_nouns(), known, short), known))
+    assert next(iter(result)) == name and result[name] < 1
+
+
 def test_a_word_that_wordnet_lacks_names_itself_and_what_no_photo_shows_has_no_name():
     probabilities = torch.tensor([[0.5, 0.3, 0.2]] * 2)
     result = classify(probabilities, Vocabulary(["happiness", "blorb", "mug"], load_senses(), short), 3)

@@ -67,6 +67,10 @@ def test_rank_rule(width, ratio, fixed, rank):
     assert rank_of(width, ratio, fixed) == rank
 
 
+def test_the_default_ratio_is_the_papers():
+    assert [rank_of(width) for width in (320, 640, 1280)] == [16, 32, 64]
+
+
 LAYOUTS = [torch.channels_last, torch.contiguous_format]  # as the stages load a model on the CPU, and on a GPU
 
 

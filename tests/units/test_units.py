@@ -258,10 +258,19 @@ def _no_batch(unit: Unit, work: Path, device: str) -> None:
     raise MemoryError
 
 
+def test_a_file_in_a_cache_is_recorded_under_its_original_path(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"photo")
+    original = FileRef.of(tmp_path / "a.png")
+    cached = original.localized(Path("/cache/1"))
+    assert cached.path == "/cache/1" and cached.model_dump() == original.model_dump()
+    moved = cached.localized(Path("/cache/2"))
+    assert moved.path == "/cache/2" and moved.model_dump() == original.model_dump()
+
+
 def test_a_disk_that_is_too_small_is_reported_before_the_stage(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=3_000_000_000))
-    disk.check_disk("sample", tmp_path / "work", 2_900_000_000, tmp_path / "data" / "samples")
+    disk.check_disk("sample", tmp_path / "work", 3_000_000_000, tmp_path / "data" / "samples")
     with pytest.raises(PersresError, match=r"sample: 3\.00 GB free at .*, up to 3\.10 GB needed"):
         disk.check_disk("sample", tmp_path / "work", 3_100_000_000, tmp_path / "data" / "samples")
     (tmp_path / "data" / "samples").mkdir(parents=True)

@@ -77,7 +77,7 @@ def fit(
             average_gradients(model)
         nn.utils.clip_grad_norm_(trained.values(), budget.clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         momentum = min(budget.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.values()), list(trained.values()), 1 - momentum)
         if on_step is not None:

@@ -112,7 +112,7 @@ def train_lora(
         loss.backward()
         nn.utils.clip_grad_norm_(values, 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
