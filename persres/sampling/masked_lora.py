@@ -208,7 +208,7 @@ def _shift(product: Product, parent: ResnetBlock2D, masks: LayerMasks) -> list:
         shift[:] = [product(args[0])[:, :, None, None]]
 
     def before_norm(_module: nn.Module, args: tuple) -> tuple:
-        return (args[0] + _over_pixels(masks.gate(None, tuple(args[0].shape[-2:])), args[0]) * shift[0],)
+        return (args[0] + _over_pixels(masks.gate(None, tuple(args[0].shape[2:])), args[0]) * shift[0],)
 
     return [parent.time_emb_proj.register_forward_hook(projected), parent.norm2.register_forward_pre_hook(before_norm)]
 

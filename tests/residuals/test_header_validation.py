@@ -25,6 +25,7 @@ def with_header(header: dict, body: bytes = b"") -> bytes:
 WRONG = {
     "empty": (b"", "it has 0 bytes"),
     "few bytes": (b"\x10\0\0", "it has 3 bytes"),
+    "a length alone": ((2).to_bytes(8, "little"), r"not a readable safetensors file \(Expecting value"),
     "text": (b"not safetensors at all", r"its header would have"),
     "a web page": (b"<html>please log in</html>", r"its header would have"),
     "a pickle": (pickle.dumps({"a": 1}), "not a safetensors file but a pickle; persres reads nothing else"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,28 @@ def test_what_goes_wrong_after_the_manifest_is_a_failure_too(tmp_path):
 def test_a_dead_worker_is_a_named_failure(tmp_path):
     with pytest.raises(UnitFailures, match="worker process died"):
         run_units(units({"die": True}, {"a": 1}, {"a": 2}), tmp_path, write_name, 2, "cpu")
+
+
+def write_environment(unit: Unit, work, device: str) -> None:
+    folder = unit.folder(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "out.txt").write_text(os.environ.get("PERSRES_TEST", "none"))
+    finish(unit, work, [folder / "out.txt"])
+
+
+def test_workers_have_the_environment_of_the_call(tmp_path, monkeypatch):
+    """And not that of the first call, whose process they are forked from."""
+    forkserver._forkserver._stop()
+    seen = []
+    for place, value in enumerate(("first", None, "third")):
+        if value is None:
+            monkeypatch.delenv("PERSRES_TEST")
+        else:
+            monkeypatch.setenv("PERSRES_TEST", value)
+        made = units({"a": place}, {"a": place, "fits": 1})
+        run_units(made, tmp_path, write_environment, 2, "cpu")
+        seen.append({(unit.folder(tmp_path) / "out.txt").read_text() for unit in made})
+    assert seen == [{"first"}, {"none"}, {"third"}]
 
 
 def test_publishing_is_whole_or_not_at_all(tmp_path):
