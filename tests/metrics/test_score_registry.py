@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from persres.metrics.paper_figures import PAPER
-from persres.metrics.scores import PAPER_SCORES, SCORE_MODULES, SCORES, Score, score_columns
+from persres.metrics.scores import HEADLINE_SCORES, PAPER_SCORES, SCORE_MODULES, SCORES, Score, score_columns
 from persres.metrics.summary import config_table
 from persres.report.table_text import write_table
 from persres.report.terminal import score_table
@@ -22,6 +22,15 @@ from persres.report.terminal import score_table
 def test_every_score_has_its_function(score):
     assert list(inspect.signature(score.function).parameters) == ["inputs"]
     assert score.function.__module__ in SCORE_MODULES and score.function.__doc__
+
+
+def test_the_papers_scores_and_those_of_the_terminal():
+    assert PAPER_SCORES == ("clip_text", "clip_image", "dino")
+    assert HEADLINE_SCORES == ("clip_text", "clip_image", "dino", "background_change")
+    better = {name: score.higher_is_better for name, score in SCORES.items()}
+    assert [name for name, higher in better.items() if not higher] == ["background_change"]
+    classified = [name for name, score in SCORES.items() if score.needs_classifier]
+    assert classified == ["dino_object", "followed", "background_change"]
 
 
 def test_the_papers_scores_are_its_figures():

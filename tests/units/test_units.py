@@ -17,7 +17,7 @@ import torch
 
 from persres.errors import PersresError, UnitFailures
 from persres.units import disk
-from persres.units.checkpoints import write_tensors
+from persres.units.checkpoints import read_tensors, write_tensors
 from persres.units.files import digest_folder, link_file, publishing, write_atomic
 from persres.units.locks import stage_lock
 from persres.units.pool import _cores, run_units
@@ -146,6 +146,19 @@ def test_workers_have_the_environment_of_the_call(tmp_path, monkeypatch):
     assert seen == [{"first"}, {"none"}, {"third"}]
 
 
+def test_a_headers_metadata_is_sorted_so_that_the_same_result_has_the_same_digest(tmp_path):
+    settings = {name: "grün" for name in ("zebra", "mug", "ähre", "cat", "b", "a")}
+    digests = set()
+    for number, names in enumerate((list(settings), sorted(settings), sorted(settings)[::-1])):
+        path = tmp_path / f"{number}.safetensors"
+        write_tensors(path, {"x": torch.ones(2)}, {name: settings[name] for name in names})
+        digests.add(path.read_bytes())
+        header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+        assert list(header["__metadata__"].items()) == sorted(settings.items())
+        assert torch.equal(read_tensors(path)[0]["x"], torch.ones(2)) and read_tensors(path)[1] == settings
+    assert len(digests) == 1
+
+
 def test_publishing_is_whole_or_not_at_all(tmp_path):
     target = tmp_path / "data" / "out"
     with publishing(target) as fresh:
@@ -195,7 +208,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was(tmp_path):
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from persres.units.checkpoints import write_tensors
+from persres.units.checkpoints import read_tensors, write_tensors
 from persres.errors import PersresError
 path = Path(sys.argv[1])
 write_tensors(path, {"a": torch.ones(4)}, {})
