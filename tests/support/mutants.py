@@ -20,10 +20,12 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
 from tests.support.mutations import Mutation, mutated, mutations_of
@@ -275,7 +277,8 @@ def write_report(verdicts: list[Verdict], given: argparse.Namespace) -> None:
     file = OUT / "reasons.json"
     reasons = json.loads(file.read_text()) if file.exists() else {}
     alive = [v for v in verdicts if v.caught is None]
-    lines = ["# Mutation testing", "", f"{len(verdicts)} random mutants of `{'`, `'.join(FOLDERS)}` (seed {given.seed}): {1 - len(alive) / max(1, len(verdicts)):.1%} caught.", ""]  # fmt: skip
+    caught = 1 - len(alive) / max(1, len(verdicts))
+    lines = ["# Mutation testing", "", f"{len(verdicts)} random mutants (seed {given.seed}) of `{'`, `'.join(FOLDERS)}`: {caught:.1%} caught. {_measured()}", ""]  # fmt: skip
     lines += ["| folder | mutants | caught | by a unit test | by the golden run |", "|---|---|---|---|---|"]
     for folder in FOLDERS:
         part = [v for v in verdicts if v.module.startswith(f"persres/{folder}/")]
@@ -287,6 +290,13 @@ def write_report(verdicts: list[Verdict], given: argparse.Namespace) -> None:
         lines.append(f"- `{v.module}:{v.line}` {v.what}: `{v.code}`. {why}")
     (OUT / "report.md").write_text("\n".join(lines) + "\n")
     print(f"{OUT / 'report.md'}: {len(verdicts) - len(alive)} of {len(verdicts)} caught")
+
+
+def _measured() -> str:
+    """The commit whose code was mutated, and today's date."""
+    folders = [f"persres/{folder}" for folder in FOLDERS]
+    git = subprocess.run(["git", "log", "-1", "--format=%h", "--", *folders], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    return f"Measured at commit {git.stdout.strip() or 'unknown'} on {date.today().isoformat()}."
 
 
 if __name__ == "__main__":

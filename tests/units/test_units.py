@@ -147,7 +147,7 @@ def test_workers_have_the_environment_of_the_call(tmp_path, monkeypatch):
 
 
 def test_a_headers_metadata_is_sorted_so_that_the_same_result_has_the_same_digest(tmp_path):
-    settings = {name: "grün" for name in ("zebra", "mug", "ähre", "cat", "b", "a")}
+    settings = dict.fromkeys(("zebra", "mug", "ähre", "cat", "b", "a"), "grün")
     digests = set()
     for number, names in enumerate((list(settings), sorted(settings), sorted(settings)[::-1])):
         path = tmp_path / f"{number}.safetensors"
