@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import lzma
+import math
 
 import pytest
 import torch
@@ -62,6 +63,14 @@ def test_breeds_assign_their_probability_to_dog():
     )
     few = assign_names(BREEDS, best_names(BREEDS, list(BREEDS), known, short), known)
     assert few["corgi"] == {"corgi": 1.0}, "only candidates are names"
+
+
+def test_a_name_weighs_by_its_use_and_halves_with_each_further_token():
+    known = load_senses()
+    for noun, tokens in (("dog", 1), ("coffee mug", 2), ("golden retriever", 3)):
+        sense = known.senses[noun][0]
+        names = best_names([noun], [noun], known, lambda word, tokens=tokens: tokens)
+        assert names[sense.synset] == (noun, pytest.approx((1 + math.log1p(sense.count)) / 2 ** (tokens - 1)))
 
 
 @pytest.mark.parametrize(

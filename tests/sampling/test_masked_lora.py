@@ -208,6 +208,17 @@ def test_keys_and_values_are_blended_by_query(unet):
     torch.testing.assert_close(seen["out"], torch.where(mask.bool(), theirs, base), atol=1e-5, rtol=1e-4)
 
 
+def test_an_attention_that_normalises_its_inputs_is_refused_and_the_others_are_left_as_they_were(unet):
+    path = "up_blocks.1.attentions.0"
+    attn = unet.get_submodule(f"{path}.transformer_blocks.0.attn2")
+    attn.norm_q = torch.nn.LayerNorm(4)
+    before = dict(unet.attn_processors)
+    rule = MaskRule(torch.zeros(1, 1, 24).index_fill_(2, torch.tensor([2]), 1.0), mask_config=AUTO)
+    with pytest.raises(PersresError, match=f"{path}.*normalises"), masked_lora_hooks(unet, {}, Routing.everywhere(1), rule):  # fmt: skip
+        pass
+    assert unet.attn_processors == before
+
+
 @pytest.mark.parametrize("mask_config", [PAPER, AUTO])
 def test_our_residual_as_a_lora_equals_lag(tmp_path, mask_config):
     """The output projections' deltas, masked by both paths, in either export."""
