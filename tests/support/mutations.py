@@ -14,9 +14,15 @@ SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.FloorDiv: (ast.Mult,),
     ast.Mod: (ast.Mult,), ast.Pow: (ast.Mult,), ast.And: (ast.Or,), ast.Or: (ast.And,), ast.BitOr: (ast.BitAnd,), ast.BitAnd: (ast.BitOr,),
 }  # fmt: skip
-LOGGERS = ("log", "logger")
+LOGGERS = ("log", "logger", "advance")  # the last one moves a progress bar
 CACHES = ("lru_cache", "cache", "cached_property")  # the size of a cache changes no result
-UNSEEN = ("frozen", "strict", "device", "kw_only")  # keywords that change no result of right code on a CPU
+UNSEEN = (
+    "frozen",
+    "strict",
+    "device",
+    "kw_only",
+    "cancel_futures",
+)  # keywords that change no result of right code on a CPU
 Change = Callable[[ast.AST], None]
 
 
@@ -51,9 +57,11 @@ def _places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, Change]]:
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node but docstrings, annotations, imports, messages, logging, caches and devices."""
+    """Every node but docstrings, annotations, imports, messages, logging, caches, devices and what a GPU alone runs."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns") or (name == "args" and _is_raised(node)):
+            continue
+        if name == "body" and _needs_gpu(node):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.keyword) and child.arg in UNSEEN:
@@ -61,6 +69,12 @@ def _computing(node: ast.AST) -> Iterator[ast.AST]:
             if isinstance(child, ast.AST) and not _left_out(child):
                 yield child
                 yield from _computing(child)
+
+
+def _needs_gpu(node: ast.AST) -> bool:
+    """``if device.type == "cuda"``, whose body does not run here."""
+    tests = ast.walk(node.test) if isinstance(node, ast.If | ast.IfExp) else ()
+    return any(isinstance(part, ast.Constant) and part.value == "cuda" for part in tests)
 
 
 def _is_raised(node: ast.AST) -> bool:

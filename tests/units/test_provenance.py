@@ -19,7 +19,7 @@ def test_a_block_is_measured():
     assert 0.05 <= facts["seconds"] < 60 and facts["device"] == "cpu" and facts["versions"] == versions()
 
 
-def test_the_peak_is_the_blocks_own_in_mib():
+def test_the_peak_is_of_the_block_alone_in_mib():
     with measured(torch.device("cpu")) as before:
         pass
     with measured(torch.device("cpu")) as large:
