@@ -153,14 +153,24 @@ def server(monkeypatch):
 
 SLOWEST_FIRST = (
     "test_dvc",
+    "test_snippets",
     "test_world",
-    "test_evidence",
-    "test_workflow",
+    "test_golden",
     "test_versions",
     "test_versions_trouble",
+    "test_flow",
+    "test_evidence",
+    "test_families",
+    "test_pipeline",
+    "test_workflow",
+    "test_rivals",
+    "test_batched_training",
     "test_fleet",
     "test_extending",
     "test_code_digest",
+    "test_wheel",
+    "test_bench",
+    "test_pipeline_multi_concept",
 )
 
 

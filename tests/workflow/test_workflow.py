@@ -202,7 +202,7 @@ def test_ctrl_c_stops_within_seconds(tiny_params):
     command = [
         sys.executable,
         "-m",
-        "persres.cli.main",
+        "persres",
         "run",
         "train",
         "--params",
@@ -222,6 +222,7 @@ def test_ctrl_c_stops_within_seconds(tiny_params):
     )
     began = time.monotonic()
     while not list((where.work / "train").glob("*/checkpoint.safetensors")) and time.monotonic() < began + 240:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
