@@ -278,7 +278,9 @@ def write_report(verdicts: list[Verdict], given: argparse.Namespace) -> None:
     reasons = json.loads(file.read_text()) if file.exists() else {}
     alive = [v for v in verdicts if v.caught is None]
     caught = 1 - len(alive) / max(1, len(verdicts))
-    lines = ["# Mutation testing", "", f"{len(verdicts)} random mutants (seed {given.seed}) of `{'`, `'.join(FOLDERS)}`: {caught:.1%} caught. {_measured()}", ""]  # fmt: skip
+    explained = sum(_key(v) in reasons for v in alive)
+    others = 1 - (len(alive) - explained) / max(1, len(verdicts) - explained)
+    lines = ["# Mutation testing", "", f"{len(verdicts)} random mutants (seed {given.seed}) of `{'`, `'.join(FOLDERS)}`: {caught:.1%} caught. {explained} survivors change no result, for the reasons below; of the others {others:.1%} were caught. {_measured()}", ""]  # fmt: skip
     lines += ["| folder | mutants | caught | by a unit test | by the golden run |", "|---|---|---|---|---|"]
     for folder in FOLDERS:
         part = [v for v in verdicts if v.module.startswith(f"persres/{folder}/")]
@@ -286,10 +288,15 @@ def write_report(verdicts: list[Verdict], given: argparse.Namespace) -> None:
         lines.append(f"| {folder} | {len(part)} | {caught} | {caught - golden} | {golden} |")
     lines += ["", "## Survivors", ""]
     for v in sorted(alive, key=lambda v: (v.module, v.line)):
-        why = reasons.get(f"{v.module} | {v.code} | {v.what}", "**no reason yet**")
+        why = reasons.get(_key(v), "**no reason yet**")
         lines.append(f"- `{v.module}:{v.line}` {v.what}: `{v.code}`. {why}")
     (OUT / "report.md").write_text("\n".join(lines) + "\n")
     print(f"{OUT / 'report.md'}: {len(verdicts) - len(alive)} of {len(verdicts)} caught")
+
+
+def _key(verdict: Verdict) -> str:
+    """Of a reason in ``reasons.json``: line numbers change."""
+    return f"{verdict.module} | {verdict.code} | {verdict.what}"
 
 
 def _measured() -> str:
