@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was(tmp_path):
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from persres.units.checkpoints import read_tensors, write_tensors
+from persres.units.checkpoints import write_tensors
 from persres.errors import PersresError
 path = Path(sys.argv[1])
 write_tensors(path, {"a": torch.ones(4)}, {})
