@@ -144,7 +144,7 @@ def test_folding_the_latent_scale_changes_no_image():
     from persres.experiments.miniworld_training.vae import new_vae, normalise
 
     images = np.stack([np.asarray(draw(scene_at(RECIPE, "val", i)[0], i).image) for i in range(32)])
-    vae = new_vae(0).eval()
+    vae = new_vae(RECIPE).eval()
     from persres.experiments.miniworld_training.loop import images_to_tensor
 
     x = images_to_tensor(images[:4])
@@ -154,8 +154,8 @@ def test_folding_the_latent_scale_changes_no_image():
         normalise(vae, images)
         latents = vae.encode(images_to_tensor(images)).latent_dist
         torch.testing.assert_close(vae.decode(vae.encode(x).latent_dist.mean).sample, before, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(latents.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.mean.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.mean.mean((0, 2, 3)), torch.zeros(RECIPE.latent_channels), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.mean.std((0, 2, 3)), torch.ones(RECIPE.latent_channels), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std[:4] * raw[:, None, None], std, atol=1e-4, rtol=1e-3)
 
 

@@ -21,11 +21,15 @@ class Recipe:
     scenes: int = 20_000
     identities: int = 4_000  # appearances that no caption can describe, for the image encoders
     views: int = 4  # images of each identity
-    # image encoders and attribute classifier
+    nameless_scenes: int = 14_000  # scenes in every style whose objects no caption can describe
+    # autoencoder, on scenes and nameless scenes
+    latent_channels: int = 8  # with 4 emblems and small parts are lost
+    vae_channels: tuple[int, ...] = (24, 48, 96)
     vae_steps: int = 5_100
     vae_whole_steps: int = 1_200  # at the end, on whole images instead of crops
     vae_batch: int = 16
     vae_decoder_steps: int = 1_500  # then the decoder alone
+    # image encoders and attribute classifier
     clip_steps: int = 1_600
     clip_batch: int = 64
     clip_locked_steps: int = 600  # then, with the text tower frozen, on random captions and identities

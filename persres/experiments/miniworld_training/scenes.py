@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
 from persres.seeding import seed_from
 
+NAMELESS = "nameless"  # how the names of splits begin whose objects no caption can describe
+RandomAppearance = Callable[[Recipe, np.random.Generator], Appearance]
 _COLOURS = tuple(COLOURS)
 _EMBLEMS = ("heart", "star", "diamond", "cross", "disc")
 
@@ -29,11 +32,11 @@ def random_appearance(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     return Appearance(_choice(rng, recipe.kinds), _choice(rng, _COLOURS), _choice(rng, recipe.patterns))
 
 
-def random_scene(recipe: Recipe, rng: np.random.Generator) -> Scene:
-    """A scene of the training world."""
+def random_scene(recipe: Recipe, rng: np.random.Generator, appearance: RandomAppearance = random_appearance) -> Scene:
+    """A scene of the training world, its objects by ``appearance``."""
     style = recipe.styles[rng.choice(len(recipe.styles), p=recipe.style_weights)]
-    second = random_appearance(recipe, rng) if rng.random() < recipe.second else None
-    return Scene(random_appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
+    second = appearance(recipe, rng) if rng.random() < recipe.second else None
+    return Scene(appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
 def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
@@ -49,9 +52,9 @@ def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
 
 
 def scene_at(recipe: Recipe, split: str, index: int) -> tuple[Scene, np.random.Generator]:
-    """Scene ``index`` of a split, and the generator that then draws its pose."""
+    """Scene ``index`` of a split, and the generator that then draws its pose. Objects of the nameless splits are identities."""
     rng = np.random.default_rng(seed_from("scene", split, index, recipe.seed))
-    return random_scene(recipe, rng), rng
+    return random_scene(recipe, rng, random_identity if split.startswith(NAMELESS) else random_appearance), rng
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from diffusers import AutoencoderKL
 
 from persres.errors import PersresError
@@ -24,7 +25,7 @@ from persres.experiments.miniworld_training import unet as train_unet
 from persres.experiments.miniworld_training import vae as train_vae
 from persres.experiments.miniworld_training.evaluate import evaluate
 from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import load_identities, load_scenes
+from persres.experiments.miniworld_training.scenes import NAMELESS, load_identities, load_scenes
 from persres.package_paths import PACKAGE
 
 OUT = PACKAGE / "miniworld" / "weights"
@@ -35,14 +36,20 @@ def _scenes(work: Path):
     return load_scenes(RECIPE, "train", RECIPE.scenes, work / "data")
 
 
+def _nameless(work: Path):
+    return load_scenes(RECIPE, f"{NAMELESS}-train", RECIPE.nameless_scenes, work / "data")
+
+
 def _data(work: Path) -> None:
     _scenes(work)
+    _nameless(work)
     load_scenes(RECIPE, "val", 1000, work / "data")
     load_identities(RECIPE, work / "data")
 
 
 def _vae(work: Path) -> None:
-    vae = train_vae.train_vae(RECIPE, _scenes(work).images, work)
+    images = np.concatenate([_scenes(work).images, _nameless(work).images])
+    vae = train_vae.train_vae(RECIPE, images[np.random.default_rng(RECIPE.seed).permutation(len(images))], work)
     vae.half().save_pretrained(work / "sd" / "vae")
 
 

@@ -1,4 +1,4 @@
-"""The mini autoencoder: ``AutoencoderKL``, factor 4, 64×64×3 <-> 16×16×4."""
+"""The mini autoencoder: ``AutoencoderKL``, factor 4, 64×64×3 <-> 16×16×8."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from diffusers import AutoencoderKL
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
 
-CONFIG = {
+CONFIG = {  # the rest: Recipe.vae_channels, Recipe.latent_channels
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (16, 32, 64),
     "layers_per_block": 1,
-    "latent_channels": 4,
     "norm_num_groups": 8,
     "sample_size": 64,
     "mid_block_add_attention": False,
@@ -27,20 +25,20 @@ CONFIG = {
 }
 
 
-def new_vae(seed: int) -> AutoencoderKL:
+def new_vae(recipe: Recipe) -> AutoencoderKL:
     """Return an autoencoder with fresh weights and a narrow posterior, so that its noise does not hide the signal at the start."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(**CONFIG)
+    torch.manual_seed(recipe.seed)
+    vae = AutoencoderKL(**CONFIG, block_out_channels=recipe.vae_channels, latent_channels=recipe.latent_channels)
     with torch.no_grad():
-        vae.quant_conv.weight[4:] = 0
-        vae.quant_conv.bias[4:] = -7.0
+        vae.quant_conv.weight[recipe.latent_channels :] = 0
+        vae.quant_conv.bias[recipe.latent_channels :] = -7.0
     return vae
 
 
 def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL:
     """Train on uint8 [n, 64, 64, 3]; return an autoencoder with normalised latents (mean 0, std 1 per channel)."""
     device = training_device()
-    vae = new_vae(recipe.seed).to(device)
+    vae = new_vae(recipe).to(device)
     whole_from = recipe.vae_steps - recipe.vae_whole_steps
 
     def loss(step: int, seed: int) -> torch.Tensor:
@@ -83,10 +81,10 @@ def normalise(vae: AutoencoderKL, images: np.ndarray) -> AutoencoderKL:
     """Fold the latents' mean and scale into the adjacent 1×1 convolutions, so that the scaling factor is 1."""
     moments = torch.cat([vae.encode(images_to_tensor(chunk)).latent_dist.mean for chunk in np.array_split(images, 32)])
     mean, std = moments.mean((0, 2, 3)), moments.std((0, 2, 3))
-    weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
-    weight[:4] /= std[:, None, None, None]
-    bias[:4] = (bias[:4] - mean) / std
-    bias[4:] -= 2 * std.log()  # the posterior's log-variance in the new units
+    weight, bias, count = vae.quant_conv.weight, vae.quant_conv.bias, len(mean)
+    weight[:count] /= std[:, None, None, None]
+    bias[:count] = (bias[:count] - mean) / std
+    bias[count:] -= 2 * std.log()  # the posterior's log-variance in the new units
     post = vae.post_quant_conv
     post.bias += torch.einsum("oihw,i->o", post.weight, mean)
     post.weight *= std[None, :, None, None]
