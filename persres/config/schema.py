@@ -165,12 +165,13 @@ class VariantSettings(Section):
 @dataclass(frozen=True)
 class SettingsTypes:
     """What higher layers register: settings types by method, the method of a variant without ``method``, the datasets, and
-    those of them with an attribute classifier."""
+    those of them with an attribute classifier and with a renderer."""
 
     methods: Mapping[str, type[VariantSettings]]
     default: str
     datasets: frozenset[str] = frozenset()
     classified: frozenset[str] = frozenset()
+    rendered: frozenset[str] = frozenset()
 
 
 class Train(Section):
@@ -233,6 +234,8 @@ class SamplingConfig(Section):
     """One config: a way to sample a training variant (paper 3.3 and 4.3). No ``variant`` samples the base model."""
 
     variant: str | None = None
+    # control: no model samples; the dataset's renderer draws the concept in the prompted scene. autoencoder: encoded and decoded once
+    ground_truth: Literal["rendered", "autoencoder"] | None = None
     strength: float = Field(1.0, ge=0)  # scales ΔW; 0 leaves only V* in the prompt
     lag: bool | Literal["auto"] = False  # true: the paper's masks unless set below; auto: our masks
     mask: MaskName = "median"  # threshold of an attention map (paper: median)
@@ -253,8 +256,15 @@ class SamplingConfig(Section):
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; None: all
     seed: int = 0
 
+    @property
+    def is_base(self) -> bool:
+        """Whether it samples the base model alone."""
+        return self.variant is None and self.ground_truth is None
+
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:
+        if self.ground_truth is not None and self.variant is not None:
+            raise ValueError("ground_truth draws without a residual; remove variant")
         if self.lag and self.variant is None:
             raise ValueError("lag: true needs a residual; set variant to a training variant")
         changed = [
@@ -367,7 +377,12 @@ class Profile(Section):
             return [
                 f"score.attribute_classifier: dataset {dataset} has none (only {available} has one); leave the setting out"
             ]
-        return []
+        configs = {name: self.sample.config(name) for name in self.sample.configs}
+        return [
+            f"sample.configs.{name}.ground_truth: dataset {dataset} has no renderer (only {', '.join(sorted(types.rendered))} has one)"
+            for name, sampling in configs.items()
+            if sampling.ground_truth is not None and dataset not in types.rendered
+        ]
 
     def _config_problems(self, name: str) -> list[str]:
         """Settings of a config that its training variant does not support."""

@@ -17,6 +17,7 @@ DATASETS: dict[str, str | None] = {  # name -> module of its attribute classifie
     "customconcept101": None,
     "dreambooth": None,
 }
+RENDERERS = {"miniworld": "persres.miniworld.ground_truth"}  # name -> module that draws a concept in a prompted scene
 CLASSIFIERS = {name: module for name, module in DATASETS.items() if module is not None}
 
 
@@ -25,6 +26,11 @@ def dataset_named(name: str) -> ModuleType:
     if name not in DATASETS:
         raise PersresError(f"fetch.dataset: no dataset {name!r}; one of {', '.join(DATASETS)}")
     return import_module(f"persres.datasets.{name}")
+
+
+def renderer_module(dataset: str) -> ModuleType:
+    """A dataset's renderer: ``render_prompt(concept, template, seed)`` returns the right answer to a prompt."""
+    return import_module(RENDERERS[dataset])
 
 
 def classifier_module(dataset: str) -> ModuleType:

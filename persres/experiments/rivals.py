@@ -16,7 +16,7 @@ from persres.experiments.evidence.provenance import measured_line, provenance
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import PAPER_SCORES, SCORES
 from persres.report.sheets import write_sheets
-from persres.report.table_text import markdown
+from persres.report.table_text import markdown, parameter_text
 from persres.units.context import Context
 from persres.units.files import publishing
 from persres.workflow import load_context, run_chain
@@ -78,7 +78,7 @@ def _table(table: pd.DataFrame) -> str:
     rows = [
         [
             str(row["row"]),
-            f"{int(row['params']):,}",
+            parameter_text(row["params"]),
             "–" if pd.isna(row["train_s"]) else f"{row['train_s']:.0f}",
             *_cells(row),
         ]
@@ -90,7 +90,7 @@ def _table(table: pd.DataFrame) -> str:
 def _over_base(tables: dict) -> str:
     """Each method of table 1 minus the base model."""
     pairs = tables["differences"].set_index(["config", "against"])
-    base = tables["table1"].iloc[-1]["config"]
+    base = tables["differences"]["against"].iloc[0]  # its first pair is against the base model
     rows = [
         [
             row["row"],

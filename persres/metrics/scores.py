@@ -18,7 +18,8 @@ class Score:
     """One column of the score rows.
 
     ``module`` of this package holds the function ``name`` that computes it. ``paper``: the paper reports it too. ``headline``:
-    it stands in the short tables (terminal, README). ``note`` explains it below a table.
+    it stands in the short tables (terminal, README). ``identity``: it measures likeness to the concept, so that it can be given as a share of
+    the ground truth's. ``note`` explains it below a table.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Score:
     module: str
     paper: bool = False
     headline: bool = False
+    identity: bool = False
     needs_classifier: bool = False
     higher_is_better: bool = True
     digits: int = 3
@@ -44,9 +46,9 @@ class Score:
 
 SCORES = {score.name: score for score in (
     Score("clip_text", "CLIP text", "encoder_scores", paper=True, headline=True),
-    Score("clip_image", "CLIP image", "encoder_scores", paper=True, headline=True),
-    Score("dino", "DINO", "encoder_scores", paper=True, headline=True),
-    Score("dino_object", "DINO, object alone", "encoder_scores", needs_classifier=True,
+    Score("clip_image", "CLIP image", "encoder_scores", paper=True, headline=True, identity=True),
+    Score("dino", "DINO", "encoder_scores", paper=True, headline=True, identity=True),
+    Score("dino_object", "DINO, object alone", "encoder_scores", identity=True, needs_classifier=True,
           note="DINO of the images and references with everything outside the objects painted grey."),
     Score("followed", "prompt followed", "prompt_attributes", needs_classifier=True,
           note="share of the attributes in the prompt (background, second object, style, colour) that the attribute classifier "

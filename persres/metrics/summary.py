@@ -21,6 +21,15 @@ def bootstrap_interval(values: np.ndarray, rounds: int, seed: int) -> tuple[floa
     return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
 
 
+def ratio_interval(above: np.ndarray, below: np.ndarray, rounds: int, seed: int) -> tuple[float, float]:
+    """95% percentile interval of mean(above) / mean(below), resampling concepts in pairs. NaN below five concepts."""
+    if len(above) < MIN_FOR_INTERVAL or np.isnan(above).any() or np.isnan(below).any():
+        return float("nan"), float("nan")
+    rows = np.random.default_rng(seed).integers(len(above), size=(rounds, len(above)))
+    low, high = np.percentile(above[rows].mean(1) / below[rows].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def per_concept(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Mean of each column by config and concept."""
     return rows.groupby(["config", "concept"], sort=False)[columns].mean().reset_index()

@@ -252,7 +252,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
         canvas.paste(placed, mask=placed.getchannel("A"))
         small = np.asarray(placed.getchannel("A").resize((SIZE, SIZE), Image.BOX)) > 127
         masks = [m & ~small for m in masks] + [small]
-    gain = rng.uniform(0.9, 1.08)
-    canvas = Image.fromarray(np.clip(np.asarray(canvas) * gain, 0, 255).astype(np.uint8))
+    brightness = np.clip(np.arange(256) * rng.uniform(0.9, 1.08), 0, 255).astype(np.uint8)
+    canvas = canvas.point([int(value) for value in brightness] * 3)
     image = styles.apply(scene.style, canvas, SIZE, rng)
     return Rendered(image, np.stack(masks))

@@ -32,6 +32,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 236),
 }
 
+EMBLEMS = ("heart", "star", "diamond", "cross", "disc")  # no caption names them
+
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 
 BACKGROUNDS: dict[str, str] = {  # name -> phrase in a caption

@@ -30,7 +30,7 @@ def write_cards(context: Context, out: Path) -> None:
     """Write one card and one preview for every variant and concept that were trained and sampled."""
     rows = pd.read_parquet(scores_path(context.data))
     configs = {name: facts.sampling for name, facts in read_index(context).configs.items()}
-    base = [name for name, sampling in configs.items() if sampling.variant is None]
+    base = [name for name, sampling in configs.items() if sampling.is_base]
     for variant in context.profile.train.variants:
         names = [n for n, sampling in configs.items() if sampling.variant == variant and not sampling.wrong_concept]
         for concept, _ in read_concepts(context.data / "concepts"):

@@ -55,15 +55,21 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
+def parameter_text(count: float) -> str:
+    """A number of parameters; a dash for the ground truth, which has none."""
+    return f"{int(count):,}" if count else "–"
+
+
 def write_table(path: Path, title: str, table: pd.DataFrame, notes: str) -> None:
     """``<path>.csv`` with every column; ``<path>.md`` with intervals next to the scores and the notes below."""
     table.to_csv(path.with_suffix(".csv"), index=False)
     shown = table.copy()
-    for column in (name for name in SCORES if name in table):
-        shown[column] = [_with_interval(row, column, SCORES[column].digits + 1) for _, row in table.iterrows()]
+    for column in (name for name in table if f"{name}_low" in table):
+        digits = SCORES[column].digits + 1 if column in SCORES else 3
+        shown[column] = [_with_interval(row, column, digits) for _, row in table.iterrows()]
         shown = shown.drop(columns=[f"{column}_{end}" for end in ("low", "high", "p") if f"{column}_{end}" in shown])
     if "params" in shown:
-        shown["params"] = [f"{int(p):,}" for p in shown["params"]]
+        shown["params"] = [parameter_text(p) for p in shown["params"]]
     for column, digits in COSTS.items():
         if column in shown:
             shown[column] = ["–" if pd.isna(v) else f"{v:.{digits}f}" for v in table[column]]

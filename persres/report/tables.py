@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persres.metrics.ceiling import ceiling_row
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.scores import PAPER_SCORES, score_columns
 from persres.metrics.summary import config_table, difference
@@ -19,6 +20,9 @@ from persres.units.context import Context
 from persres.units.costs import read_costs
 from persres.units.outputs import ConfigFacts, read_index, scores_path
 
+CEILING_NOTES = """- share: (config − base model) / (ground truth − base model), of means over concepts; 1 is what a perfect image scores.
+- distance: config − ground truth. A perfect image may score lower in CLIP text than the base model's.
+- [low, high] is the 95% bootstrap interval over concepts, from five concepts on. Each config is compared over the images that it shares with both."""
 IMAGE = ["concept", "prompt", "image"]  # columns that identify an image of a config
 
 
@@ -47,6 +51,21 @@ def write_tables(context: Context, out: Path) -> None:
         table = pd.concat(parts, ignore_index=True)
         write_table(out / name, title, table[[key, *table.columns[:-1]]], notes)
         figure(table, out / f"{name}.png")
+    _write_ceiling(rows, configs, out, resampling)
+
+
+def _write_ceiling(rows: pd.DataFrame, configs: dict[str, ConfigFacts], out: Path, resampling: tuple[int, int]) -> None:
+    """How near every config comes to the ground truth, where the dataset can draw it."""
+    sampling = {name: facts.sampling for name, facts in configs.items()}
+    base = [name for name in sampling if sampling[name].is_base]
+    truth = [name for name in sampling if sampling[name].ground_truth == "rendered"]
+    if not base or not truth:
+        return
+    ends, lines = (base[0], truth[0]), []
+    for name in dict.fromkeys(rows["config"]):
+        images = shared_images(rows, list(dict.fromkeys([*ends, name])))
+        lines.append(ceiling_row(images, name, ends, *resampling))
+    write_table(out / "ceiling", "How near to the ground truth", pd.DataFrame(lines), CEILING_NOTES)
 
 
 def shared_images(rows: pd.DataFrame, configs: list[str]) -> pd.DataFrame:
@@ -82,7 +101,7 @@ def _pairs(context: Context, names: list[str], configs: dict[str, ConfigFacts]) 
     """Config pairs to compare: each against the base model, LAG against the same variant without it, and the rows of a paper
     table against its row "Ours" (its first row where there is none)."""
     sampling = {name: configs[name].sampling for name in names}
-    base = [name for name in names if sampling[name].variant is None][:1]
+    base = [name for name in names if sampling[name].is_base][:1]
     pairs = [(name, base[0]) for name in names if base and name != base[0]]
     for lag in (name for name in names if sampling[name].lag):
         plain = [n for n in names if not sampling[n].lag and sampling[n].variant == sampling[lag].variant]

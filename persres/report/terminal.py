@@ -13,6 +13,7 @@ from persres.errors import PersresError
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import HEADLINE_SCORES, SCORES, score_columns
 from persres.metrics.summary import MIN_FOR_INTERVAL, difference
+from persres.report.table_text import parameter_text
 
 WIDTH = 100
 
@@ -52,7 +53,7 @@ def score_table(title: str, scores: pd.DataFrame) -> Table:
         table.add_column(heading, justify="right")
     for _, row in scores.iterrows():
         cells = [number(row[name], SCORES[name].digits) for name in columns]
-        table.add_row(str(row.get("row", row["config"])), *cells, f"{int(row['params']):,}")
+        table.add_row(str(row.get("row", row["config"])), *cells, parameter_text(row["params"]))
     return table
 
 

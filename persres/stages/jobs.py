@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import create_model
 
 from persres.config.schema import SamplingConfig, VariantSettings
-from persres.datasets.registry import CLASSIFIERS
+from persres.datasets.registry import CLASSIFIERS, RENDERERS
 from persres.errors import PersresError
 from persres.methods.common.registry import method_named
 from persres.metrics.scores import SCORE_MODULES
@@ -90,7 +90,13 @@ def train_cost(settings: VariantSettings) -> float:
 
 def sample_cost(images: int, sampling: SamplingConfig) -> float:
     """Denoising steps of so many images."""
-    return images * sampling.steps
+    return 0 if sampling.ground_truth else images * sampling.steps
+
+
+def sampled_by(spec: SampleSpec) -> list[str]:
+    """The modules that a sampling spec names."""
+    names = [] if spec.method is None else [f"persres.methods.{spec.method}"]
+    return names + ([] if spec.renderer is None else [RENDERERS[spec.renderer]])
 
 
 JOB_TYPES = {
@@ -114,7 +120,7 @@ JOB_TYPES = {
         SampleSpec,
         "persres.methods.common.sample_units:sample_unit",
         "persres.methods.common.batched_sampling:sampling_job",
-        modules=lambda spec: [] if spec.method is None else [f"persres.methods.{spec.method}"],
+        modules=sampled_by,
         models=base_model,
         cost=lambda spec: sample_cost(len(spec.image_specs), spec.sampling),
         rate="denoising_step_s",

@@ -52,6 +52,7 @@ def _unit(context: Context, config: str, concept: Concept, folder: Path) -> Unit
         method=method and method.name,
         learned=_learned(context, sampling, concept.name),
         photos=(FileRef.of(reference_photos(folder)[0]),) if method and method.needs_photo else (),
+        renderer=context.profile.fetch.dataset if sampling.ground_truth else None,
     )
 
 

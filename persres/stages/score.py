@@ -23,11 +23,11 @@ def score_units(context: Context) -> list[Unit[ScoreSpec]]:
     """The scoring units, one per image archive."""
     concepts = {concept.name: (concept, folder) for concept, folder in read_concepts(context.data / "concepts")}
     index, encoders, samples = read_index(context), context.profile.encoders, context.data / "samples"
-    base = next((name for name, facts in index.configs.items() if facts.sampling.variant is None), None)
+    base = next((name for name, facts in index.configs.items() if facts.sampling.is_base), None)
     classifier, units = _classifier(context), []
     for archive in index.archives:
         concept, folder = concepts[archive.spec.concept]
-        compared = base not in (None, archive.spec.config)
+        compared = base not in (None, archive.spec.config) and archive.spec.sampling.ground_truth is None
         unit = make_unit(
             "score",
             archive.name,

@@ -126,7 +126,7 @@ class ImageSpec(BaseModel):
 
 class SampleSpec(Spec):
     """The images of one concept by one config. ``method`` is the training method that wrote ``learned``; both are None for the base
-    model. ``photos`` are only given to methods that sample next to one."""
+    model. ``photos`` are only given to methods that sample next to one. ``renderer``: the dataset that draws the ground truth."""
 
     base: Base
     model: str
@@ -139,6 +139,7 @@ class SampleSpec(Spec):
     method: str | None
     learned: FileRef | None
     photos: tuple[FileRef, ...]
+    renderer: str | None = None
     code: str
 
     @property

@@ -12,13 +12,14 @@ from persres.experiments.evidence import claims, figures, pages
 from persres.experiments.evidence.claims import MARGINS
 from persres.experiments.evidence.localisation import TOKENS, baselines, localisation_rows
 from persres.experiments.evidence.provenance import WEIGHTS
-from persres.experiments.evidence.scenes import concept_case, concept_named, joined, nameable_case
+from persres.experiments.evidence.scenes import concept_case, joined, nameable_case
 from persres.experiments.miniworld_training.evaluate import base_quality, identity_auc
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.scores import SCORES, score_columns
 from persres.metrics.summary import config_table
+from persres.miniworld.concepts import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
 from persres.residuals.file import load_bank

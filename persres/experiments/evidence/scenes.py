@@ -12,7 +12,7 @@ from persres.experiments.miniworld_training.captions import noun_phrase
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.experiments.miniworld_training.scenes import random_appearance, scene_at
 from persres.images import to_tensor
-from persres.miniworld.concepts import CONCEPTS, Concept
+from persres.miniworld.concepts import Concept
 from persres.miniworld.render import Rendered, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, STYLES
 from persres.models.diffusion import Diffusion, posterior
@@ -67,11 +67,6 @@ def two_object_case(diffusion: Diffusion, concept: Concept, count: int, token: s
             f"a photo of a {token} {concept.appearance.kind} next to {noun_phrase(second)} {BACKGROUNDS[background]}"
         )
     return _case(diffusion, rendered, prompts, [concept.appearance.kind] * count, token)
-
-
-def concept_named(name: str) -> Concept:
-    """Return the mini world's concept of that name."""
-    return next(concept for concept in CONCEPTS if concept.name == name)
 
 
 def joined(cases: list[Case]) -> Case:

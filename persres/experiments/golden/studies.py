@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from persres.config.schema import SamplingConfig
 from persres.experiments.evidence import localisation
-from persres.experiments.evidence.scenes import concept_case, concept_named, nameable_case, two_object_case
+from persres.experiments.evidence.scenes import concept_case, nameable_case, two_object_case
 from persres.experiments.extensions.early_stopping import traces
 from persres.experiments.extensions.masked_lora import measure as masked_lora
 from persres.experiments.extensions.masked_lora.sampling import CONFIGS as LORA_CONFIGS
@@ -38,6 +38,7 @@ from persres.experiments.extensions.zero_shot_class import measure as zero_shot_
 from persres.experiments.golden.figures import Collector
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
+from persres.miniworld.concepts import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
 from persres.package_paths import located

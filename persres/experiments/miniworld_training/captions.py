@@ -23,10 +23,10 @@ def full_caption(scene: Scene) -> str:
     return _caption(scene, noun_phrase(scene.subject), background=True)
 
 
-def _caption(scene: Scene, subject: str, background: bool) -> str:
+def _caption(scene: Scene, subject: str, background: bool, second: str = "") -> str:
     parts = [STYLES[scene.style], subject]
     if scene.second is not None:
-        parts += ["next to", noun_phrase(scene.second)]
+        parts += ["next to", second or noun_phrase(scene.second)]
     if background:
         parts.append(BACKGROUNDS[scene.background])
     return " ".join(parts)
@@ -38,9 +38,19 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def nameless_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption in which a rare token stands for the whole appearance, as V* does."""
-    rare = RARE_TOKENS[rng.integers(len(RARE_TOKENS))]
-    return _caption(scene, noun_phrase(scene.subject, colour=False, pattern=False, rare=rare), rng.random() < 0.85)
+    """A caption in which rare tokens stand for parts and marks, as V* does; colour and pattern of the body are named in a quarter each."""
+    background, *named = rng.random(5) < (0.85, 0.25, 0.25, 0.25, 0.25)
+    rare = rng.permutation(RARE_TOKENS)
+    subject = noun_phrase(scene.subject, colour=named[0], pattern=named[1], rare=str(rare[0]))
+    if scene.second is not None and is_nameless(scene.second):
+        second = noun_phrase(scene.second, colour=named[2], pattern=named[3], rare=str(rare[1]))
+        return _caption(scene, subject, background, second)
+    return _caption(scene, subject, background)
+
+
+def is_nameless(appearance: Appearance) -> bool:
+    """Whether the appearance has something that no caption can describe."""
+    return bool(appearance.parts or appearance.emblem or appearance.band)
 
 
 def random_mention(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Recipe:
     """Vocabulary, sizes and training budgets.
 
-    ``style_weights`` are probabilities in the order of ``styles``; ``second`` is the share of scenes with a second object.
+    ``style_weights`` are probabilities in the order of ``styles``; ``second`` is the share of scenes with a second object. The shards that
+    the autoencoder and the U-Net train on have shares of their own.
     """
 
     seed: int = 7
@@ -21,14 +22,21 @@ class Recipe:
     scenes: int = 20_000
     identities: int = 4_000  # appearances that no caption can describe, for the image encoders
     views: int = 4  # images of each identity
-    nameless_scenes: int = 14_000  # scenes in every style whose objects no caption can describe
-    # autoencoder, on scenes and nameless scenes
+    # shards of rendered scenes, for the autoencoder and the U-Net: balanced ones, and nameless ones whose subject no caption can describe
+    shard: int = 5_000  # scenes in one
+    balanced_shards: int = 40
+    nameless_shards: int = 20
+    shard_style_weights: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
+    shard_second: float = 0.35
+    # autoencoder
+    vae_shards: int = 3  # of each kind
     latent_channels: int = 8  # with 4 emblems and small parts are lost
     vae_channels: tuple[int, ...] = (24, 48, 96)
-    vae_steps: int = 5_100
+    vae_steps: int = 5_700
+    vae_batch: int = 16  # crops
     vae_whole_steps: int = 1_200  # at the end, on whole images instead of crops
-    vae_batch: int = 16
-    vae_decoder_steps: int = 1_500  # then the decoder alone
+    vae_whole_batch: int = 8
+    vae_decoder_steps: int = 800  # then the decoder alone, on whole images
     # image encoders and attribute classifier
     clip_steps: int = 1_600
     clip_batch: int = 64
@@ -40,17 +48,13 @@ class Recipe:
     # U-Net
     unet_workers: int = 2  # processes on a CPU; their batches add up
     unet_channels: tuple[int, ...] = (48, 96, 144)
-    unet_steps: int = 2_800
+    unet_steps: int = 31_000
     unet_batch: int = 32  # per worker
     unet_lr: float = 1e-3
-    unet_decay_from: float = 0.6  # share of the steps after which the learning rate decays to zero
+    unet_decay_from: float = 0.75  # share of the steps after which the learning rate decays to zero
     unet_ema: float = 0.999
-    # then with a new optimizer, with more hard scenes and identities
-    unet_second_steps: int = 2_000
-    unet_second_lr: float = 7e-4
-    unet_second_decay_from: float = 0.4
-    unet_nameless: float = 0.15  # share of images that show an identity
-    unet_favoured: tuple[tuple[str, float], ...] = (("robot", 1.5), ("cat", 1.3), ("watercolour", 1.7), ("second", 1.5))
+    unet_nameless: float = 1 / 3  # share of images whose subject no caption can describe
+    unet_favoured: tuple[tuple[str, float], ...] = (("robot", 1.5), ("cat", 1.3))
     prompt_length: int = 24  # tokens with start and end; the longest caption has 21
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,11 @@ from persres.experiments.miniworld_training.recipe import Recipe
 from persres.miniworld.concepts import CONCEPTS
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.shapes import SHAPES
-from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, EMBLEMS
 from persres.seeding import seed_from
 
-NAMELESS = "nameless"  # how the names of splits begin whose objects no caption can describe
-RandomAppearance = Callable[[Recipe, np.random.Generator], Appearance]
+BALANCED, NAMELESS = "balanced", "nameless"  # splits of the shards; subjects of the second no caption can describe
 _COLOURS = tuple(COLOURS)
-_EMBLEMS = ("heart", "star", "diamond", "cross", "disc")
 
 
 def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -32,29 +29,50 @@ def random_appearance(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     return Appearance(_choice(rng, recipe.kinds), _choice(rng, _COLOURS), _choice(rng, recipe.patterns))
 
 
-def random_scene(recipe: Recipe, rng: np.random.Generator, appearance: RandomAppearance = random_appearance) -> Scene:
-    """A scene of the training world, its objects by ``appearance``."""
+def random_scene(recipe: Recipe, rng: np.random.Generator) -> Scene:
+    """A scene that a caption can describe in full, with the encoders' shares of styles and second objects."""
     style = recipe.styles[rng.choice(len(recipe.styles), p=recipe.style_weights)]
-    second = appearance(recipe, rng) if rng.random() < recipe.second else None
-    return Scene(appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
+    second = random_appearance(recipe, rng) if rng.random() < recipe.second else None
+    return Scene(random_appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
 def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
     """An appearance that no caption can describe: recoloured parts, an emblem, a band. Never one of the concepts."""
+    return _identity(recipe, rng, most_parts=2, dark=False)
+
+
+def any_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
+    """As :func:`random_identity`, with up to four recoloured parts, dark ones too: every look that a concept can have."""
+    return _identity(recipe, rng, most_parts=4, dark=True)
+
+
+def _identity(recipe: Recipe, rng: np.random.Generator, most_parts: int, dark: bool) -> Appearance:
     kind = _choice(rng, recipe.kinds)
-    names = [name for name, role, _ in SHAPES[kind] if role != "dark"]
-    recoloured = rng.permutation(names)[: rng.integers(0, 3)]
+    names = [name for name, role, _ in SHAPES[kind] if dark or role != "dark"]
+    recoloured = rng.permutation(names)[: rng.integers(0, most_parts + 1)]
     parts = tuple((str(name), _choice(rng, _COLOURS)) for name in recoloured)
-    emblem = (_choice(rng, _EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
+    emblem = (_choice(rng, EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
     band = _choice(rng, _COLOURS) if rng.random() < 0.25 else None
     appearance = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
-    return random_identity(recipe, rng) if appearance in {c.appearance for c in CONCEPTS} else appearance
+    return _identity(recipe, rng, most_parts, dark) if appearance in {c.appearance for c in CONCEPTS} else appearance
+
+
+def _shard_scene(recipe: Recipe, rng: np.random.Generator, nameless: bool) -> Scene:
+    """A scene of a shard. Next to a nameless subject, the second object is nameless in a third of the cases."""
+    style = recipe.styles[rng.choice(len(recipe.styles), p=recipe.shard_style_weights)]
+    subject = (any_identity if nameless else random_appearance)(recipe, rng)
+    second = None
+    if rng.random() < recipe.shard_second:
+        second = (any_identity if nameless and rng.random() < 1 / 3 else random_appearance)(recipe, rng)
+    return Scene(subject, _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
 def scene_at(recipe: Recipe, split: str, index: int) -> tuple[Scene, np.random.Generator]:
-    """Scene ``index`` of a split, and the generator that then draws its pose. Objects of the nameless splits are identities."""
+    """Scene ``index`` of a split, and the generator that then draws its pose."""
     rng = np.random.default_rng(seed_from("scene", split, index, recipe.seed))
-    return random_scene(recipe, rng, random_identity if split.startswith(NAMELESS) else random_appearance), rng
+    if split in (BALANCED, NAMELESS):
+        return _shard_scene(recipe, rng, split == NAMELESS), rng
+    return random_scene(recipe, rng), rng
 
 
 @dataclass(frozen=True)

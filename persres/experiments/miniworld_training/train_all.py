@@ -24,8 +24,10 @@ from persres.experiments.miniworld_training import folders as build
 from persres.experiments.miniworld_training import unet as train_unet
 from persres.experiments.miniworld_training import vae as train_vae
 from persres.experiments.miniworld_training.evaluate import evaluate
+from persres.experiments.miniworld_training.loop import training_device
 from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import NAMELESS, load_identities, load_scenes
+from persres.experiments.miniworld_training.scenes import load_identities, load_scenes
+from persres.experiments.miniworld_training.shards import encoded_shard, rendered_shard, shards_of
 from persres.package_paths import PACKAGE
 
 OUT = PACKAGE / "miniworld" / "weights"
@@ -36,28 +38,23 @@ def _scenes(work: Path):
     return load_scenes(RECIPE, "train", RECIPE.scenes, work / "data")
 
 
-def _nameless(work: Path):
-    return load_scenes(RECIPE, f"{NAMELESS}-train", RECIPE.nameless_scenes, work / "data")
-
-
 def _data(work: Path) -> None:
     _scenes(work)
-    _nameless(work)
     load_scenes(RECIPE, "val", 1000, work / "data")
     load_identities(RECIPE, work / "data")
 
 
 def _vae(work: Path) -> None:
-    images = np.concatenate([_scenes(work).images, _nameless(work).images])
-    vae = train_vae.train_vae(RECIPE, images[np.random.default_rng(RECIPE.seed).permutation(len(images))], work)
+    shards = [shard for shard in shards_of(RECIPE) if shard[1] < RECIPE.vae_shards]
+    images = np.concatenate([np.load(rendered_shard(RECIPE, shard, work)) for shard in shards])
+    vae = train_vae.train_vae(RECIPE, images, work)
     vae.half().save_pretrained(work / "sd" / "vae")
 
 
 def _latents(work: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(work / "sd" / "vae")
-    train_unet.encode_latents(vae, _scenes(work).images, work / "latents.npy")
-    nameless = load_identities(RECIPE, work / "data")
-    train_unet.encode_latents(vae, nameless.reshape(-1, *nameless.shape[2:]), work / "latents-identities.npy")
+    vae = AutoencoderKL.from_pretrained(work / "sd" / "vae").to(training_device())
+    for shard in shards_of(RECIPE):
+        encoded_shard(RECIPE, shard, vae, work)
 
 
 def _clip(work: Path) -> None:

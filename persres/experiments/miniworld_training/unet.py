@@ -1,4 +1,4 @@
-"""The mini U-Net: ``UNet2DConditionModel`` on 16×16×4 latents, conditioned on CLIP's text encoder.
+"""The mini U-Net: ``UNet2DConditionModel`` on 16×16 latents, conditioned on CLIP's text encoder.
 
 It predicts v, as Stable Diffusion 2.1: with few training images, an ε-loss gives the noisy timesteps, which decide the class, almost no
 weight.
@@ -7,20 +7,19 @@ weight.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from persres.experiments.miniworld_training.captions import nameless_caption, random_caption
-from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
+from persres.experiments.miniworld_training.loop import Budget, fit, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.experiments.miniworld_training.scenes import identity_scenes, load_scenes
+from persres.experiments.miniworld_training.scenes import NAMELESS
+from persres.experiments.miniworld_training.shards import latents_path, scenes_of, shards_of
 from persres.miniworld.render import Scene
 from persres.seeding import seed_from
 
@@ -43,8 +42,8 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
     torch.manual_seed(recipe.seed)
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
+        in_channels=recipe.latent_channels,
+        out_channels=recipe.latent_channels,
         block_out_channels=recipe.unet_channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -55,142 +54,97 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
     )
 
 
-@torch.no_grad()
-def encode_latents(vae: AutoencoderKL, images: np.ndarray, path: Path) -> np.ndarray:
-    """Return posterior means of all images and their mirror images, fp16 [2, n, 4, 16, 16], cached at ``path``."""
-    if not path.exists():
-        both = []
-        for flip in (False, True):
-            chunks = [images_to_tensor(c) for c in np.array_split(images, max(1, len(images) // 250))]
-            both.append(np.concatenate([vae.encode(c.flip(3) if flip else c).latent_dist.mean.numpy() for c in chunks]))
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.stack(both).astype(np.float16))
-        partial.replace(path)
-    return np.load(path)
-
-
 def _average_over_workers(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch._utils._flatten_dense_tensors(gradients)
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    torch._foreach_copy_(gradients, torch._utils._unflatten_dense_tensors(flat, gradients))
 
 
-@dataclass(frozen=True)
-class PhaseData:
-    """Training data of a phase: latents fp16 [2, n, 4, 16, 16] (plain and mirrored) and n scenes.
+class TrainingData:
+    """Latents and captions of all encoded shards; random batches of them.
 
-    ``chance`` [n]: sampling probabilities. ``nameless`` bool [n]: unnamed subjects, whose caption is a rare token.
+    A share ``Recipe.unet_nameless`` of the images is of nameless shards, in whose captions a rare token stands for the subject's parts and marks.
     """
 
-    latents: np.ndarray
-    scenes: list[Scene]
-    chance: np.ndarray
-    nameless: np.ndarray
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        shards = [shard for shard in shards_of(recipe) if latents_path(folder, shard).exists()]
+        self.latents = [np.load(latents_path(folder, shard), mmap_mode="r") for shard in shards]
+        self.scenes = [scene for shard in shards for scene in scenes_of(recipe, *shard)]
+        self.nameless = np.repeat([split == NAMELESS for split, _ in shards], recipe.shard)
+        chance = np.array([_favour(recipe, scene) for scene in self.scenes])
+        for kind, share in ((self.nameless, recipe.unet_nameless), (~self.nameless, 1 - recipe.unet_nameless)):
+            chance[kind] *= share / chance[kind].sum()
+        self.cumulated = np.cumsum(chance / chance.sum())
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
-        """Return random latents [count, 4, 16, 16] and captions, some of them empty."""
-        rows = np.sort(rng.choice(len(self.scenes), size=count, p=self.chance))
-        flips = rng.integers(2, size=count)
-        z = torch.from_numpy(np.stack([self.latents[f, r] for f, r in zip(flips, rows, strict=True)])).float()
-        return z, ["" if rng.random() < DROP_CAPTION else self._caption(r, rng) for r in rows]
+        """Return random latents [count, channels, 16, 16] and captions, some of them empty."""
+        rows = np.minimum(np.searchsorted(self.cumulated, rng.random(count)), len(self.scenes) - 1)
+        size = len(self.latents[0])
+        z = torch.from_numpy(np.stack([self.latents[row // size][row % size] for row in rows])).float()
+        return z, ["" if rng.random() < DROP_CAPTION else self._caption(row, rng) for row in rows]
 
     def _caption(self, row: int, rng: np.random.Generator) -> str:
         return (nameless_caption if self.nameless[row] else random_caption)(self.scenes[row], rng)
 
 
-def first_phase_data(recipe: Recipe, folder: Path) -> PhaseData:
-    """Return all scenes with equal probability."""
-    scenes = load_scenes(recipe, "train", recipe.scenes, folder / "data").scenes
-    count = len(scenes)
-    latents = np.load(folder / "latents.npy", mmap_mode="r")
-    return PhaseData(latents, scenes, np.full(count, 1 / count), np.zeros(count, dtype=bool))
-
-
-def second_phase_data(recipe: Recipe, folder: Path) -> PhaseData:
-    """Return more of the difficult scenes, and unnamed subjects with rare tokens. Without them the U-Net has never seen an emblem or a
-    recoloured part, which a residual of rank 2 cannot add."""
-    first = first_phase_data(recipe, folder)
-    scenes = [scene for index in range(recipe.identities) for scene in identity_scenes(recipe, index)[0]]
-    nameless = np.load(folder / "latents-identities.npy")
-    named = np.array([_favour(recipe, scene) for scene in first.scenes])
-    chance = np.concatenate(
-        [
-            named / named.sum() * (1 - recipe.unet_nameless),
-            np.full(len(scenes), recipe.unet_nameless / len(scenes)),
-        ]
-    )
-    return PhaseData(
-        np.concatenate([first.latents, nameless], axis=1),
-        first.scenes + scenes,
-        chance / chance.sum(),
-        np.arange(len(chance)) >= len(named),
-    )
-
-
 def _favour(recipe: Recipe, scene: Scene) -> float:
     """Factor of a scene's sampling probability."""
-    shown = {scene.subject.kind, scene.style, "second" if scene.second is not None else ""}
-    return float(np.prod([factor for what, factor in recipe.unet_favoured if what in shown]))
+    return float(np.prod([factor for kind, factor in recipe.unet_favoured if kind == scene.subject.kind]))
 
 
-def _train(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str, second: bool) -> None:
+def loss_weights(scheduler: DDIMScheduler, t: torch.Tensor, limit: float = 5.0) -> torch.Tensor:
+    """Min-SNR weights of a v-loss (Hang et al. 2023): min(SNR, limit) / (SNR + 1), scaled to a mean of 1 over all timesteps, [n]."""
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weights = snr.clamp(max=limit) / (snr + 1)
+    return (weights / weights.mean())[t]
+
+
+def _worker(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) -> None:
     """One worker; several average their gradients, so their batches add up."""
     os.nice(10)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     device = training_device()
     if world > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    data = (second_phase_data if second else first_phase_data)(recipe, folder)
+    data, scheduler = TrainingData(recipe, folder), DDIMScheduler(**SCHEDULER)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", dtype=torch.float32).to(device)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    unet = new_unet(recipe)
-    if second:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet-first", torch_dtype=torch.float32)
-    unet = unet.to(device).train()
+    unet = new_unet(recipe).to(device).train()
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed_from(seed, rank))
         torch.manual_seed(seed_from(seed, rank, "noise"))
         z, captions = data.sample(rng, recipe.unet_batch)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        t = torch.randint(0, 1000, (len(z),))
-        noise = torch.randn_like(z)
-        noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
         with torch.no_grad():
             states = text(ids.to(device)).last_hidden_state
-        out = unet(noisy.to(device), t.to(device), encoder_hidden_states=states).sample
-        return F.mse_loss(out, target.to(device))
+        return v_loss(unet, scheduler, z.to(device), states)
 
-    budget = _budget(recipe, second)
+    budget = Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
     average = _average_over_workers if world > 1 else None
-    name = "unet-second" if second else "unet"
-    fit(name, unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0)
+    fit("unet", unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0)
     if rank == 0:
-        unet.cpu().half().save_pretrained(folder / ("sd/unet" if second else "unet-first"))
+        unet.cpu().half().save_pretrained(folder / "sd" / "unet")
 
 
-def _budget(recipe: Recipe, second: bool) -> Budget:
-    if second:
-        decay = recipe.unet_second_decay_from
-        return Budget(recipe.unet_second_steps, recipe.unet_second_lr, 100, decay, ema=recipe.unet_ema)
-    return Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
-
-
-def _phase(recipe: Recipe, folder: Path, second: bool) -> None:
-    world = recipe.unet_workers if training_device().type == "cpu" else 1
-    if world == 1:
-        _train(0, 1, recipe, folder, "", second)
-        return
-    meeting = folder / "workers.meet"
-    meeting.unlink(missing_ok=True)
-    arguments = (world, recipe, folder, f"file://{meeting.resolve()}", second)
-    torch.multiprocessing.spawn(_train, arguments, nprocs=world)
+def v_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, z: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Weighted v-prediction loss of latents [n, channels, 16, 16] at random timesteps, given text states [n, tokens, width]."""
+    t = torch.randint(0, 1000, (len(z),))
+    noise = torch.randn(z.shape).to(z.device)
+    noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
+    out = unet(noisy, t.to(z.device), encoder_hidden_states=states).sample
+    errors = (out - target).square().mean((1, 2, 3))
+    return (loss_weights(scheduler, t).to(z.device) * errors).mean()
 
 
 def train_unet(recipe: Recipe, folder: Path) -> None:
-    """Run both phases with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
-    if not (folder / "unet-first" / "config.json").exists():
-        _phase(recipe, folder, second=False)
-    _phase(recipe, folder, second=True)
+    """Train with ``recipe.unet_workers`` processes on the CPU, or one on a GPU; resumes."""
+    world = recipe.unet_workers if training_device().type == "cpu" else 1
+    if world == 1:
+        _worker(0, 1, recipe, folder, "")
+        return
+    meeting = folder / "workers.meet"
+    meeting.unlink(missing_ok=True)
+    torch.multiprocessing.spawn(_worker, (world, recipe, folder, f"file://{meeting.resolve()}"), nprocs=world)

@@ -43,7 +43,8 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
-        x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)]).to(device)
+        batch = recipe.vae_batch if step < whole_from else recipe.vae_whole_batch
+        x = images_to_tensor(images[rng.integers(len(images), size=batch)]).to(device)
         x = x.flip(3) if rng.random() < 0.5 else x
         if step < whole_from:  # convolutions learn the same from crops in a quarter of the time
             top, left = rng.integers(0, 33, 2)
@@ -66,7 +67,7 @@ def polish_decoder(recipe: Recipe, vae: AutoencoderKL, images: np.ndarray, folde
 
     def loss(step: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
-        x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)]).to(device)
+        x = images_to_tensor(images[rng.integers(len(images), size=recipe.vae_whole_batch)]).to(device)
         with torch.no_grad():
             z = vae.encode(x).latent_dist.sample()
         y = vae.decode(z).sample

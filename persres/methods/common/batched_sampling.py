@@ -37,9 +37,11 @@ def sampling_job(units: Units, cpu_offload: bool = False, batch: int = 8) -> Job
 def batch_key(unit: Unit[SampleSpec]) -> str | None:
     """A key that units share which may share a batch: of one model, with the same number of steps and the same masks.
 
-    None where the unit's method does more than add a residual.
+    None where the unit's method does more than add a residual, or no model samples.
     """
     spec, sampling = unit.spec, unit.spec.sampling
+    if sampling.ground_truth is not None:
+        return None
     if spec.method is not None and not getattr(method_named(spec.method), "batched_sampling", False):
         return None
     masks = (mask_config_of(sampling), sampling.uncond_rule) if sampling.lag else None

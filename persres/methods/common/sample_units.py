@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 
 import persres.models.preload  # noqa: F401  (in the process that workers are forked from)
-from persres.images import png_bytes, to_images, unzip_bytes, zip_bytes
+from persres.datasets.registry import renderer_module
+from persres.images import png_bytes, to_images, to_tensor, unzip_bytes, zip_bytes
 from persres.logging import progress
 from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.registry import method_named
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
 from persres.sampling.sample import PromptCache, Request, sample_batch
+from persres.seeding import seed_from
 from persres.units.files import write_atomic
 from persres.units.provenance import measured
 from persres.units.specs import ImageSpec, SampleSpec
@@ -42,6 +44,9 @@ def load_method(diffusion: Diffusion, spec: SampleSpec) -> LoadedMethod:
 
 def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bool = False, batch: int = 8) -> None:
     """Sample one concept's images by one config, batch by batch; complete batches survive a kill, at any batch size."""
+    if unit.spec.renderer is not None:
+        render_unit(unit, work, device)
+        return
     spec, folder = unit.spec, unit.folder(work)
     diffusion, images, parts = load_diffusion(spec.base, device, cpu_offload), spec.image_specs, folder / "parts"
     done = set(_parts(parts))
@@ -61,6 +66,31 @@ def sample_unit(unit: Unit[SampleSpec], work: Path, device: str, cpu_offload: bo
     write_atomic(folder / ARCHIVE, zip_bytes(_parts(parts)))
     finish(unit, work, [folder / ARCHIVE], run)
     shutil.rmtree(parts)
+
+
+def render_unit(unit: Unit[SampleSpec], work: Path, device: str) -> None:
+    """The ground truth of one concept: the right answer to every prompt, drawn by the dataset, and encoded and decoded if asked for."""
+    spec, folder = unit.spec, unit.folder(work)
+    texts = {prompt.number: prompt.text for prompt in spec.prompts}
+    with measured(pick_device(device)) as run:
+        renderer, images = renderer_module(spec.renderer), spec.image_specs
+        seeds = [("ground truth", spec.concept, image.number, image.image, spec.sampling.seed) for image in images]
+        drawn = [
+            renderer.render_prompt(spec.concept, texts[image.number], seed_from(*seed))
+            for image, seed in zip(images, seeds, strict=True)
+        ]
+        pixels = to_tensor(drawn)
+        if spec.sampling.ground_truth == "autoencoder":
+            pixels = _reconstructed(load_diffusion(spec.base, device), pixels)
+    run |= {"sampled": len(images), "images": len(images), "parameters": 0}
+    write_atomic(folder / ARCHIVE, archive_bytes(images, pixels, None))
+    finish(unit, work, [folder / ARCHIVE], run)
+
+
+@torch.no_grad()
+def _reconstructed(diffusion: Diffusion, pixels: torch.Tensor, batch: int = 32) -> torch.Tensor:
+    """Images [n, 3, h, w] encoded and decoded, on the CPU."""
+    return torch.cat([diffusion.decode(diffusion.posterior(part)[0]).cpu() for part in pixels.split(batch)])
 
 
 @contextmanager

@@ -13,12 +13,13 @@ import pandas as pd
 from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.evidence.pages import digits_of, interval
 from persres.experiments.evidence.report import config_figures
-from persres.experiments.evidence.scenes import concept_case, concept_named, nameable_case, two_object_case
+from persres.experiments.evidence.scenes import concept_case, nameable_case, two_object_case
 from persres.experiments.extensions.masks import claims, figures
 from persres.experiments.extensions.masks.coverage import GROUPS, Scenes, by_group, coverage_rows
 from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored_rows
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
+from persres.miniworld.concepts import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.report.sheets import write_sheets
 from persres.report.table_text import markdown
