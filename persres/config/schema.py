@@ -165,13 +165,12 @@ class VariantSettings(Section):
 @dataclass(frozen=True)
 class SettingsTypes:
     """What higher layers register: settings types by method, the method of a variant without ``method``, the datasets, and
-    those of them with an attribute classifier and with a renderer."""
+    those of them that are drawn by code, with classifiers and a renderer."""
 
     methods: Mapping[str, type[VariantSettings]]
     default: str
     datasets: frozenset[str] = frozenset()
-    classified: frozenset[str] = frozenset()
-    rendered: frozenset[str] = frozenset()
+    drawn: frozenset[str] = frozenset()
 
 
 class Train(Section):
@@ -372,16 +371,16 @@ class Profile(Section):
         dataset = self.fetch.dataset
         if dataset not in types.datasets:
             return [f"fetch.dataset: no dataset {dataset!r}; one of {', '.join(sorted(types.datasets))}"]
-        if self.score.attribute_classifier is not None and dataset not in types.classified:
-            available = ", ".join(sorted(types.classified))
+        if self.score.attribute_classifier is not None and dataset not in types.drawn:
+            available = ", ".join(sorted(types.drawn))
             return [
                 f"score.attribute_classifier: dataset {dataset} has none (only {available} has one); leave the setting out"
             ]
         configs = {name: self.sample.config(name) for name in self.sample.configs}
         return [
-            f"sample.configs.{name}.ground_truth: dataset {dataset} has no renderer (only {', '.join(sorted(types.rendered))} has one)"
+            f"sample.configs.{name}.ground_truth: dataset {dataset} has no renderer (only {', '.join(sorted(types.drawn))} has one)"
             for name, sampling in configs.items()
-            if sampling.ground_truth is not None and dataset not in types.rendered
+            if sampling.ground_truth is not None and dataset not in types.drawn
         ]
 
     def _config_problems(self, name: str) -> list[str]:

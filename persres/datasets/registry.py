@@ -6,19 +6,35 @@ which writes the concepts, and ``size(settings) -> (concepts, prompts)``, which 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
 from persres.errors import PersresError
 
-DATASETS: dict[str, str | None] = {  # name -> module of its attribute classifier, where it has one
-    "miniworld": "persres.miniworld.attribute_classifier",
+
+@dataclass(frozen=True)
+class Drawn:
+    """Modules of a dataset that is drawn by code, which knows what it shows.
+
+    ``classifier``: ``load_attribute_classifier``, ``classify_images`` and ``matches_prompt``. ``marks``: ``load_marks_classifier`` and
+    ``marks_shown``. ``renderer``: ``render_prompt(concept, template, seed)``, the right answer to a prompt.
+    """
+
+    classifier: str
+    marks: str
+    renderer: str
+
+
+DATASETS: dict[str, Drawn | None] = {
+    "miniworld": Drawn(
+        "persres.miniworld.attribute_classifier", "persres.miniworld.marks", "persres.miniworld.ground_truth"
+    ),
     "folder": None,
     "customconcept101": None,
     "dreambooth": None,
 }
-RENDERERS = {"miniworld": "persres.miniworld.ground_truth"}  # name -> module that draws a concept in a prompted scene
-CLASSIFIERS = {name: module for name, module in DATASETS.items() if module is not None}
+DRAWN = {name: modules for name, modules in DATASETS.items() if modules is not None}
 
 
 def dataset_named(name: str) -> ModuleType:
@@ -29,10 +45,10 @@ def dataset_named(name: str) -> ModuleType:
 
 
 def renderer_module(dataset: str) -> ModuleType:
-    """A dataset's renderer: ``render_prompt(concept, template, seed)`` returns the right answer to a prompt."""
-    return import_module(RENDERERS[dataset])
+    """A dataset's renderer."""
+    return import_module(DRAWN[dataset].renderer)
 
 
-def classifier_module(dataset: str) -> ModuleType:
-    """A dataset's attribute classifier: ``load_attribute_classifier``, ``classify_images`` and ``matches_prompt``."""
-    return import_module(CLASSIFIERS[dataset])
+def classifier_modules(dataset: str) -> tuple[ModuleType, ModuleType]:
+    """A dataset's attribute classifier and its marks classifier."""
+    return import_module(DRAWN[dataset].classifier), import_module(DRAWN[dataset].marks)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from persres.datasets.registry import CLASSIFIERS, DATASETS
+from persres.datasets.registry import DATASETS, DRAWN
 from persres.errors import PersresError
 from persres.methods.common.registry import method_names
 from persres.metrics.scores import SCORE_MODULES
@@ -40,8 +40,11 @@ WHOLE = tuple(
 NAMED = {
     "fetch": [f"persres.datasets.{name}" for name in DATASETS],
     "train": [f"persres.methods.{name}" for name in method_names()],
-    "sample": [f"persres.methods.{name}" for name in method_names()],
-    "score": [*SCORE_MODULES, *CLASSIFIERS.values()],
+    "sample": [
+        *(f"persres.methods.{name}" for name in method_names()),
+        *(modules.renderer for modules in DRAWN.values()),
+    ],
+    "score": [*SCORE_MODULES, *(name for modules in DRAWN.values() for name in (modules.classifier, modules.marks))],
 }
 
 

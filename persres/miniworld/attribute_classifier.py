@@ -22,7 +22,8 @@ from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 HEADS = ("kind", "colour", "background", "style", "second")
 
 
-def _block(channels: int, out: int, stride: int) -> nn.Sequential:
+def conv_block(channels: int, out: int, stride: int) -> nn.Sequential:
+    """3×3 convolution, group norm, SiLU."""
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.GroupNorm(8, out), nn.SiLU())
 
 
@@ -32,11 +33,11 @@ class AttributeClassifier(nn.Module):
     def __init__(self, labels: dict[str, list[str]]) -> None:
         super().__init__()
         self.labels = labels
-        self.stem = nn.Sequential(_block(3, 24, 2), _block(24, 32, 1))
-        self.middle = nn.Sequential(_block(32, 64, 2), _block(64, 64, 1))
-        self.deep = nn.Sequential(_block(64, 128, 2), _block(128, 128, 1), _block(128, 128, 1))
+        self.stem = nn.Sequential(conv_block(3, 24, 2), conv_block(24, 32, 1))
+        self.middle = nn.Sequential(conv_block(32, 64, 2), conv_block(64, 64, 1))
+        self.deep = nn.Sequential(conv_block(64, 128, 2), conv_block(128, 128, 1), conv_block(128, 128, 1))
         self.heads = nn.ModuleDict({head: nn.Linear(256, len(names)) for head, names in labels.items()})
-        self.up = nn.ModuleList([_block(128 + 64, 64, 1), _block(64 + 32, 32, 1)])
+        self.up = nn.ModuleList([conv_block(128 + 64, 64, 1), conv_block(64 + 32, 32, 1)])
         self.mask = nn.Conv2d(32, 1, 1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import create_model
 
 from persres.config.schema import SamplingConfig, VariantSettings
-from persres.datasets.registry import CLASSIFIERS, RENDERERS
+from persres.datasets.registry import DRAWN
 from persres.errors import PersresError
 from persres.methods.common.registry import method_named
 from persres.metrics.scores import SCORE_MODULES
@@ -93,10 +93,15 @@ def sample_cost(images: int, sampling: SamplingConfig) -> float:
     return 0 if sampling.ground_truth else images * sampling.steps
 
 
+def classifiers(dataset: str) -> list[str]:
+    """The modules of a dataset's classifiers."""
+    return [DRAWN[dataset].classifier, DRAWN[dataset].marks]
+
+
 def sampled_by(spec: SampleSpec) -> list[str]:
     """The modules that a sampling spec names."""
     names = [] if spec.method is None else [f"persres.methods.{spec.method}"]
-    return names + ([] if spec.renderer is None else [RENDERERS[spec.renderer]])
+    return names + ([] if spec.renderer is None else [DRAWN[spec.renderer].renderer])
 
 
 JOB_TYPES = {
@@ -128,7 +133,7 @@ JOB_TYPES = {
     "score": JobType(
         ScoreSpec,
         "persres.metrics.score_units:score_unit",
-        modules=lambda spec: [*SCORE_MODULES, *([CLASSIFIERS[spec.classifier.dataset]] if spec.classifier else [])],
+        modules=lambda spec: [*SCORE_MODULES, *(classifiers(spec.classifier.dataset) if spec.classifier else [])],
         models=lambda spec: [(spec.clip.model, spec.models[0]), (spec.dino.model, spec.models[1])],
         cost=lambda spec: len(spec.image_specs),
         rate="scored_image_s",

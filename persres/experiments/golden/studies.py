@@ -106,7 +106,7 @@ def _pipeline(context: Context, out: Collector) -> None:
     names = (CONCEPT, "star_robot")
     for name in names:
         pipe.load_residual(learned_path(context.data, "ours", name), name)
-    one, noise = f"a photo of a {pipe.residuals[CONCEPT].phrase} in the snow", _noise()
+    one, noise = f"a photo of a {pipe.residuals[CONCEPT].phrase} in the snow", _noise(pipe.unet.config.in_channels)
     pipe.set_residual(CONCEPT)
     for name, arguments in (("weaker", {"strength": 0.6}), ("lag_paper", {"lag": True}), ("lag_auto", {"lag": "auto"})):
         _add_pipeline_image(pipe, f"pipeline/{name}", one, noise, arguments, out)
@@ -115,8 +115,8 @@ def _pipeline(context: Context, out: Collector) -> None:
         _add_pipeline_image(pipe, f"pipeline/{name}", "a photo of a {1} next to a {2}", noise, {"lag": lag}, out)
 
 
-def _noise() -> torch.Tensor:
-    return torch.randn(1, 4, 16, 16, generator=generator("golden", "pipeline"))
+def _noise(channels: int) -> torch.Tensor:
+    return torch.randn(1, channels, 16, 16, generator=generator("golden", "pipeline"))
 
 
 def _add_pipeline_image(pipe: PersonalizedPipeline, name: str, prompt: str, noise: torch.Tensor, arguments: dict, out: Collector) -> None:  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from persres.errors import PersresError
 from persres.experiments.miniworld_training import vae as train_vae
 from persres.experiments.miniworld_training.attribute_classifier import accuracy
 from persres.experiments.miniworld_training.captions import full_caption
+from persres.experiments.miniworld_training.fidelity import fidelity
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.experiments.miniworld_training.scenes import load_scenes, random_identity, scene_at
+from persres.experiments.miniworld_training.scenes import NAMELESS, load_scenes, random_identity, scene_at
 from persres.images import to_images
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier
 from persres.miniworld.concepts import CONCEPTS, views
+from persres.miniworld.marks import HEADS, MarksClassifier, load_marks_classifier, marks_of, read_marks
 from persres.miniworld.render import Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 from persres.models.diffusion import decode, load_diffusion
@@ -31,26 +34,34 @@ from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator, seed_from
 
 GRID = (6, 8)
+CFG_SCALE = 6.0
+FIDELITY_IMAGES, FIDELITY_STEPS = 2_000, 25
+NAMELESS_SCENES = 250  # outside the training set, for the autoencoder and the marks classifier
+
+
+def latent_shape(unet: torch.nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of a U-Net's latents at its own resolution."""
+    return unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
 
 
 @torch.no_grad()
 def sample_prompts(folder: Path, scenes: list[Scene], cfg_scale: float, steps: int, batch: int = 24) -> np.ndarray:
     """Return the base model's images of the scenes' full captions, uint8 [n, 64, 64, 3]."""
     diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
-    device = diffusion.unet.device
+    device, shape = diffusion.unet.device, latent_shape(diffusion.unet)
     images = []
     for start in range(0, len(scenes), batch):
         captions = [full_caption(scene) for scene in scenes[start : start + batch]]
         cond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, captions)
         uncond = encode_prompts(diffusion.tokenizer, diffusion.text_encoder, [""])
-        noise = starting_noise([generator("card", start + i) for i in range(len(captions))], (4, 16, 16)).to(device)
+        noise = starting_noise([generator("card", start + i) for i in range(len(captions))], shape).to(device)
         denoise = guided(diffusion.unet, cond, uncond, cfg_scale)
         images += to_images(decode(diffusion.vae, sample_ddim(denoise, noise, diffusion.scheduler, steps)))
     return np.stack([np.asarray(image) for image in images])
 
 
 def base_quality(
-    folder: Path, recipe: Recipe, count: int, cfg_scale: float = 6.0, steps: int = 50
+    folder: Path, recipe: Recipe, count: int, cfg_scale: float = CFG_SCALE, steps: int = 50
 ) -> tuple[dict[str, float], Image.Image]:
     """Return the attribute classifier's accuracy on images of ``count`` held-out prompts, and a grid of the first images.
 
@@ -153,21 +164,51 @@ def _clip_quality(encoder: ClipEncoder, scenes, recipe: Recipe, count: int = 250
     return quality | {f"{attribute}_by_prompt": float(np.mean(h)) for attribute, h in hits.items()}
 
 
+def _nameless_scenes(recipe: Recipe) -> tuple[list[Scene], np.ndarray]:
+    """Nameless scenes after those of the shards, and their images uint8 [n, 64, 64, 3]."""
+    first = recipe.nameless_shards * recipe.shard
+    drawn = [scene_at(recipe, NAMELESS, first + index) for index in range(NAMELESS_SCENES)]
+    return [scene for scene, _ in drawn], np.stack([np.asarray(render(*scene).image) for scene in drawn])
+
+
+def vae_quality(vae, recipe: Recipe, scenes: np.ndarray, photos: np.ndarray) -> dict[str, dict[str, float]]:
+    """Quality of reconstructions of scenes in all styles, of photos alone, of nameless scenes, and of every concept's photos."""
+    concepts = {c.name: np.stack([np.asarray(view.image) for view in views(c, "reference", 5, 0)]) for c in CONCEPTS}
+    images = {"scenes": scenes, "photos": photos, "nameless": _nameless_scenes(recipe)[1]} | concepts
+    return {name: train_vae.quality(vae, shown) for name, shown in images.items()}
+
+
+def marks_accuracy(model: MarksClassifier, recipe: Recipe) -> dict[str, float]:
+    """Share of the marks of nameless subjects that the classifier reads: recoloured parts, emblem's shape and colour, band."""
+    hits: dict[str, list[bool]] = {}
+    scenes, images = _nameless_scenes(recipe)
+    for scene, image in zip(scenes, images, strict=True):
+        if scene.style == "sketch":
+            continue
+        [read] = read_marks(model, image[None], scene.subject.kind)
+        for mark, name in marks_of(scene.subject).items():
+            hits.setdefault(mark if mark in HEADS else "parts", []).append(read[mark] == name)
+    return {mark: float(np.mean(right)) for mark, right in hits.items()}
+
+
 def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
     """All figures of the card; writes ``quality.json``, ``grid.png`` and ``MODEL_CARD.md`` next to the weights."""
     scenes = load_scenes(recipe, "val", 1000, work / "data")
     clip = ClipEncoder(Clip(model=f"local-dir:{folder / 'clip'}", pretrained=None), "auto")
     dino = DinoEncoder(Dino(model=f"local-dir:{folder / 'dino'}", resize=64, crop=64), "auto")
-    vae = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto").vae
+    diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
     base, grid = base_quality(folder, recipe, count)
+    sample = partial(sample_prompts, folder, cfg_scale=CFG_SCALE, steps=FIDELITY_STEPS)
+    distances = fidelity(diffusion, dino, recipe, sample, FIDELITY_IMAGES)
     photos = np.stack(
         [image for image, scene in zip(scenes.images, scenes.scenes, strict=True) if scene.style == "photo"]
     )
     quality = {
         "base": base,
         "base_prompts": count,
-        "vae": train_vae.quality(vae.cpu(), scenes.images[:250]),
-        "vae_photo_psnr_db": train_vae.quality(vae, photos[:250])["psnr_db"],
+        "fidelity": distances,
+        "vae": vae_quality(diffusion.vae.cpu(), recipe, scenes.images[:250], photos[:250]),
+        "marks": marks_accuracy(load_marks_classifier(folder / "judge"), recipe),
         "judge": accuracy(classify_images(load_attribute_classifier(folder / "judge"), scenes.images), scenes.scenes),
         "clip": _clip_quality(clip, scenes, recipe),
         "identity": {"clip": identity_separation(clip, recipe), "dino": identity_separation(dino, recipe)},
@@ -202,14 +243,17 @@ OpenCLIP ViT-B/32 and DINO ViT-S/16, so that the whole pipeline runs in minutes.
 |---|---|---|
 {weights}
 
-Together {total:.1f} MiB. `sd/` loads as a `StableDiffusionPipeline` (v-prediction, 64×64 images, 16×16×4 latents with
-scaling factor 1), `clip/` by open_clip and `dino/` by timm (`local-dir:`), the attribute classifier `judge/` by `persres.miniworld.attribute_classifier`.
+Together {total:.1f} MiB. `sd/` loads as a `StableDiffusionPipeline` (v-prediction, 64×64 images, 16×16×{recipe.latent_channels} latents with
+scaling factor 1), `clip/` by open_clip and `dino/` by timm (`local-dir:`). `judge/` holds the attribute classifier
+(`persres.miniworld.attribute_classifier`) and the marks classifier (`persres.miniworld.marks`).
 
 ## Measured
 
 On scenes outside the training set. `base`: accuracy of the attribute classifier on images of {quality["base_prompts"]} held-out prompts
 (50 steps, guidance 6). `identity`: mean cosines of a concept on a new background and of other subjects of its class with its references, and how
-often the concept is nearer (`auc`). `vae`: on all styles.
+often the concept is nearer (`auc`). `vae`: reconstructions. `marks`: share of the marks of nameless subjects that the marks classifier reads.
+`fidelity`: Fréchet distance, precision and recall in the mini DINO's features, of {FIDELITY_IMAGES:,} sampled images ({FIDELITY_STEPS} steps) and
+of the floors to rendered images of the same captions.
 
 ```json
 {figures}

@@ -18,7 +18,7 @@ CONFIG = {  # the rest: Recipe.vae_channels, Recipe.latent_channels
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 1,
-    "norm_num_groups": 8,
+    "norm_num_groups": 12,
     "sample_size": 64,
     "mid_block_add_attention": False,
     "scaling_factor": 1.0,
@@ -54,7 +54,7 @@ def train_vae(recipe: Recipe, images: np.ndarray, folder: Path) -> AutoencoderKL
         edges = F.l1_loss(y.diff(dim=3), x.diff(dim=3)) + F.l1_loss(y.diff(dim=2), x.diff(dim=2))
         return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edges + 1e-5 * posterior.kl().mean() / 1024
 
-    fit("vae", vae, loss, Budget(recipe.vae_steps, 1.5e-3, ema=0.995), folder, recipe.seed)
+    fit("vae", vae, loss, Budget(recipe.vae_steps, 1.2e-3, decay_from=0.4, ema=0.995), folder, recipe.seed)
     return polish_decoder(recipe, normalise(vae.cpu(), images[:2048]), images, folder)
 
 

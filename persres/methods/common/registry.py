@@ -10,7 +10,7 @@ from pathlib import Path
 import persres.methods
 from persres.config.load import load_params
 from persres.config.schema import Base, Profile, SettingsTypes, Train, VariantSettings
-from persres.datasets.registry import CLASSIFIERS, DATASETS, RENDERERS
+from persres.datasets.registry import DATASETS, DRAWN
 from persres.errors import PersresError
 from persres.methods.common.base import BatchedTraining, Method
 from persres.models.diffusion import pipeline_name
@@ -56,7 +56,7 @@ class _Types(Mapping[str, type[VariantSettings]]):
 
 def settings_types() -> SettingsTypes:
     """The methods and datasets that a profile may name."""
-    return SettingsTypes(_Types(), DEFAULT, frozenset(DATASETS), frozenset(CLASSIFIERS), frozenset(RENDERERS))
+    return SettingsTypes(_Types(), DEFAULT, frozenset(DATASETS), frozenset(DRAWN))
 
 
 def load_profile(path: Path = Path("params.yaml"), profile: str | None = None) -> Profile:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from persres.datasets.layout import Concept, read_concepts, reference_photos, spread_prompts
-from persres.datasets.registry import classifier_module
+from persres.datasets.registry import DRAWN
 from persres.experiments.evidence.pages import COLUMNS as TITLES
 from persres.experiments.evidence.pages import digits_of, interval
 from persres.experiments.evidence.provenance import code_of
@@ -129,7 +129,7 @@ def _sampling_unit(
         steps=STEPS,
         cfg_scale=CFG_SCALE,
         configs=tuple(CONFIGS),
-        code=code_of((*SAMPLE_CODE, classifier_module("miniworld").__name__)),
+        code=code_of((*SAMPLE_CODE, DRAWN["miniworld"].classifier)),
     )
     return Unit("masked_lora_sample", trained.name, spec)
 
