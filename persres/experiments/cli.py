@@ -133,14 +133,22 @@ def miniworld(
     model: Annotated[list[str] | None, typer.Option(help="train only this model; can be repeated")] = None,
     threads: Annotated[int | None, typer.Option(help="torch threads")] = None,
     prompts: Annotated[int, typer.Option(help="held-out prompts to score the base model on")] = 240,
+    resume: Annotated[Path | None, typer.Option(help="folder of a saved checkpoint to go on from")] = None,
+    save: Annotated[Path | None, typer.Option(help="save the U-Net's training so far there, and train nothing")] = None,
 ) -> None:
     """Train the mini world's models from scratch (hours on a CPU)."""
     import json
 
     import torch
 
+    from persres.experiments.miniworld_training.checkpoint import restore_checkpoint, save_checkpoint
     from persres.experiments.miniworld_training.train_all import OUT, build_everything
 
+    if save is not None:
+        save_checkpoint(work, save)
+        return
+    if resume is not None:
+        restore_checkpoint(resume, OUT, work)
     if threads is not None:
         torch.set_num_threads(threads)
     measured = build_everything(work, out or OUT, tuple(model or ()), prompts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persres.config.schema import SamplingConfig
 from persres.metrics.ceiling import ceiling_row
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.scores import PAPER_SCORES, score_columns
@@ -55,17 +56,26 @@ def write_tables(context: Context, out: Path) -> None:
 
 
 def _write_ceiling(rows: pd.DataFrame, configs: dict[str, ConfigFacts], out: Path, resampling: tuple[int, int]) -> None:
-    """How near every config comes to the ground truth, where the dataset can draw it."""
-    sampling = {name: facts.sampling for name, facts in configs.items()}
+    """``ceiling``, where the dataset can draw the ground truth."""
+    lines = ceiling_rows(rows, {name: facts.sampling for name, facts in configs.items()}, resampling)
+    if lines:
+        write_table(out / "ceiling", "How near to the ground truth", pd.DataFrame(lines), CEILING_NOTES)
+
+
+def ceiling_rows(
+    rows: pd.DataFrame, sampling: dict[str, SamplingConfig], resampling: tuple[int, int]
+) -> list[dict[str, object]]:
+    """How near every config comes to the ground truth, each over the images that it shares with both ends; empty without one.
+
+    ``resampling``: rounds and seed of the bootstrap.
+    """
     base = [name for name in sampling if sampling[name].is_base]
     truth = [name for name in sampling if sampling[name].ground_truth == "rendered"]
     if not base or not truth:
-        return
-    ends, lines = (base[0], truth[0]), []
-    for name in dict.fromkeys(rows["config"]):
-        images = shared_images(rows, list(dict.fromkeys([*ends, name])))
-        lines.append(ceiling_row(images, name, ends, *resampling))
-    write_table(out / "ceiling", "How near to the ground truth", pd.DataFrame(lines), CEILING_NOTES)
+        return []
+    ends = (base[0], truth[0])
+    shared = {name: shared_images(rows, list(dict.fromkeys([*ends, name]))) for name in dict.fromkeys(rows["config"])}
+    return [ceiling_row(images, name, ends, *resampling) for name, images in shared.items()]
 
 
 def shared_images(rows: pd.DataFrame, configs: list[str]) -> pd.DataFrame:

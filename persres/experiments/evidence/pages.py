@@ -12,9 +12,11 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.experiments.evidence.provenance import measured_line
+from persres.metrics.ceiling import DISTANCES, SHARES
 from persres.metrics.scores import HEADLINE_SCORES, SCORES
 from persres.report.table_text import markdown
 
+NOT_MEASURED = "Not measured yet: run `make evidence`.\n"
 COLUMNS = {name: score.title for name, score in SCORES.items()}
 
 
@@ -49,14 +51,42 @@ def base(summary: dict) -> str:
 
 def configs(summary: dict) -> str:
     """Every config and control, overall."""
+    columns = _measured_columns(summary, tuple(COLUMNS))
     rows = [
-        [f"`{name}`", *(interval(scores["overall"][c], digits_of(c)) for c in COLUMNS)]
+        [f"`{name}`", *(interval(scores["overall"][c], digits_of(c)) for c in columns)]
         for name, scores in summary["configs"].items()
     ]
-    return markdown(["config", *COLUMNS.values()], rows)
+    return markdown(["config", *(COLUMNS[c] for c in columns)], rows)
+
+
+def _measured_columns(summary: dict, columns: tuple[str, ...]) -> list[str]:
+    """Those of the scores that the measurement has: it may be older than a score."""
+    known = next(iter(summary["configs"].values()))["overall"]
+    return [column for column in columns if column in known]
+
+
+def ceiling(summary: dict) -> str:
+    """How near every config comes to the ground truth."""
+    lines = summary.get("ceiling")
+    if not lines:
+        return NOT_MEASURED
+    columns = {f"{name}_share": f"{COLUMNS[name]}, share" for name in SHARES}
+    columns |= {f"{name}_distance": f"{COLUMNS[name]}, distance" for name in DISTANCES}
+    rows = [[f"`{name}`", *(_from_line(line, column) for column in columns)] for name, line in lines.items()]
+    return markdown(["config", *columns.values()], rows)
+
+
+def _from_line(line: dict, column: str) -> str:
+    """A share in percent, a distance with its sign, each with its interval."""
+    if line.get(column) is None:
+        return "–"
+    share = column.endswith("_share")
+    mean, low, high = (line[f"{column}{end}"] * (100 if share else 1) for end in ("", "_low", "_high"))
+    return f"{mean:.0f}% [{low:.0f}, {high:.0f}]" if share else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 HEADLINE = {
+    "ground_truth": "Ground truth",
     "base": "Stable Diffusion",
     "ours": "Ours",
     "ours_lag": "Ours w/ LAG sampling",
@@ -66,11 +96,13 @@ HEADLINE = {
 
 def headline(summary: dict) -> str:
     """The README's rows and columns."""
+    columns = _measured_columns(summary, HEADLINE_SCORES)
     rows = [
-        [label, *(interval(summary["configs"][name]["overall"][c], digits_of(c)) for c in HEADLINE_SCORES)]
+        [label, *(interval(summary["configs"][name]["overall"][c], digits_of(c)) for c in columns)]
         for name, label in HEADLINE.items()
+        if name in summary["configs"]
     ]
-    return markdown(["", *(COLUMNS[c] for c in HEADLINE_SCORES)], rows)
+    return markdown(["", *(COLUMNS[c] for c in columns)], rows)
 
 
 def claims(summary: dict) -> str:
@@ -139,7 +171,7 @@ def time(summary: dict) -> str:
     """The cost of LAG in seconds."""
     cost = summary.get("time")
     if cost is None:
-        return "Not measured yet: run `make evidence`.\n"
+        return NOT_MEASURED
     return (
         f"Sampling {cost['images']} images with {cost['steps']} steps took {cost['lag_s']:.2f} s with LAG and {cost['fused_s']:.2f} s with the"
         f" residual fused into the weights; the median ratio of {cost['rounds']} pairs of runs is **{cost['ratio']:.2f}**"
@@ -155,7 +187,19 @@ def measured(summary: dict) -> str:
 Blocks = dict[str, Callable[[dict], str]]
 BLOCKS: Blocks = {
     f.__name__: f
-    for f in (base, headline, configs, claims, negative_controls, groups, localisation, identity, time, measured)
+    for f in (
+        base,
+        headline,
+        configs,
+        ceiling,
+        claims,
+        negative_controls,
+        groups,
+        localisation,
+        identity,
+        time,
+        measured,
+    )
 }
 
 

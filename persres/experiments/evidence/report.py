@@ -22,6 +22,7 @@ from persres.metrics.summary import config_table
 from persres.miniworld.concepts import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
+from persres.report.tables import ceiling_rows
 from persres.residuals.file import load_bank
 from persres.units.context import Context
 
@@ -147,6 +148,7 @@ def effects(context: Context, out: Path) -> dict:
     rows = pd.read_parquet(context.data / "scores" / "scores.parquet")
     result = {
         "configs": config_figures(rows, context.profile.tables.bootstrap),
+        "ceiling": _ceiling(context, rows),
         "claims": claims.examine_claims(rows),
         "negative_controls": claims.examine_negative_controls(rows),
         "lag_minus_ours": claims.by_group(rows, list(SCORES)),
@@ -161,6 +163,13 @@ def effects(context: Context, out: Path) -> dict:
     figures.claims_figure(result["claims"], out / "claims.png")
     figures.group_figure(result["lag_minus_ours"], out / "lag_by_group.png")
     return result
+
+
+def _ceiling(context: Context, rows: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Config -> share of the way to the ground truth and distance to it, with intervals."""
+    sampling = {name: context.profile.sample.config(name) for name in context.profile.sample.configs}
+    lines = ceiling_rows(rows, sampling, (context.profile.tables.bootstrap, 0))
+    return {str(line.pop("config")): {name: _number(value) for name, value in line.items()} for line in lines}
 
 
 def claims_text(summary: dict) -> str:

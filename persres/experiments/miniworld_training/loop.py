@@ -32,11 +32,11 @@ class Budget:
     save_every: int = 250
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+        """Return the learning rate of a step after the warm-up, counted from 0."""
         start = self.decay_from * self.steps
         tail = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * tail)).item())
-        return self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+        return self.lr * cosine
 
 
 Loss = Callable[[int, int], torch.Tensor]
@@ -65,10 +65,11 @@ def fit(
     path, start = folder / f"{name}.safetensors", 0
     if path.exists():
         start, _ = load_training(path, trained, optimizer, state)
+    fresh = start if not optimizer.state else 0  # a checkpoint without optimizer state: warm up again
     clock, last = time.monotonic(), start
     for step in range(start, budget.steps):
         for group in optimizer.param_groups:
-            group["lr"] = budget.rate(step)
+            group["lr"] = budget.rate(step) * min(1.0, (step + 1 - fresh) / budget.warmup)
         step_seed = seed_from(name, seed, step)
         torch.manual_seed(step_seed)
         value = loss(step, step_seed)
@@ -102,4 +103,4 @@ def training_device() -> torch.device:
 
 def images_to_tensor(images) -> torch.Tensor:
     """uint8 [n, h, w, 3] -> float [n, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1

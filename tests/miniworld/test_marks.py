@@ -1,0 +1,100 @@
+"""The marks classifier: what it is asked for, and what the shipped weights read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from persres.experiments.miniworld_training.marks import UNKNOWN, mark_labels, marks_loss
+from persres.miniworld.concepts import CONCEPTS, views
+from persres.miniworld.ground_truth import render_prompt
+from persres.miniworld.marks import (
+    HEADS,
+    PART_COLOURS,
+    PARTS,
+    MarksClassifier,
+    load_marks_classifier,
+    marks_of,
+    marks_shown,
+    part_colours,
+)
+from persres.miniworld.render import Appearance, Scene
+from persres.package_paths import PACKAGE
+
+WEIGHTS = PACKAGE / "miniworld" / "weights" / "judge"
+MUG = Appearance("mug", "purple", parts=(("handle", "yellow"),), emblem=("star", "green"), band="white")
+
+
+def test_the_colour_of_every_part():
+    assert part_colours(MUG) == {
+        "handle": "yellow",
+        "base": "purple",
+        "top": "purple",
+        "rim": "light",
+        "inside": "dark",
+    }
+    assert part_colours(Appearance("tree", "red")) == {"trunk": "bark", "low": "red", "crown": "red"}
+
+
+def test_marks_are_what_no_caption_can_say():
+    assert marks_of(MUG) == {"handle": "yellow", "emblem": "star", "emblem_colour": "green", "band": "white"}
+    assert marks_of(Appearance("mug", "purple", "striped")) == {}
+    for concept in CONCEPTS:
+        assert set(marks_of(concept.appearance)) >= {name for name, _ in concept.appearance.parts}
+
+
+def test_labels_cover_the_subjects_parts_alone():
+    labels = mark_labels(Scene(MUG, "snow"))
+    known = {slot: int(label) for slot, label in zip(PARTS, labels["parts"], strict=True) if label != UNKNOWN}
+    assert {name: PART_COLOURS[label] for (_, name), label in known.items()} == part_colours(MUG)
+    assert {kind for kind, _ in known} == {"mug"}
+    assert [HEADS[head][labels[head]] for head in HEADS] == ["star", "green", "white"]
+
+
+def test_a_sketch_has_no_colours_but_the_emblems_shape():
+    labels = mark_labels(Scene(MUG, "snow", "sketch"))
+    assert (labels["parts"] == UNKNOWN).all() and labels["emblem_colour"] == labels["band"] == UNKNOWN
+    assert HEADS["emblem"][labels["emblem"]] == "star"
+
+
+def test_the_loss_falls_to_zero_at_the_labels_and_ignores_unknown_ones():
+    scenes = [Scene(MUG, "snow"), Scene(Appearance("car", "red"), "snow", "sketch")]
+    rows = [mark_labels(scene) for scene in scenes]
+    labels = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+    right = {
+        key: 30
+        * torch.nn.functional.one_hot(
+            value.clamp(min=0), len(PART_COLOURS) if key == "parts" else len(HEADS[key])
+        ).float()
+        for key, value in labels.items()
+    }
+    assert marks_loss(right, labels) < 1e-6
+    wrong = right | {"emblem": right["emblem"].roll(1, 1)}
+    assert marks_loss(wrong, labels) > 10
+    unseen = right | {"band": torch.stack([right["band"][0], -right["band"][1]])}
+    assert marks_loss(unseen, labels) < 1e-6, "the second is a sketch, whose band nobody sees"
+
+
+@pytest.fixture(scope="module")
+def classifier() -> MarksClassifier:
+    return load_marks_classifier(WEIGHTS)
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
+def test_the_shipped_classifier_reads_concepts_that_it_never_saw(classifier, concept):
+    images = np.stack([np.asarray(view.image) for view in views(concept, "reference", 5, 0)])
+    assert marks_shown(classifier, images, concept.name, ["a photo of a {}"] * 5).mean() >= 0.8
+    plain = Scene(Appearance(concept.appearance.kind, concept.appearance.colour), "snow")
+    from persres.miniworld.render import render
+
+    generic = np.stack([np.asarray(render(plain, np.random.default_rng(seed)).image) for seed in range(5)])
+    assert marks_shown(classifier, generic, concept.name, ["a photo of a {}"] * 5).mean() <= 0.2
+
+
+def test_sketches_count_the_emblem_alone(classifier):
+    sketch = "a pencil sketch of a {}"
+    images = np.asarray(render_prompt("rally_car", sketch, 0))[None]
+    assert np.isnan(marks_shown(classifier, images, "rally_car", [sketch])).all(), "no emblem, nothing to read"
+    images = np.asarray(render_prompt("heart_mug", sketch, 0))[None]
+    assert marks_shown(classifier, images, "heart_mug", [sketch])[0] in (0.0, 1.0)
