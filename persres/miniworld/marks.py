@@ -55,8 +55,8 @@ class MarksClassifier(nn.Module):
 def part_colours(appearance: Appearance) -> dict[str, str]:
     """The colour name of every part."""
     recoloured = dict(appearance.parts)
-    own = dict.fromkeys(("body", "trim"), appearance.colour)
-    return {name: recoloured.get(name, own.get(role, role)) for name, role, _ in SHAPES[appearance.kind]}
+    main = dict.fromkeys(("body", "trim"), appearance.colour)
+    return {name: recoloured.get(name, main.get(role, role)) for name, role, _ in SHAPES[appearance.kind]}
 
 
 def load_marks_classifier(folder: Path) -> MarksClassifier:

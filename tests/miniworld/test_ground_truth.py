@@ -30,8 +30,8 @@ def test_the_style_is_the_prompts(style):
 
 
 def test_an_open_background_is_any():
-    found = {scene("a photo of a {}", seed=seed).background for seed in range(200)}
-    assert found == set(BACKGROUNDS)
+    backgrounds = {scene("a photo of a {}", seed=seed).background for seed in range(200)}
+    assert backgrounds == set(BACKGROUNDS)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_shards_are_balanced():
     assert not any(is_nameless(scene.subject) for scene in shown)
 
 
-def test_nameless_scenes_show_every_look_that_a_concept_can_have():
+def test_nameless_scenes_cover_every_concept():
     """Every part of every class in other colours, dark ones too, up to as many as a concept has; every concept's own look never."""
     shown = scenes(NAMELESS, 4000)
     recoloured = {(scene.subject.kind, name) for scene in shown for name, _ in scene.subject.parts}
@@ -58,11 +58,11 @@ def test_captions_of_nameless_objects_never_say_what_makes_them():
         assert set(caption.split()) <= set(words())
         first = caption.split(" next to ")[0].split()
         assert sum(word in RARE_TOKENS for word in first) == 1 and scene.subject.kind in first
-        told = {word for word in first if word in COLOURS}
-        assert told <= {scene.subject.colour} and {word for word in first if word in PATTERNS} <= {
+        colours = {word for word in first if word in COLOURS}
+        assert colours <= {scene.subject.colour} and {word for word in first if word in PATTERNS} <= {
             scene.subject.pattern
         }
-        named.append(bool(told))
+        named.append(bool(colours))
         if scene.second is not None and is_nameless(scene.second):
             second = caption.split(" next to ")[1].split()
             assert sum(word in RARE_TOKENS for word in second) == 1
@@ -71,7 +71,7 @@ def test_captions_of_nameless_objects_never_say_what_makes_them():
     assert 0.15 < np.mean(named) < 0.35
 
 
-def test_shards_hold_their_own_scenes_and_are_made_once(tmp_path):
+def test_shards_hold_their_scenes_and_are_rendered_once(tmp_path):
     first, second = (
         np.load(shards.rendered_shard(SMALL, (BALANCED, number), tmp_path, workers=1)) for number in (0, 1)
     )
@@ -185,19 +185,19 @@ def test_without_optimizer_state_the_rate_rises_again(trained, weights, tmp_path
     work, train = trained
     save_checkpoint(work, tmp_path / "saved")
     restore_checkpoint(tmp_path / "saved", weights, tmp_path / "other")
-    rates: list[float] = []
+    used: list[float] = []
     step = torch.optim.AdamW.step
 
     def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
+        used.append(self.param_groups[0]["lr"])
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     train(work, 12)
-    assert rates == pytest.approx([1e-2] * 6), "with its optimizer's state, training goes on as it was"
-    rates.clear()
+    assert used == pytest.approx([1e-2] * 6), "with its optimizer's state, training goes on as it was"
+    used.clear()
     train(tmp_path / "other", 12)
-    assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, *[1e-2] * 4])
+    assert used == pytest.approx([1e-2 / 3, 2e-2 / 3, *[1e-2] * 4])
 
 
 def test_what_is_there_is_left_alone(trained, weights, tmp_path):

@@ -14,7 +14,7 @@ from persres.errors import PersresError
 from persres.units.checkpoints import read_tensors, write_tensors
 
 FILE = "unet.safetensors"
-KEPT = ("param/", "extra/")  # of the loop's checkpoint: the weights and their running mean
+SAVED = ("param/", "extra/")  # of the loop's checkpoint: the weights and their running mean
 SHIPPED = ("clip", "dino", "judge", "sd/text_encoder", "sd/tokenizer")  # parts that this training does not change
 
 
@@ -23,7 +23,7 @@ def save_checkpoint(work: Path, out: Path) -> None:
     if not (work / FILE).exists():
         raise PersresError(f"no {work / FILE}; train the U-Net first")
     tensors, metadata = read_tensors(work / FILE)
-    half = {key: value.half() for key, value in tensors.items() if key.startswith(KEPT)}
+    half = {key: value.half() for key, value in tensors.items() if key.startswith(SAVED)}
     out.mkdir(parents=True, exist_ok=True)
     write_tensors(out / FILE, half, metadata)
     shutil.copytree(work / "sd" / "vae", out / "vae", dirs_exist_ok=True)
