@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from persres.experiments.miniworld_training.muon import Muon
 from persres.seeding import seed_from
 from persres.units.checkpoints import load_training, save_training
 
@@ -52,15 +53,20 @@ def fit(
     on_step: Callable[[int], None] | None = None,
     average_gradients: Callable[[nn.Module], None] | None = None,
     main_worker: bool = True,
+    muon: tuple[str, ...] | None = None,
 ) -> nn.Module:
-    """Minimise ``loss(step, step_seed)`` over the model's parameters; returns the EMA copy.
+    """Minimise ``loss(step, step_seed)`` over the model's parameters with AdamW; returns the EMA copy. ``muon``: with Muon instead, except
+    for parameters whose names start so.
 
     Random draws follow from the step's seed, so a resumed run equals an uninterrupted one. The main worker writes a checkpoint to
     ``folder/name.safetensors``.
     """
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
     averaged = {k: p.detach().clone() for k, p in trained.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=budget.lr, weight_decay=budget.weight_decay, betas=(0.9, 0.99))
+    if muon is None:
+        optimizer = torch.optim.AdamW(trained.values(), budget.lr, (0.9, 0.99), weight_decay=budget.weight_decay)
+    else:
+        optimizer = Muon(trained.items(), budget.lr, muon, budget.weight_decay)
     state = averaged | {f"buffer.{k}": b for k, b in model.named_buffers() if b.is_floating_point()}
     path, start = folder / f"{name}.safetensors", 0
     if path.exists():

@@ -124,7 +124,8 @@ def _worker(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) -
 
     budget = Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
     average = _average_over_workers if world > 1 else None
-    fit("unet", unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0)
+    ends = ("conv_in", "conv_out")  # of the U-Net: not between two hidden layers, for which Muon is meant
+    fit("unet", unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0, muon=ends)
     if rank == 0:
         unet.cpu().half().save_pretrained(folder / "sd" / "unet")
 
