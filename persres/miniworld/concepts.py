@@ -68,14 +68,6 @@ CONCEPTS: tuple[Concept, ...] = (
 )
 
 
-def concept_named(name: str) -> Concept:
-    """A concept by name. Raises ValueError for an unknown one."""
-    for concept in CONCEPTS:
-        if concept.name == name:
-            return concept
-    raise ValueError(f"the mini world has no concept {name!r}; it has {', '.join(c.name for c in CONCEPTS)}")
-
-
 def views(concept: Concept, split: str, count: int, seed: int) -> list[Rendered]:
     """``count`` images of the concept; ``split`` is ``reference`` or ``held_out``."""
     images = []

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from persres.miniworld.concepts import concept_named
+from persres.miniworld.identities import concept_named
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, KINDS, PATTERNS, STYLES
 

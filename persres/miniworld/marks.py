@@ -15,7 +15,7 @@ from torch import nn
 
 from persres.images import to_tensor
 from persres.miniworld.attribute_classifier import conv_block
-from persres.miniworld.concepts import concept_named
+from persres.miniworld.identities import concept_named, marks_of
 from persres.miniworld.render import FIXED, Appearance
 from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import COLOURS, EMBLEMS, STYLES
@@ -79,12 +79,6 @@ def read_marks(model: MarksClassifier, images: np.ndarray, kind: str, batch: int
             read = {PARTS[slot][1]: PART_COLOURS[colour] for slot, colour in zip(slots, seen, strict=True)}
             result.append(read | {head: HEADS[head][best[head][row]] for head in HEADS})
     return result
-
-
-def marks_of(appearance: Appearance) -> dict[str, str]:
-    """What no caption can describe: the recoloured parts, shape and colour of the emblem, the band."""
-    emblem = dict(zip(("emblem", "emblem_colour"), appearance.emblem or (), strict=False))
-    return dict(appearance.parts) | emblem | ({"band": appearance.band} if appearance.band else {})
 
 
 def marks_shown(model: MarksClassifier, images: np.ndarray, concept: str, templates: list[str]) -> np.ndarray:

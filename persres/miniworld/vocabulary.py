@@ -32,6 +32,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 236),
 }
 
+# of the shipped models
+TRAINED_KINDS, TRAINED_PATTERNS = tuple(KINDS)[:8], ("plain", "striped")
+
 EMBLEMS = ("heart", "star", "diamond", "cross", "disc")  # no caption names them
 
 PATTERNS = ("plain", "striped", "dotted", "checkered")

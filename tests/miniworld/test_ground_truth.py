@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persres.miniworld.concepts import CONCEPTS, concept_named, concept_prompts
+from persres.config.schema import Fetch
+from persres.datasets.miniworld import fetch, size
+from persres.miniworld.concepts import CONCEPTS, concept_prompts
 from persres.miniworld.ground_truth import prompted_scene, render_prompt
-from persres.miniworld.marks import marks_of
+from persres.miniworld.identities import concept_named, marks_of, nameless_concept
 from persres.miniworld.render import Appearance
 from persres.miniworld.vocabulary import BACKGROUNDS, STYLES
 
@@ -87,5 +89,30 @@ def test_a_prompt_outside_the_grammar_is_refused(wrong):
 
 
 def test_an_unknown_concept_is_refused():
-    with pytest.raises(ValueError, match="no concept 'lost_dog'; it has heart_mug"):
+    with pytest.raises(ValueError, match="no lost_dog; it has heart_mug"):
         render_prompt("lost_dog", "a photo of a {}", 0)
+
+
+def test_nameless_concepts_are_others_than_the_ten_and_stay_the_same():
+    nameless = [nameless_concept(index) for index in range(20)]
+    looks = {concept.appearance for concept in nameless}
+    assert len(looks) == 20 and not looks & {concept.appearance for concept in CONCEPTS}
+    for concept in nameless:
+        marks = marks_of(concept.appearance)
+        assert len(marks) >= 2 and concept.appearance.colour not in marks.values()
+        assert 1 <= len(concept.backgrounds) <= 2
+        assert concept_named(concept.name) == concept
+
+
+@pytest.mark.parametrize(
+    "name", ["nameless", "nameless_", "nameless_x", "nameless_-1", "nameless_01", "nameless_²", "nameless_1.5"]
+)
+def test_no_other_name_is_a_nameless_concept(name):
+    with pytest.raises(ValueError, match="has no nameless"):
+        concept_named(name)
+
+
+def test_nameless_concepts_are_fetched_as_any_other(tmp_path):
+    settings = Fetch(dataset="miniworld", concepts=("nameless_3", "heart_mug"), references=2, held_out=0)
+    assert fetch(settings, tmp_path) == 2 and size(settings) == (2, 40)
+    assert len(list((tmp_path / "nameless_3" / "images").glob("*.png"))) == 2

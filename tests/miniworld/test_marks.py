@@ -9,13 +9,13 @@ import torch
 from persres.experiments.miniworld_training.marks import UNKNOWN, mark_labels, marks_loss
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.ground_truth import render_prompt
+from persres.miniworld.identities import marks_of
 from persres.miniworld.marks import (
     HEADS,
     PART_COLOURS,
     PARTS,
     MarksClassifier,
     load_marks_classifier,
-    marks_of,
     marks_shown,
     part_colours,
 )

@@ -11,9 +11,10 @@ import torch
 from persres.datasets.wordnet import COUNT, load_candidates, load_nouns
 from persres.experiments.miniworld_training.captions import full_caption, random_caption
 from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import random_identity, scene_at
+from persres.experiments.miniworld_training.scenes import scene_at
 from persres.experiments.miniworld_training.tokenizer import write_tokenizer
 from persres.miniworld.concepts import CONCEPTS, concept_prompts, views
+from persres.miniworld.identities import random_identity
 from persres.miniworld.render import Appearance, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, KINDS, PATTERNS, STYLES, words
 from persres.prompts import PROMPT_GROUPS
@@ -89,7 +90,7 @@ def test_training_scenes_never_show_a_concept():
     for index in range(500):
         scene, _ = scene_at(RECIPE, "train", index)
         assert scene.subject not in appearances and not scene.subject.parts and scene.subject.emblem is None
-        assert random_identity(RECIPE, np.random.default_rng(index)) not in appearances
+        assert random_identity(np.random.default_rng(index)) not in appearances
 
 
 @pytest.mark.parametrize("concept", CONCEPTS, ids=lambda c: c.name)

@@ -14,10 +14,11 @@ from persres.experiments.miniworld_training.captions import is_nameless, nameles
 from persres.experiments.miniworld_training.checkpoint import FILE, SHIPPED, restore_checkpoint, save_checkpoint
 from persres.experiments.miniworld_training.loop import Budget, fit
 from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import BALANCED, NAMELESS, scene_at
+from persres.experiments.miniworld_training.scenes import BALANCED, scene_at
 from persres.experiments.miniworld_training.unet import SCHEDULER, TrainingData, loss_weights, new_unet, v_loss
 from persres.experiments.miniworld_training.vae import new_vae
 from persres.miniworld.concepts import CONCEPTS
+from persres.miniworld.identities import NAMELESS
 from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, PATTERNS, RARE_TOKENS, words
 from persres.units.checkpoints import read_tensors

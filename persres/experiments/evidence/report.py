@@ -19,7 +19,7 @@ from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.scores import SCORES, score_columns
 from persres.metrics.summary import config_table
-from persres.miniworld.concepts import concept_named
+from persres.miniworld.identities import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.report.table_text import markdown
 from persres.report.tables import ceiling_rows

@@ -38,7 +38,7 @@ from persres.experiments.extensions.zero_shot_class import measure as zero_shot_
 from persres.experiments.golden.figures import Collector
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
-from persres.miniworld.concepts import concept_named
+from persres.miniworld.identities import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
 from persres.package_paths import located

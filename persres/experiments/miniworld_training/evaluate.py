@@ -19,13 +19,14 @@ from persres.experiments.miniworld_training.attribute_classifier import accuracy
 from persres.experiments.miniworld_training.captions import full_caption
 from persres.experiments.miniworld_training.fidelity import fidelity
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.experiments.miniworld_training.scenes import NAMELESS, load_scenes, random_identity, scene_at
+from persres.experiments.miniworld_training.scenes import load_scenes, scene_at
 from persres.images import to_images
 from persres.metrics.clip_scores import ClipEncoder
 from persres.metrics.dino_scores import DinoEncoder
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier
 from persres.miniworld.concepts import CONCEPTS, views
-from persres.miniworld.marks import HEADS, MarksClassifier, load_marks_classifier, marks_of, read_marks
+from persres.miniworld.identities import NAMELESS, marks_of, random_identity
+from persres.miniworld.marks import HEADS, MarksClassifier, load_marks_classifier, read_marks
 from persres.miniworld.render import Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 from persres.models.diffusion import decode, load_diffusion
@@ -97,7 +98,7 @@ def _rivals(kind: str, count: int, recipe: Recipe) -> list[Image.Image]:
     """Images of other subjects of the same class, on any background."""
     rng, result = np.random.default_rng(seed_from("rivals", kind)), []
     while len(result) < count:
-        appearance = random_identity(recipe, rng)
+        appearance = random_identity(rng)
         if appearance.kind == kind:
             result += _on_any_background(appearance, 1, f"rival {len(result)}")
     return result

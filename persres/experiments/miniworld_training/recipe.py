@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from persres.miniworld.vocabulary import TRAINED_KINDS, TRAINED_PATTERNS
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -14,8 +16,8 @@ class Recipe:
     """
 
     seed: int = 7
-    kinds: tuple[str, ...] = ("mug", "robot", "cat", "tree", "car", "fish", "house", "ball")
-    patterns: tuple[str, ...] = ("plain", "striped")
+    kinds: tuple[str, ...] = TRAINED_KINDS
+    patterns: tuple[str, ...] = TRAINED_PATTERNS
     styles: tuple[str, ...] = ("photo", "watercolour", "sketch", "pixel")
     style_weights: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
     second: float = 0.2

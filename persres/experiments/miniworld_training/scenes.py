@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.miniworld.concepts import CONCEPTS
+from persres.miniworld.identities import NAMELESS, random_identity
 from persres.miniworld.render import Appearance, Scene, render
-from persres.miniworld.shapes import SHAPES
-from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, EMBLEMS
+from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS
 from persres.seeding import seed_from
 
-BALANCED, NAMELESS = "balanced", "nameless"  # splits of the shards; subjects of the second no caption can describe
+BALANCED = "balanced"  # a split of the shards, as NAMELESS, whose subjects no caption can describe
 _COLOURS = tuple(COLOURS)
 
 
@@ -36,34 +35,16 @@ def random_scene(recipe: Recipe, rng: np.random.Generator) -> Scene:
     return Scene(random_appearance(recipe, rng), _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
-def random_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
-    """An appearance that no caption can describe: recoloured parts, an emblem, a band. Never one of the concepts."""
-    return _identity(recipe, rng, most_parts=2, dark=False)
-
-
-def any_identity(recipe: Recipe, rng: np.random.Generator) -> Appearance:
-    """As :func:`random_identity`, with up to four recoloured parts, dark ones too: every look that a concept can have."""
-    return _identity(recipe, rng, most_parts=4, dark=True)
-
-
-def _identity(recipe: Recipe, rng: np.random.Generator, most_parts: int, dark: bool) -> Appearance:
-    kind = _choice(rng, recipe.kinds)
-    names = [name for name, role, _ in SHAPES[kind] if dark or role != "dark"]
-    recoloured = rng.permutation(names)[: rng.integers(0, most_parts + 1)]
-    parts = tuple((str(name), _choice(rng, _COLOURS)) for name in recoloured)
-    emblem = (_choice(rng, EMBLEMS), _choice(rng, _COLOURS)) if rng.random() < 0.5 else None
-    band = _choice(rng, _COLOURS) if rng.random() < 0.25 else None
-    appearance = Appearance(kind, _choice(rng, _COLOURS), _choice(rng, recipe.patterns), parts, emblem, band)
-    return _identity(recipe, rng, most_parts, dark) if appearance in {c.appearance for c in CONCEPTS} else appearance
+_any_identity = partial(random_identity, most_parts=4, dark=True)  # every look that a concept can have
 
 
 def _shard_scene(recipe: Recipe, rng: np.random.Generator, nameless: bool) -> Scene:
     """A scene of a shard. Next to a nameless subject, the second object is nameless in a third of the cases."""
     style = recipe.styles[rng.choice(len(recipe.styles), p=recipe.shard_style_weights)]
-    subject = (any_identity if nameless else random_appearance)(recipe, rng)
+    subject = _any_identity(rng) if nameless else random_appearance(recipe, rng)
     second = None
     if rng.random() < recipe.shard_second:
-        second = (any_identity if nameless and rng.random() < 1 / 3 else random_appearance)(recipe, rng)
+        second = _any_identity(rng) if nameless and rng.random() < 1 / 3 else random_appearance(recipe, rng)
     return Scene(subject, _choice(rng, tuple(BACKGROUNDS)), style, second)
 
 
@@ -95,7 +76,7 @@ def _render_scene(recipe: Recipe, split: str, index: int) -> tuple[np.ndarray, n
 def identity_scenes(recipe: Recipe, index: int) -> tuple[list[Scene], np.random.Generator]:
     """One identity on several backgrounds, and the generator that then draws its poses."""
     rng = np.random.default_rng(seed_from("identity", index, recipe.seed))
-    identity = random_identity(recipe, rng)
+    identity = random_identity(rng)
     grounds = rng.permutation(list(BACKGROUNDS))[: recipe.views]
     return [Scene(identity, str(ground)) for ground in grounds], rng
 

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL
 
 from persres.experiments.miniworld_training.loop import images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.experiments.miniworld_training.scenes import BALANCED, NAMELESS, scene_at
+from persres.experiments.miniworld_training.scenes import BALANCED, scene_at
+from persres.miniworld.identities import NAMELESS
 from persres.miniworld.render import Scene, render
 
 log = logging.getLogger(__name__)

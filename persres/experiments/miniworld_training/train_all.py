@@ -27,8 +27,9 @@ from persres.experiments.miniworld_training import vae as train_vae
 from persres.experiments.miniworld_training.evaluate import evaluate
 from persres.experiments.miniworld_training.loop import training_device
 from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import NAMELESS, load_identities, load_scenes
+from persres.experiments.miniworld_training.scenes import load_identities, load_scenes
 from persres.experiments.miniworld_training.shards import encoded_shard, rendered_shard, scenes_of, shards_of
+from persres.miniworld.identities import NAMELESS
 from persres.package_paths import PACKAGE
 
 OUT = PACKAGE / "miniworld" / "weights"

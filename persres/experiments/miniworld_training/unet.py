@@ -18,8 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from persres.experiments.miniworld_training.captions import nameless_caption, random_caption
 from persres.experiments.miniworld_training.loop import Budget, fit, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
-from persres.experiments.miniworld_training.scenes import NAMELESS
 from persres.experiments.miniworld_training.shards import latents_path, scenes_of, shards_of
+from persres.miniworld.identities import NAMELESS
 from persres.miniworld.render import Scene
 from persres.seeding import seed_from
 

@@ -23,8 +23,6 @@ from PIL import Image
 
 from persres.config.schema import Base, Encoders, Profile, SamplingConfig
 from persres.datasets.layout import spread_prompts
-from persres.experiments.miniworld_training.recipe import RECIPE
-from persres.experiments.miniworld_training.scenes import random_identity
 from persres.images import to_images, to_tensor
 from persres.methods.ours import Ours
 from persres.metrics.clip_scores import alignment, clip_text_score, load_clip
@@ -32,6 +30,7 @@ from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_alignment, object_crops
 from persres.miniworld.attribute_classifier import classify_images, load_attribute_classifier, matches_prompt
 from persres.miniworld.concepts import CONCEPTS, Concept, concept_prompts, views
+from persres.miniworld.identities import random_identity
 from persres.miniworld.vocabulary import BACKGROUNDS
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import model_identity
@@ -60,7 +59,7 @@ COLUMNS = ("dino", "clip_image", "dino_object", "clip_text", "followed")
 def nameless(index: int) -> Concept:
     """Return an unseen subject with one background or two, as the concepts have."""
     rng = np.random.default_rng(seed_from("stopping", index))
-    identity = random_identity(RECIPE, rng)
+    identity = random_identity(rng)
     return Concept(f"nameless_{index}", identity, tuple(map(str, rng.permutation(list(BACKGROUNDS))[: 1 + index % 2])))
 
 

@@ -19,7 +19,7 @@ from persres.experiments.extensions.masks.coverage import GROUPS, Scenes, by_gro
 from persres.experiments.extensions.sampled import COLUMNS, PROFILE, scored_rows
 from persres.experiments.extensions.study import Run, Study
 from persres.experiments.run_profile import run_profile
-from persres.miniworld.concepts import concept_named
+from persres.miniworld.identities import concept_named
 from persres.models.diffusion import load_diffusion
 from persres.report.sheets import write_sheets
 from persres.report.table_text import markdown
