@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persres.experiments.evidence.pages import NOT_MEASURED
 from persres.experiments.evidence.provenance import measured_line, provenance
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import PAPER_SCORES, SCORES
@@ -59,7 +60,9 @@ def _publish(context: Context, fresh: Path) -> None:
 def write_comparison(folder: Path) -> None:
     """Write ``comparison.md``: differences to the base model, and the paper's differences with ours."""
     tables = summary_of(folder)
-    parts = [f"## {block.__doc__.split('.')[0]}\n\n{block(tables)}" for block in (_over_base, _against_paper)]
+    parts = [
+        f"## {block.__doc__.split('.')[0]}\n\n{block(tables)}" for block in (_over_base, _against_paper, _detectable)
+    ]
     (folder / "comparison.md").write_text("\n".join(["# Differences\n", *parts]))
 
 
@@ -101,6 +104,20 @@ def _over_base(tables: dict) -> str:
         if row["config"] != base
     ]
     return markdown(["minus the base model", *TITLES.values(), "p (DINO)"], rows)
+
+
+def _detectable(tables: dict) -> str:
+    """The smallest difference that the paired test finds.
+
+    Over the pairs of methods of table 1, with a power of 80%.
+    """
+    pairs, methods = tables["differences"], set(tables["table1"]["config"])
+    if f"{next(iter(TITLES))}_detectable" not in pairs:
+        return NOT_MEASURED
+    pairs = pairs[pairs["config"].isin(methods) & pairs["against"].isin(methods)]
+    found = [pairs[f"{score}_detectable"] for score in TITLES]
+    rows = [[name, *(f"{getattr(column, name)():.3f}" for column in found)] for name in ("min", "median", "max")]
+    return markdown(["over pairs of methods", *TITLES.values()], rows)
 
 
 PAPER_RANK = "0.05 m"  # the paper's rank, as its table 5 names it

@@ -64,7 +64,7 @@ def sign_flip_p(values: np.ndarray, rounds: int, seed: int) -> float:
 def difference(
     rows: pd.DataFrame, columns: list[str], pair: tuple[str, str], rounds: int, seed: int
 ) -> dict[str, object]:
-    """Paired difference (first minus second config) over the concepts that both have, with intervals and sign-flip p."""
+    """Paired difference (first minus second config) over the concepts that both have, with intervals, sign-flip p and what the test can find."""
     means = per_concept(rows, columns).set_index(["config", "concept"])
     one, two = (means.loc[name] for name in pair)
     shared = one.index.intersection(two.index)
@@ -74,4 +74,18 @@ def difference(
         row[column] = float(values.mean())
         row[f"{column}_low"], row[f"{column}_high"] = bootstrap_interval(values, rounds, seed)
         row[f"{column}_p"] = sign_flip_p(values, rounds, seed)
+        row[f"{column}_detectable"] = detectable_difference(values)
     return row
+
+
+def detectable_difference(values: np.ndarray, power: float = 0.8, level: float = 0.05) -> float:
+    """The smallest mean difference that a two-sided paired test finds with this power, given the spread of these differences over concepts.
+
+    By the paired t test, which the sign-flip test equals for this purpose. NaN below five concepts.
+    """
+    if len(values) < MIN_FOR_INTERVAL or np.isnan(values).any():
+        return float("nan")
+    from scipy.stats import t
+
+    degrees = len(values) - 1
+    return float((t.ppf(1 - level / 2, degrees) + t.ppf(power, degrees)) * values.std(ddof=1) / np.sqrt(len(values)))

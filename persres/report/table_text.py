@@ -67,7 +67,9 @@ def write_table(path: Path, title: str, table: pd.DataFrame, notes: str) -> None
     for column in (name for name in table if f"{name}_low" in table):
         digits = SCORES[column].digits + 1 if column in SCORES else 3
         shown[column] = [_with_interval(row, column, digits) for _, row in table.iterrows()]
-        shown = shown.drop(columns=[f"{column}_{end}" for end in ("low", "high", "p") if f"{column}_{end}" in shown])
+        shown = shown.drop(
+            columns=[f"{column}_{end}" for end in ("low", "high", "p", "detectable") if f"{column}_{end}" in shown]
+        )
     if "params" in shown:
         shown["params"] = [parameter_text(p) for p in shown["params"]]
     for column, digits in COSTS.items():

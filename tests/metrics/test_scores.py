@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import ttest_1samp
 
 from persres.config.schema import Clip, Dino
 from persres.errors import PersresError
@@ -15,7 +16,7 @@ from persres.metrics.background import background_difference
 from persres.metrics.clip_scores import ClipEncoder, alignment, clip_text_score
 from persres.metrics.dino_scores import DinoEncoder
 from persres.metrics.object_crops import GREY, object_alignment, object_crops
-from persres.metrics.summary import bootstrap_interval, config_table, difference, sign_flip_p
+from persres.metrics.summary import bootstrap_interval, config_table, detectable_difference, difference, sign_flip_p
 from persres.miniworld.attribute_classifier import Prediction, matches_prompt, requested_attributes
 from persres.report.tables import paper_table
 
@@ -77,6 +78,18 @@ def test_below_five_concepts_there_is_no_interval_and_no_p():
     )
     row = difference(rows, ["s"], ("a", "b"), 200, 0)
     assert row["s"] == pytest.approx(0.875) and np.isnan([row["s_low"], row["s_high"], row["s_p"]]).all()
+
+
+def test_the_detectable_difference_is_found_four_times_in_five():
+    """By the test of scipy, on normal differences whose mean is what the formula says of their true spread."""
+    rng, spread, n = np.random.default_rng(0), 0.05, 10
+    given = rng.normal(0, 1, n)
+    given = spread * (given - given.mean()) / given.std(ddof=1)  # of exactly this spread
+    shift = detectable_difference(given)
+    hits = [ttest_1samp(rng.normal(shift, spread, n), 0).pvalue < 0.05 for _ in range(3000)]
+    assert np.mean(hits) == pytest.approx(0.8, abs=0.03)
+    assert detectable_difference(2 * given) == pytest.approx(2 * shift)
+    assert np.isnan(detectable_difference(given[:4]))
 
 
 def test_background_change_counts_only_outside_both_objects():
