@@ -115,8 +115,8 @@ def _detectable(tables: dict) -> str:
     if f"{next(iter(TITLES))}_detectable" not in pairs:
         return NOT_MEASURED
     pairs = pairs[pairs["config"].isin(methods) & pairs["against"].isin(methods)]
-    found = [pairs[f"{score}_detectable"] for score in TITLES]
-    rows = [[name, *(f"{getattr(column, name)():.3f}" for column in found)] for name in ("min", "median", "max")]
+    detectable = [pairs[f"{score}_detectable"] for score in TITLES]
+    rows = [[name, *(f"{getattr(column, name)():.3f}" for column in detectable)] for name in ("min", "median", "max")]
     return markdown(["over pairs of methods", *TITLES.values()], rows)
 
 

@@ -80,7 +80,7 @@ def test_below_five_concepts_there_is_no_interval_and_no_p():
     assert row["s"] == pytest.approx(0.875) and np.isnan([row["s_low"], row["s_high"], row["s_p"]]).all()
 
 
-def test_the_detectable_difference_is_found_four_times_in_five():
+def test_the_detectable_difference_is_detected_four_times_in_five():
     """By the test of scipy, on normal differences whose mean is what the formula says of their true spread."""
     rng, spread, n = np.random.default_rng(0), 0.05, 10
     given = rng.normal(0, 1, n)
