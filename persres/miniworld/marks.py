@@ -31,23 +31,23 @@ class MarksClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            conv_block(3, 32, 2),
-            conv_block(32, 48, 1),
-            conv_block(48, 96, 2),
-            conv_block(96, 96, 1),
-            conv_block(96, 128, 2),
+        self.deep = nn.Sequential(
+            conv_block(3, 24, 2),
+            conv_block(24, 32, 1),
+            conv_block(32, 64, 2),
+            conv_block(64, 64, 1),
+            conv_block(64, 128, 2),
             conv_block(128, 128, 1),
-            conv_block(128, 32, 1),
-            nn.Flatten(),
-            nn.Linear(32 * 8 * 8, 256),
-            nn.SiLU(),
+            conv_block(128, 128, 1),
         )
+        self.places = nn.Conv2d(128, 16, 1)  # keeps where things are, which pooling loses
+        self.features = nn.Sequential(nn.Linear(2 * 128 + 16 * 8 * 8, 256), nn.SiLU())
         self.parts = nn.Linear(256, len(PARTS) * len(PART_COLOURS))
         self.heads = nn.ModuleDict({head: nn.Linear(256, len(names)) for head, names in HEADS.items()})
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.features(x)
+        deep = self.deep(x)
+        features = self.features(torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), self.places(deep).flatten(1)], 1))
         parts = self.parts(features).unflatten(1, (len(PARTS), len(PART_COLOURS)))
         return {"parts": parts} | {head: layer(features) for head, layer in self.heads.items()}
 
