@@ -53,9 +53,9 @@ class Recipe:
     # U-Net
     unet_workers: int = 2  # processes on a CPU; their batches add up
     unet_channels: tuple[int, ...] = (48, 96, 144)
-    unet_steps: int = 31_000
-    unet_batch: int = 32  # per worker
-    unet_lr: float = 1e-3
+    unet_steps: int = 16_000
+    unet_batch: int = 64  # per worker
+    unet_lr: float = 2e-3  # of Muon
     unet_decay_from: float = 0.75  # share of the steps after which the learning rate decays to zero
     unet_ema: float = 0.999
     unet_nameless: float = 1 / 3  # share of images whose subject no caption can describe

@@ -7,6 +7,7 @@ weight.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from persres.miniworld.identities import NAMELESS
 from persres.miniworld.render import Scene
 from persres.seeding import seed_from
 
+PAUSE = timedelta(days=1)  # workers may be stopped for so long, while something else is timed
 DROP_CAPTION = 0.1  # share of captions left empty, for classifier-free guidance
 
 SCHEDULER = {
@@ -107,7 +109,7 @@ def _worker(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) -
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     device = training_device()
     if world > 1:
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=PAUSE)
     data, scheduler = TrainingData(recipe, folder), DDIMScheduler(**SCHEDULER)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "sd" / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "sd" / "text_encoder", dtype=torch.float32).to(device)
@@ -122,7 +124,7 @@ def _worker(rank: int, world: int, recipe: Recipe, folder: Path, meeting: str) -
             states = text(ids.to(device)).last_hidden_state
         return v_loss(unet, scheduler, z.to(device), states)
 
-    budget = Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema)
+    budget = Budget(recipe.unet_steps, recipe.unet_lr, 300, recipe.unet_decay_from, ema=recipe.unet_ema, save_every=100)
     average = _average_over_workers if world > 1 else None
     ends = ("conv_in", "conv_out")  # of the U-Net: not between two hidden layers, for which Muon is meant
     fit("unet", unet, loss, budget, folder, recipe.seed, average_gradients=average, main_worker=rank == 0, muon=ends)
