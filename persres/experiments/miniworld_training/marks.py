@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from persres.experiments.miniworld_training.loop import Budget, fit, images_to_tensor, training_device
 from persres.experiments.miniworld_training.recipe import Recipe
+from persres.miniworld.attribute_classifier import AttributeClassifier, load_attribute_classifier
 from persres.miniworld.marks import FILE, HEADS, PART_COLOURS, PARTS, MarksClassifier, part_colours
 from persres.miniworld.render import Scene
 
@@ -41,11 +42,22 @@ def marks_loss(out: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) ->
     return total
 
 
+def features_of(classifier: AttributeClassifier) -> dict[str, torch.Tensor]:
+    """The attribute classifier's convolutions as the state of ``MarksClassifier.deep``, which has the same ones in a row."""
+    blocks = [block for part in (classifier.stem, classifier.middle, classifier.deep) for block in part]
+    return torch.nn.Sequential(*blocks).state_dict()
+
+
 def train_marks_classifier(recipe: Recipe, images: np.ndarray, scenes: list[Scene], folder: Path, out: Path) -> None:
-    """Train on uint8 [n, 64, 64, 3] of nameless scenes, and save fp16 weights."""
+    """Train on uint8 [n, 64, 64, 3] of nameless scenes, and save fp16 weights next to the attribute classifier's in ``out``.
+
+    It starts from the attribute classifier's features, which know classes and colours.
+    """
     torch.manual_seed(recipe.seed)
     device = training_device()
-    classifier = MarksClassifier().to(device)
+    classifier = MarksClassifier()
+    classifier.deep.load_state_dict(features_of(load_attribute_classifier(out)))
+    classifier.to(device).train()
     rows = [mark_labels(scene) for scene in scenes]
     labels = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
 
@@ -57,6 +69,6 @@ def train_marks_classifier(recipe: Recipe, images: np.ndarray, scenes: list[Scen
         x = x * rng.uniform(0.85, 1.1) + rng.normal(0, 0.03) + 0.05 * torch.randn(x.shape).to(device)
         return marks_loss(classifier(x), {key: value[picked].to(device) for key, value in labels.items()})
 
-    fit("marks", classifier, loss, Budget(recipe.marks_steps, 2e-3, decay_from=0.4), folder, recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    budget, ends = Budget(recipe.marks_steps, 4e-3, decay_from=0.5), ("deep.0", "parts", "heads")
+    fit("marks", classifier, loss, budget, folder, recipe.seed, muon=ends)
     save_file({k: v.cpu().half().contiguous() for k, v in classifier.state_dict().items()}, out / FILE)

@@ -47,8 +47,8 @@ class Recipe:
     dino_batch: int = 64  # identities, two views each
     classifier_steps: int = 1_000
     classifier_batch: int = 64
-    marks_shards: int = 6  # nameless ones
-    marks_steps: int = 1_500
+    marks_shards: int = 9  # nameless ones
+    marks_steps: int = 1_400
     marks_batch: int = 64
     # U-Net
     unet_workers: int = 2  # processes on a CPU; their batches add up
