@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from persres.images import to_tensor
+from persres.images import square, to_tensor
 from persres.miniworld.attribute_classifier import conv_block
 from persres.miniworld.identities import concept_named, marks_of
-from persres.miniworld.render import FIXED, Appearance
+from persres.miniworld.render import FIXED, SIZE, Appearance
 from persres.miniworld.shapes import SHAPES
 from persres.miniworld.vocabulary import COLOURS, EMBLEMS, STYLES
 
@@ -68,11 +69,12 @@ def load_marks_classifier(folder: Path) -> MarksClassifier:
 
 @torch.no_grad()
 def read_marks(model: MarksClassifier, images: np.ndarray, kind: str, batch: int = 128) -> list[dict[str, str]]:
-    """What the classifier reads on uint8 images [n, 64, 64, 3] of objects of a class: part -> colour, and :data:`HEADS` -> name."""
+    """What the classifier reads on uint8 images [n, h, w, 3] of objects of a class: part -> colour, and :data:`HEADS` -> name."""
     slots = [slot for slot, (owner, _) in enumerate(PARTS) if owner == kind]
     result: list[dict[str, str]] = []
     for start in range(0, len(images), batch):
-        out = model(to_tensor(list(images[start : start + batch])))
+        shown = [square(Image.fromarray(image), SIZE) for image in images[start : start + batch]]
+        out = model(to_tensor(shown))
         colours = out["parts"][:, slots].argmax(2).tolist()
         best = {head: out[head].argmax(1).tolist() for head in HEADS}
         for row, seen in enumerate(colours):

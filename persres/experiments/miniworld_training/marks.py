@@ -15,6 +15,7 @@ from persres.miniworld.attribute_classifier import AttributeClassifier, load_att
 from persres.miniworld.marks import FILE, HEADS, PART_COLOURS, PARTS, MarksClassifier, part_colours
 from persres.miniworld.render import Scene
 
+PARTS_WEIGHT = 3.0
 UNKNOWN = -100  # cross_entropy's label for what an image does not show
 
 
@@ -35,8 +36,8 @@ def mark_labels(scene: Scene) -> dict[str, np.ndarray]:
 
 
 def marks_loss(out: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the parts, plus that of every head."""
-    total = F.cross_entropy(out["parts"].flatten(0, 1), labels["parts"].flatten(), ignore_index=UNKNOWN)
+    """Mean cross-entropy of the parts, which few images recolour, three times, plus that of every head."""
+    total = PARTS_WEIGHT * F.cross_entropy(out["parts"].flatten(0, 1), labels["parts"].flatten(), ignore_index=UNKNOWN)
     for head in HEADS:
         total = total + F.cross_entropy(out[head], labels[head], ignore_index=UNKNOWN)
     return total

@@ -48,7 +48,7 @@ class Recipe:
     classifier_steps: int = 1_000
     classifier_batch: int = 64
     marks_shards: int = 9  # nameless ones
-    marks_steps: int = 1_400
+    marks_steps: int = 5_000
     marks_batch: int = 64
     # U-Net
     unet_workers: int = 2  # processes on a CPU; their batches add up

@@ -17,7 +17,7 @@ from PIL import Image
 
 import persres.models.preload  # noqa: F401  (in the process that workers are forked from)
 from persres.datasets.registry import renderer_module
-from persres.images import png_bytes, to_images, to_tensor, unzip_bytes, zip_bytes
+from persres.images import png_bytes, square, to_images, to_tensor, unzip_bytes, zip_bytes
 from persres.logging import progress
 from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.registry import method_named
@@ -79,7 +79,7 @@ def render_unit(unit: Unit[SampleSpec], work: Path, device: str) -> None:
             renderer.render_prompt(spec.concept, texts[image.number], seed_from(*seed))
             for image, seed in zip(images, seeds, strict=True)
         ]
-        pixels = to_tensor(drawn)
+        pixels = to_tensor([square(image, spec.base.resolution) for image in drawn])
         if spec.sampling.ground_truth == "autoencoder":
             pixels = _reconstructed(load_diffusion(spec.base, device), pixels)
     run |= {"sampled": len(images), "images": len(images), "parameters": 0}
