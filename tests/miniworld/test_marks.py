@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from persres.experiments.miniworld_training.marks import UNKNOWN, mark_labels, marks_loss
+from persres.experiments.miniworld_training.loop import images_to_tensor
+from persres.experiments.miniworld_training.marks import (
+    UNKNOWN,
+    features_of,
+    mark_labels,
+    marks_loss,
+    train_marks_classifier,
+)
+from persres.experiments.miniworld_training.recipe import RECIPE
+from persres.experiments.miniworld_training.scenes import scene_at
+from persres.miniworld.attribute_classifier import load_attribute_classifier
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.ground_truth import render_prompt
-from persres.miniworld.identities import marks_of
+from persres.miniworld.identities import NAMELESS, marks_of
 from persres.miniworld.marks import (
     HEADS,
     PART_COLOURS,
@@ -19,7 +32,7 @@ from persres.miniworld.marks import (
     marks_shown,
     part_colours,
 )
-from persres.miniworld.render import Appearance, Scene
+from persres.miniworld.render import Appearance, Scene, render
 from persres.package_paths import PACKAGE
 
 WEIGHTS = PACKAGE / "miniworld" / "weights" / "judge"
@@ -76,6 +89,30 @@ def test_the_loss_falls_to_zero_at_the_labels_and_ignores_unknown_ones():
     assert marks_loss(unseen, labels) < 1e-6, "the second is a sketch, whose band nobody sees"
 
 
+def test_training_starts_from_the_attribute_classifiers_features():
+    attributes, marks = load_attribute_classifier(WEIGHTS), MarksClassifier().eval()
+    marks.deep.load_state_dict(features_of(attributes))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = attributes.deep(attributes.middle(attributes.stem(x)))
+        torch.testing.assert_close(marks.deep(x), wanted)
+
+
+def test_a_short_training_learns_and_leaves_a_file_that_loads(tmp_path):
+    scenes = [scene_at(RECIPE, NAMELESS, index)[0] for index in range(8)]
+    images = np.stack([np.asarray(render(*scene_at(RECIPE, NAMELESS, index)).image) for index in range(8)])
+    (tmp_path / "judge").mkdir()
+    for name in ("judge.safetensors", "labels.json"):
+        shutil.copy(WEIGHTS / name, tmp_path / "judge")
+    recipe = replace(RECIPE, marks_steps=120, marks_batch=8)
+    train_marks_classifier(recipe, images, scenes, tmp_path, tmp_path / "judge")
+    rows = [mark_labels(scene) for scene in scenes]
+    labels = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+    x, fresh = images_to_tensor(images), MarksClassifier().eval()
+    with torch.no_grad():
+        assert marks_loss(load_marks_classifier(tmp_path / "judge")(x), labels) < 0.7 * marks_loss(fresh(x), labels)
+
+
 @pytest.fixture(scope="module")
 def classifier() -> MarksClassifier:
     return load_marks_classifier(WEIGHTS)
@@ -86,8 +123,6 @@ def test_the_shipped_classifier_reads_concepts_that_it_never_saw(classifier, con
     images = np.stack([np.asarray(view.image) for view in views(concept, "reference", 5, 0)])
     assert marks_shown(classifier, images, concept.name, ["a photo of a {}"] * 5).mean() >= 0.8
     plain = Scene(Appearance(concept.appearance.kind, concept.appearance.colour), "snow")
-    from persres.miniworld.render import render
-
     generic = np.stack([np.asarray(render(plain, np.random.default_rng(seed)).image) for seed in range(5)])
     assert marks_shown(classifier, generic, concept.name, ["a photo of a {}"] * 5).mean() <= 0.2
 
