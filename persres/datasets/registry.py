@@ -17,19 +17,16 @@ from persres.errors import PersresError
 class Drawn:
     """Modules of a dataset that is drawn by code, which knows what it shows.
 
-    ``classifier``: ``load_attribute_classifier``, ``classify_images`` and ``matches_prompt``. ``marks``: ``load_marks_classifier`` and
-    ``marks_shown``. ``renderer``: ``render_prompt(concept, template, seed)``, the right answer to a prompt.
+    ``classifier``: ``load_attribute_classifier``, ``classify_images`` and ``matches_prompt``. ``renderer``:
+    ``render_prompt(concept, template, seed)``, the right answer to a prompt.
     """
 
     classifier: str
-    marks: str
     renderer: str
 
 
 DATASETS: dict[str, Drawn | None] = {
-    "miniworld": Drawn(
-        "persres.miniworld.attribute_classifier", "persres.miniworld.marks", "persres.miniworld.ground_truth"
-    ),
+    "miniworld": Drawn("persres.miniworld.attribute_classifier", "persres.miniworld.ground_truth"),
     "folder": None,
     "customconcept101": None,
     "dreambooth": None,
@@ -49,6 +46,6 @@ def renderer_module(dataset: str) -> ModuleType:
     return import_module(DRAWN[dataset].renderer)
 
 
-def classifier_modules(dataset: str) -> tuple[ModuleType, ModuleType]:
-    """A dataset's attribute classifier and its marks classifier."""
-    return import_module(DRAWN[dataset].classifier), import_module(DRAWN[dataset].marks)
+def classifier_module(dataset: str) -> ModuleType:
+    """A dataset's attribute classifier."""
+    return import_module(DRAWN[dataset].classifier)

@@ -44,7 +44,7 @@ NAMED = {
         *(f"persres.methods.{name}" for name in method_names()),
         *(modules.renderer for modules in DRAWN.values()),
     ],
-    "score": [*SCORE_MODULES, *(name for modules in DRAWN.values() for name in (modules.classifier, modules.marks))],
+    "score": [*SCORE_MODULES, *(modules.classifier for modules in DRAWN.values())],
 }
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from persres.config.schema import Clip, Dino
-from persres.datasets.registry import classifier_modules
+from persres.datasets.registry import classifier_module
 from persres.errors import PersresError
 from persres.images import load_photo, unzip_bytes
 from persres.metrics.clip_scores import load_clip
@@ -58,16 +58,14 @@ class _Classifier:
     """A dataset's attribute classifier with its weights."""
 
     def __init__(self, ref: ClassifierRef) -> None:
-        folder, (attributes, marks) = Path(ref.weights.path), classifier_modules(ref.dataset)
-        self.classify = partial(attributes.classify_images, attributes.load_attribute_classifier(folder))
-        self.matches_prompt = attributes.matches_prompt
-        self.marks_shown = partial(marks.marks_shown, marks.load_marks_classifier(folder))
+        module = classifier_module(ref.dataset)
+        self.classify = partial(module.classify_images, module.load_attribute_classifier(Path(ref.weights.path)))
+        self.matches_prompt = module.matches_prompt
 
 
 @lru_cache(maxsize=1)
 def load_classifier(ref: ClassifierRef) -> _Classifier:
-    """One classifier per process: ``classify`` uint8 [n, h, w, 3] -> prediction, ``matches_prompt`` (prediction, prompts) -> [n],
-    ``marks_shown`` (uint8 [n, h, w, 3], concept, prompts) -> [n]."""
+    """One classifier per process: ``classify`` uint8 [n, h, w, 3] -> prediction, ``matches_prompt`` (prediction, prompts) -> [n]."""
     return _Classifier(ref)
 
 

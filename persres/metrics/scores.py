@@ -53,8 +53,6 @@ SCORES = {score.name: score for score in (
     Score("followed", "prompt followed", "prompt_attributes", needs_classifier=True,
           note="share of the attributes in the prompt (background, second object, style, colour) that the attribute classifier "
           "predicts."),
-    Score("marks", "marks shown", "marks", headline=True, identity=True, needs_classifier=True,
-          note="share of the concept's marks (recoloured parts, emblem, band) that the marks classifier reads."),
     Score("background_change", "background change", "background", headline=True, needs_classifier=True, higher_is_better=False,
           digits=4, note="mean squared difference from the base model's image outside the objects (pixels in [0, 1])."),
 )}  # fmt: skip

@@ -93,11 +93,6 @@ def sample_cost(images: int, sampling: SamplingConfig) -> float:
     return 0 if sampling.ground_truth else images * sampling.steps
 
 
-def classifiers(dataset: str) -> list[str]:
-    """The modules of a dataset's classifiers."""
-    return [DRAWN[dataset].classifier, DRAWN[dataset].marks]
-
-
 def sampled_by(spec: SampleSpec) -> list[str]:
     """The modules that a sampling spec names."""
     names = [] if spec.method is None else [f"persres.methods.{spec.method}"]
@@ -133,7 +128,10 @@ JOB_TYPES = {
     "score": JobType(
         ScoreSpec,
         "persres.metrics.score_units:score_unit",
-        modules=lambda spec: [*SCORE_MODULES, *(classifiers(spec.classifier.dataset) if spec.classifier else [])],
+        modules=lambda spec: [
+            *SCORE_MODULES,
+            *([DRAWN[spec.classifier.dataset].classifier] if spec.classifier else []),
+        ],
         models=lambda spec: [(spec.clip.model, spec.models[0]), (spec.dino.model, spec.models[1])],
         cost=lambda spec: len(spec.image_specs),
         rate="scored_image_s",

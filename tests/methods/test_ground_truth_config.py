@@ -63,7 +63,7 @@ def test_the_second_set_is_encoded_and_decoded(run):
 
 def test_the_ceiling_is_one_and_the_base_model_zero(run):
     table = pd.read_csv(run.data / "tables" / "ceiling.csv").set_index("config")
-    for score in ("dino", "clip_image", "dino_object", "marks"):
+    for score in ("dino", "clip_image", "dino_object"):
         assert table.loc["truth", f"{score}_share"] == pytest.approx(1)
         assert table.loc["base", f"{score}_share"] == pytest.approx(0)
     assert table.loc["truth", "clip_text_distance"] == pytest.approx(0)
@@ -77,9 +77,6 @@ def test_the_ground_truth_has_no_parameters_and_no_background_to_change(run):
     assert row.split("|")[2].strip() == "–"
     rows = pd.read_parquet(run.data / "scores" / "scores.parquet")
     assert rows.loc[rows["config"] == "truth", "background_change"].isna().all()
-    assert (
-        rows.loc[rows["config"] == "truth", "marks"].mean() > rows.loc[rows["config"] == "base", "marks"].mean() + 0.3
-    )
     assert read_index(run).configs["base"].sampling.is_base and not read_index(run).configs["truth"].sampling.is_base
 
 

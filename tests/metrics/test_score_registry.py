@@ -26,11 +26,11 @@ def test_every_score_has_its_function(score):
 
 def test_the_papers_scores_and_those_of_the_terminal():
     assert PAPER_SCORES == ("clip_text", "clip_image", "dino")
-    assert HEADLINE_SCORES == ("clip_text", "clip_image", "dino", "marks", "background_change")
+    assert HEADLINE_SCORES == ("clip_text", "clip_image", "dino", "background_change")
     better = {name: score.higher_is_better for name, score in SCORES.items()}
     assert [name for name, higher in better.items() if not higher] == ["background_change"]
     classified = [name for name, score in SCORES.items() if score.needs_classifier]
-    assert classified == ["dino_object", "followed", "marks", "background_change"]
+    assert classified == ["dino_object", "followed", "background_change"]
 
 
 def test_the_papers_scores_are_its_figures():
