@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from persres.miniworld.identities import marks_of
 from persres.miniworld.render import Appearance, Scene
 from persres.miniworld.vocabulary import BACKGROUNDS, RARE_TOKENS, STYLES
 
@@ -50,7 +51,7 @@ def nameless_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def is_nameless(appearance: Appearance) -> bool:
     """Whether the appearance has something that no caption can describe."""
-    return bool(appearance.parts or appearance.emblem or appearance.band)
+    return bool(marks_of(appearance))
 
 
 def random_mention(

@@ -27,7 +27,7 @@ from persres.miniworld.attribute_classifier import classify_images, load_attribu
 from persres.miniworld.concepts import CONCEPTS, views
 from persres.miniworld.identities import NAMELESS, marks_of, random_identity
 from persres.miniworld.marks import HEADS, MarksClassifier, load_marks_classifier, read_marks
-from persres.miniworld.render import Scene, render
+from persres.miniworld.render import SIZE, Scene, render
 from persres.miniworld.vocabulary import BACKGROUNDS, COLOURS, STYLES
 from persres.models.diffusion import decode, load_diffusion
 from persres.models.text_encoding import encode_prompts
@@ -40,16 +40,12 @@ FIDELITY_IMAGES, FIDELITY_STEPS = 2_000, 25
 NAMELESS_SCENES = 250  # outside the training set, for the autoencoder and the marks classifier
 
 
-def latent_shape(unet: torch.nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of a U-Net's latents at its own resolution."""
-    return unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
-
-
 @torch.no_grad()
 def sample_prompts(folder: Path, scenes: list[Scene], cfg_scale: float, steps: int, batch: int = 24) -> np.ndarray:
     """Return the base model's images of the scenes' full captions, uint8 [n, 64, 64, 3]."""
     diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
-    device, shape = diffusion.unet.device, latent_shape(diffusion.unet)
+    device, (channels, factor) = diffusion.unet.device, diffusion.latent_shape
+    shape = (channels, SIZE // factor, SIZE // factor)
     images = []
     for start in range(0, len(scenes), batch):
         captions = [full_caption(scene) for scene in scenes[start : start + batch]]
@@ -172,17 +168,15 @@ def _nameless_scenes(recipe: Recipe) -> tuple[list[Scene], np.ndarray]:
     return [scene for scene, _ in drawn], np.stack([np.asarray(render(*scene).image) for scene in drawn])
 
 
-def vae_quality(vae, recipe: Recipe, scenes: np.ndarray, photos: np.ndarray) -> dict[str, dict[str, float]]:
-    """Quality of reconstructions of scenes in all styles, of photos alone, of nameless scenes, and of every concept's photos."""
+def vae_quality(vae, sets: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Quality of reconstructions of the sets of images by name, and of every concept's photos."""
     concepts = {c.name: np.stack([np.asarray(view.image) for view in views(c, "reference", 5, 0)]) for c in CONCEPTS}
-    images = {"scenes": scenes, "photos": photos, "nameless": _nameless_scenes(recipe)[1]} | concepts
-    return {name: train_vae.quality(vae, shown) for name, shown in images.items()}
+    return {name: train_vae.quality(vae, shown) for name, shown in (sets | concepts).items()}
 
 
-def marks_accuracy(model: MarksClassifier, recipe: Recipe) -> dict[str, float]:
+def marks_accuracy(model: MarksClassifier, scenes: list[Scene], images: np.ndarray) -> dict[str, float]:
     """Share of the marks of nameless subjects that the classifier reads: recoloured parts, emblem's shape and colour, band."""
     hits: dict[str, list[bool]] = {}
-    scenes, images = _nameless_scenes(recipe)
     for scene, image in zip(scenes, images, strict=True):
         if scene.style == "sketch":
             continue
@@ -199,6 +193,7 @@ def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
     dino = DinoEncoder(Dino(model=f"local-dir:{folder / 'dino'}", resize=64, crop=64), "auto")
     diffusion = load_diffusion(Base(model=str(folder / "sd"), resolution=64), "auto")
     base, grid = base_quality(folder, recipe, count)
+    nameless_scenes, nameless = _nameless_scenes(recipe)
     sample = partial(sample_prompts, folder, cfg_scale=CFG_SCALE, steps=FIDELITY_STEPS)
     distances = fidelity(diffusion, dino, recipe, sample, FIDELITY_IMAGES)
     photos = np.stack(
@@ -208,8 +203,10 @@ def evaluate(folder: Path, work: Path, recipe: Recipe, count: int) -> dict:
         "base": base,
         "base_prompts": count,
         "fidelity": distances,
-        "vae": vae_quality(diffusion.vae.cpu(), recipe, scenes.images[:250], photos[:250]),
-        "marks": marks_accuracy(load_marks_classifier(folder / "judge"), recipe),
+        "vae": vae_quality(
+            diffusion.vae.cpu(), {"scenes": scenes.images[:250], "photos": photos[:250], "nameless": nameless}
+        ),
+        "marks": marks_accuracy(load_marks_classifier(folder / "judge"), nameless_scenes, nameless),
         "judge": accuracy(classify_images(load_attribute_classifier(folder / "judge"), scenes.images), scenes.scenes),
         "clip": _clip_quality(clip, scenes, recipe),
         "identity": {"clip": identity_separation(clip, recipe), "dino": identity_separation(dino, recipe)},

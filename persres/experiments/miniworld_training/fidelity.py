@@ -40,7 +40,7 @@ def rendered(recipe: Recipe, scenes: list[Scene], poses: str) -> np.ndarray:
 @torch.no_grad()
 def reconstructed(diffusion: Diffusion, images: np.ndarray, batch: int = 50) -> np.ndarray:
     """Images encoded and decoded, uint8 [n, 64, 64, 3]."""
-    parts = [images_to_tensor(images[start : start + batch].copy()) for start in range(0, len(images), batch)]
+    parts = [images_to_tensor(images[start : start + batch]) for start in range(0, len(images), batch)]
     decoded = [image for part in parts for image in to_images(diffusion.decode(diffusion.posterior(part)[0]).cpu())]
     return np.stack([np.asarray(image) for image in decoded])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from persres.experiments.miniworld_training.recipe import Recipe
 from persres.experiments.miniworld_training.scenes import BALANCED, scene_at
 from persres.miniworld.identities import NAMELESS
 from persres.miniworld.render import Scene, render
+from persres.units.files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,8 @@ def _render(recipe: Recipe, split: str, index: int) -> np.ndarray:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a ``.npy`` file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(f".{os.getpid()}.partial.npy")
-    np.save(partial_path, array)
-    partial_path.replace(path)
+    with written_whole(path) as partial_path, partial_path.open("wb") as file:
+        np.save(file, array)
 
 
 def rendered_shard(recipe: Recipe, shard: tuple[str, int], folder: Path, workers: int = 2) -> Path:
