@@ -12,7 +12,10 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from persres.untrusted.text import printable, redacted
+
 log = logging.getLogger(__name__)
+LONGEST = 20_000  # characters of one message
 EVERY = 30.0  # seconds between two lines of a log file
 
 
@@ -20,7 +23,8 @@ class _Stderr(logging.Handler):
     """Writes to standard error, above a progress bar: standard output has the results, which scripts read."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        text = printable(redacted(self.format(record)), LONGEST, lines=True)
+        tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 
 

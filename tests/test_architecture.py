@@ -21,6 +21,7 @@ from persres.workflow import STAGES
 # From the ground up; docs/development.md says what each is. A module imports from its own layer and those before it.
 LAYERS = [
     "errors",
+    "untrusted",
     "seeding",
     "package_paths",
     "prompts",

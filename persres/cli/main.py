@@ -16,6 +16,7 @@ from persres.cli import concept, run, versions
 from persres.cli.command import add_commands
 from persres.errors import PersresError
 from persres.logging import show_logs
+from persres.untrusted.text import printable, redacted
 
 app = typer.Typer(
     help="Personalized residuals and localized attention-guided sampling for Stable Diffusion.",
@@ -38,6 +39,7 @@ else:
 
     app.add_typer(dev, name="dev")
 
+LONGEST_MESSAGE = 20_000  # a line for every failed unit
 INTERRUPTED = 130  # the shells' exit code after Ctrl-C
 MOVED = ("evidence", "tables", "sweep", "real-classes", "pages", "bench", "miniworld", "deps")
 RENAMED = {
@@ -75,5 +77,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"persres: {message}", file=sys.stderr)
+    print(f"persres: {printable(redacted(message), LONGEST_MESSAGE, lines=True)}", file=sys.stderr)
     return code

@@ -1,0 +1,67 @@
+"""Names from outside, checked before they become a path, an option or a key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from persres.errors import PersresError
+from persres.untrusted.text import printable
+
+LONGEST_NAME = 255  # bytes; file systems allow no more
+LONGEST_PATH = 1024
+HEX_LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64}
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def identifier(text: object, what: str = "name", longest: int = 64) -> str:
+    """Return a name of ASCII letters, digits, ``_`` and ``-`` that starts with a letter or digit.
+
+    Raises PersresError, which calls it a ``what``.
+    """
+    if isinstance(text, str) and len(text) <= longest and _IDENTIFIER.fullmatch(text):
+        return text
+    raise PersresError(
+        f"{what} {_quoted(text)} is not usable: letters, digits, _ and - only, at most {longest}, starting with a letter or digit; rename it"
+    )
+
+
+def digest(text: object, algorithm: str = "sha256", what: str = "digest") -> str:
+    """Return a digest of lower-case hexadecimal digits of exactly the algorithm's length. Raises PersresError, which calls it a ``what``."""
+    length = HEX_LENGTHS[algorithm]
+    if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", text):
+        return text
+    raise PersresError(f"{what} {_quoted(text)} is not {length} hexadecimal digits; do not trust where it comes from")
+
+
+def relative_path(text: object, what: str = "file name") -> str:
+    """Return a path of plain names joined by ``/``: not absolute, without ``..``, ``.``, backslashes, drive letters and control characters.
+
+    Raises PersresError, which calls it a ``what``.
+    """
+    if isinstance(text, str) and len(text) <= LONGEST_PATH and all(_is_plain(part) for part in text.split("/")):
+        return text
+    raise PersresError(
+        f"{what} {_quoted(text)} leads out of its folder or is no name; do not trust where it comes from"
+    )
+
+
+def relative_name(text: object, root: Path, what: str = "file name") -> Path:
+    """Return the path ``root / text`` of a :func:`relative_path`, links followed only where they stay below the root.
+
+    Raises PersresError, which calls it a ``what``.
+    """
+    path = root / relative_path(text, what)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise PersresError(f"{what} {_quoted(text)} is a link that leads out of {root}; remove it")
+    return path
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a path names one file on every system."""
+    forbidden = any(c in "\\:" for c in part) or not part.isprintable()
+    return part not in ("", ".", "..") and not forbidden and len(part.encode(errors="replace")) <= LONGEST_NAME
+
+
+def _quoted(text: object) -> str:
+    return printable(repr(text), 100)

@@ -1,0 +1,41 @@
+"""Text from outside, made safe to print, to log and to put on a page."""
+
+from __future__ import annotations
+
+import html
+import re
+
+LONGEST = 300
+# user:password@ of an address. A password may hold unescaped slashes; digits and a slash after the colon are a port.
+_USER = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]*://)(?:[^\s/:'\"<>]*:(?!\d{1,5}/)[^\s'\"<>]*|[^\s/?#'\"<>]*)@")
+_SECRET = re.compile(
+    r"(?P<key>[\w.%-]*(?:signature|token|passw(?:or)?d|passwd|secret|credential|api_?key|access_?key|sig|auth)[\w.%-]*\s*=\s*)"
+    r"(?P<quote>['\"]?)[^\s&;'\"<>]+",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[\w+/=.~-]{8,}")
+
+
+def redacted(text: object) -> str:
+    """Return the text without users, passwords, signatures and tokens of the addresses in it."""
+    text = _USER.sub(lambda match: match["scheme"], str(text))
+    text = _SECRET.sub(lambda match: f"{match['key']}{match['quote']}***", text)
+    return _BEARER.sub(lambda match: f"{match['scheme']} ***", text)
+
+
+def printable(text: object, longest: int = LONGEST, lines: bool = False) -> str:
+    """Return the text with control characters, terminal escapes and invisible marks as backslash escapes, at most ``longest`` characters.
+
+    ``lines``: line breaks stay.
+    """
+    text = str(text)
+    if len(text) > longest:
+        text = f"{text[: longest - 1]}…"
+    allowed = "\n" if lines else ""
+    return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: object, longest: int = LONGEST) -> str:
+    """Return the text as one line of literal text for a Markdown page: no HTML, links, tables or emphasis of its own."""
+    escaped = html.escape(printable(text, longest), quote=False)
+    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", escaped)
