@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.units.exchange import exchange
+
+ABANDONED_S = 7 * 24 * 3600  # age of a left-over that counts as abandoned where the file system has no locks
 
 
 def digest_file(path: Path) -> str:
@@ -68,23 +75,128 @@ def link_file(source: Path, target: Path) -> None:
 
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """A new folder to fill; it replaces the target on success, and on failure nothing changes."""
-    try:
+    """A new folder to fill; it replaces the target in one step on success, and on failure nothing changes.
+
+    Of several writers the last one's folder stays, whole. What killed writers left is removed, and a target that one of them had moved
+    aside is back before the new folder is filled. Raises PersresError where the parent cannot be written, or the target is a file.
+    """
+    with _writable(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.publishing")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-    except OSError as error:
-        raise PersresError(
-            f"cannot write to {target.parent}: {error.strerror}; make it writable or free some space"
-        ) from error
+        fresh, owner = _begin(target)
     try:
         yield fresh
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with _writable(target.parent):
+            _sync(fresh)
+            _put(fresh, target)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
+        os.close(owner)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise PersresError(f"cannot write to {folder}: {reason}; make it writable or free some space") from error
+
+
+def _begin(target: Path) -> tuple[Path, int]:
+    """A fresh folder and a descriptor with its lock, which marks a live writer; after removing what killed writers left."""
+    if target.is_file() and not target.is_symlink():
+        raise PersresError(f"{target} is a file where a folder of results goes; move it away")
+    with _locked(target.parent):  # so that a fresh folder without its lock is not taken for a left-over
+        for name in _leftovers(target):
+            if name.suffix == ".old" and not os.path.lexists(target):
+                os.rename(name, target)
+            elif _is_abandoned(name):
+                _remove(name)
+        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.publishing")
+        fresh.mkdir()
+        owner = os.open(fresh, os.O_RDONLY)
+        _lock(owner)
+    return fresh, owner
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """Folders of other writers of a target, the newest first; version 0.1 gave them no random part."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}(\.[0-9a-f]{{32}})?\.(publishing|old)")
+    names = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+    return sorted(names, key=lambda path: path.lstat().st_mtime, reverse=True)
+
+
+def _put(fresh: Path, target: Path) -> None:
+    """Put the fresh folder in the target's place; a kill at any point leaves one of the two there, or the old one to be restored."""
+    with _locked(target.parent):
+        if not os.path.lexists(target):
+            os.rename(fresh, target)
+        elif not exchange(
+            fresh, target
+        ):  # after an exchange the old content has the fresh name, which the caller removes
+            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+            os.rename(target, old)
+            os.rename(fresh, target)
+            _remove(old)
+        _sync_one(target.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring files and folders below a folder to the disk, so that a power cut after the rename finds them whole."""
+    for root, _, names in os.walk(folder, topdown=False):
+        paths = [Path(root, name) for name in names]
+        for path in [path for path in paths if not path.is_symlink()]:
+            _sync_one(path)
+        _sync_one(Path(root))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # folders of some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder among the writers of this machine, for a moment."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for a lock that ends with the descriptor. Network file systems may have none; there renames alone keep folders whole."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether no live writer fills a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True  # a link that was published over, or gone
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        return time.time() - path.lstat().st_mtime > ABANDONED_S
+    finally:
+        os.close(descriptor)
