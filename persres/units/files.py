@@ -18,6 +18,7 @@ from pathlib import Path
 from persres.errors import PersresError
 from persres.units.exchange import exchange
 
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
 ABANDONED_S = 7 * 24 * 3600  # age of a left-over that counts as abandoned where the file system has no locks
 
 
@@ -62,6 +63,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write bytes, whole or not at all."""
     with written_whole(path) as partial:
         partial.write_bytes(data)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the files that killed writers of :func:`written_whole` left below a folder; only while nothing else writes there."""
+    for path in folder.rglob(".*.partial"):
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -109,7 +117,8 @@ def _begin(target: Path) -> tuple[Path, int]:
     with _locked(target.parent):  # so that a fresh folder without its lock is not taken for a left-over
         for name in _leftovers(target):
             if name.suffix == ".old" and not os.path.lexists(target):
-                os.rename(name, target)
+                with suppress(FileNotFoundError):
+                    os.rename(name, target)
             elif _is_abandoned(name):
                 _remove(name)
         fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}.publishing")
@@ -123,7 +132,14 @@ def _leftovers(target: Path) -> list[Path]:
     """Folders of other writers of a target, the newest first; version 0.1 gave them no random part."""
     pattern = re.compile(rf"\.{re.escape(target.name)}(\.[0-9a-f]{{32}})?\.(publishing|old)")
     names = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
-    return sorted(names, key=lambda path: path.lstat().st_mtime, reverse=True)
+    return sorted(names, key=_modified, reverse=True)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:  # its writer ends at this moment
+        return time.time()
 
 
 def _put(fresh: Path, target: Path) -> None:
@@ -131,9 +147,7 @@ def _put(fresh: Path, target: Path) -> None:
     with _locked(target.parent):
         if not os.path.lexists(target):
             os.rename(fresh, target)
-        elif not exchange(
-            fresh, target
-        ):  # after an exchange the old content has the fresh name, which the caller removes
+        elif not exchange(fresh, target):  # else the old content has the fresh name now, which the caller removes
             old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
             os.rename(target, old)
             os.rename(fresh, target)
@@ -197,6 +211,6 @@ def _is_abandoned(path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:  # no locks here
-        return time.time() - path.lstat().st_mtime > ABANDONED_S
+        return time.time() - _modified(path) > ABANDONED_S
     finally:
         os.close(descriptor)

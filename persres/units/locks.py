@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from persres.errors import PersresError
+from persres.units.files import remove_partials
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,16 @@ def stage_lock(work: Path, stage: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            process = holder.read_text().strip() if holder.exists() else "unknown"
+            process = holder.read_text(errors="replace").strip() if holder.exists() else "unknown"
             log.info("%s: process %s is running this stage; waiting for it to end", stage, process)
             lock.acquire()
         holder.write_text(str(os.getpid()))
-    except OSError as error:
+        remove_partials(work / stage)
+    except (OSError, ValueError, NotImplementedError) as error:  # a NUL in the path; a file system without locks
         lock.release()
+        reason = getattr(error, "strerror", None) or error
         raise PersresError(
-            f"cannot write to the work folder {work}: {error.strerror or error}; make it writable or free some space"
+            f"cannot write to the work folder {work}: {reason}; make it writable or free some space"
         ) from error
     try:
         yield

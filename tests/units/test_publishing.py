@@ -13,6 +13,7 @@ import pytest
 from persres.errors import PersresError
 from persres.units import files
 from persres.units.files import link_file, publishing
+from persres.units.locks import stage_lock
 
 FILES = [f"{i}.txt" for i in range(4)]
 
@@ -202,3 +203,31 @@ def test_a_left_over_without_locks_waits_for_its_age(tmp_path, monkeypatch):
     os.utime(tmp_path / ".out.publishing", (0, 0))
     publish(tmp_path / "out", "2")
     assert content(tmp_path / "out") == {"2"} and not (tmp_path / ".out.publishing").exists()
+
+
+PARTIAL = """
+import os, signal, sys
+from pathlib import Path
+from persres.units.files import written_whole
+from persres.units.locks import stage_lock
+
+with stage_lock(Path(sys.argv[1]), "train"), written_whole(Path(sys.argv[1]) / "train" / "a" / "b.bin") as partial:
+    partial.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_s_partial_file_goes_with_the_next_run_of_the_stage(tmp_path):
+    assert subprocess.run([sys.executable, "-c", PARTIAL, str(tmp_path)], check=False).returncode < 0
+    folder = tmp_path / "train" / "a"
+    assert len(list(folder.iterdir())) == 1
+    (folder / ".mine.partial").write_text("no writer of ours")
+    with stage_lock(tmp_path, "train"):
+        assert [path.name for path in folder.iterdir()] == [".mine.partial"]
+
+
+@pytest.mark.parametrize("work", ["nul\0", "file", "file/below"])
+def test_a_wrong_work_folder_is_one_clear_error(tmp_path, work):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PersresError, match="cannot write to the work folder"), stage_lock(tmp_path / work, "train"):
+        pass
