@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # modules; without the cache, compiling takes half the time of a small stage.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults mutants lint evidence extensions sweep tables bench bench-gpu miniworld lock clean
+.PHONY: help setup setup-dev repro flow show test test-ceph ceph demo-s3 fleet-setup fleet-demo faults kill fuzz audit mutants lint evidence extensions sweep tables bench bench-gpu miniworld lock clean
 
 help:
 	@echo "make repro      our method on the mini world's ten concepts; prints the score table"
@@ -22,6 +22,9 @@ help:
 	@echo "make fleet-setup  register pools, deployments and automations at a Prefect server (docs/fleet.md)"
 	@echo "make fleet-demo a whole fleet on this machine"
 	@echo "make mutants    change one thing in the numerics at a time; count how many changes the tests catch -> data/mutants"
+	@echo "make fuzz       damaged input for every reader, for an hour -> data/fuzz; MINUTES=5 for less"
+	@echo "make kill       100 random kill -9 of whole commands -> data/faults (about half an hour)"
+	@echo "make audit      known vulnerabilities of the pinned dependencies; needs the network"
 	@echo "make faults     kill every process, count lost work -> data/faults (about half an hour)"
 	@echo "make show       print the score table again"
 	@echo "make evidence   measure the figures of docs/results.md and the model card -> data/evidence (about an hour on 2 cores)"
@@ -93,6 +96,20 @@ fleet-demo: setup-dev
 # kill -9 of every process, S3 down, full disks, clock jumps, and 2,000 empty units -> data/faults. FAULTS="scheduler s3_down" runs only these.
 faults: setup-dev
 	python -m tests.support.faults $(FAULTS)
+
+# Every fuzz target in a process of its own; inputs that fail go to tests/fuzz/corpus, which make test runs again.
+MINUTES ?= 60
+fuzz: setup-dev
+	python -m tests.fuzz.run --minutes $(MINUTES) --seed $(SEED)
+
+# personalize, dvc repro, publish, pull: killed at random times and run again. KILLS: in all
+KILLS ?= 100
+kill: setup-dev
+	python -m tests.support.kills --kills $(KILLS) --seed $(SEED)
+
+# Asks PyPI's advisory database about every pinned version. Not a part of lint: that runs without a network.
+audit: setup-dev
+	uv tool run pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 # Change one thing in the numerics and see whether a test fails -> data/mutants; goes on where it stopped. MUTANTS, SEED: the random sample
 MUTANTS ?= 150

@@ -1,0 +1,1 @@
+"""Fuzzers: damaged input for every reader of files and names from outside."""
