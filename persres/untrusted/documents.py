@@ -62,7 +62,7 @@ def read_yaml(path: Path, model: type[Model] | Any, fix: str = "replace or remov
 def parse_yaml(data: bytes | str, model: type[Model] | Any, name: object, fix: str = "replace or remove it") -> Model:
     """Read YAML from memory as ``model``, as :func:`parse_json`."""
     try:
-        raw = yaml.load(data, _BoundedLoader)
+        raw = yaml.load(data, _BoundedLoader)  # noqa: S506 (a SafeLoader)
         return TypeAdapter(model).validate_python(raw)
     except ValidationError as error:
         raise _wrong(name, _problems(error), fix) from error
