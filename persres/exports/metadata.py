@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import BaseModel, FiniteFloat, StringConstraints
 
+from persres.errors import PersresError
 from persres.residuals.header import header_facts
+from persres.untrusted.documents import parse_yaml, read_file
 
 log = logging.getLogger(__name__)
 ENTRY = "persres_about"
@@ -24,27 +26,35 @@ def export_metadata(path: Path, info: dict[str, Any]) -> dict[str, str]:
     """
     try:
         facts = header_facts(info)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         log.warning("%s: training did not write its header (no %s), so the export has no provenance", path.name, error)
         return {}
     return {ENTRY: json.dumps(facts | _card_facts(path.with_suffix(".md"), facts["spec_hash"]), sort_keys=True)}
 
 
+class _Facts(BaseModel):
+    """What an export takes from a card. It may come from a stranger, so nothing but numbers passes as scores."""
+
+    spec_hash: str
+    photos_licence: Annotated[str, StringConstraints(max_length=1000)]
+    scores: dict[str, dict[str, int | FiniteFloat]] | None = None
+
+
+class _Card(BaseModel):
+    persres: _Facts
+
+
 def _card_facts(card: Path, spec_hash: str) -> dict[str, Any]:
     """Scores and licence of the card next to a residual, where it is a card of the same training."""
-    try:
-        if not card.is_file() or card.stat().st_size > MAX_CARD:
-            return {}
-        entry = yaml.safe_load(card.read_text().split("---\n")[1])["persres"]
-        if entry["spec_hash"] != spec_hash:
-            log.warning("%s is the card of another training; left out", card.name)
-            return {}
-        return {"photos_licence": str(entry["photos_licence"]), "scores": _numbers(entry.get("scores") or {})}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-        log.warning("%s is not a model card of persres (%s); left out", card.name, str(error)[:80])
+    if not card.is_file():
         return {}
-
-
-def _numbers(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Means by config and score. A card may come from a stranger, so nothing but numbers passes."""
-    return {str(m): {str(k): float(v) for k, v in row.items()} for m, row in scores.items()}
+    try:
+        text = read_file(card, MAX_CARD).decode(errors="replace")
+        facts = parse_yaml(text.removeprefix("---\n").partition("---\n")[0], _Card, card.name).persres
+    except PersresError as error:
+        log.warning("%s is not a model card of persres (%s); left out", card.name, error)
+        return {}
+    if facts.spec_hash != spec_hash:
+        log.warning("%s is the card of another training; left out", card.name)
+        return {}
+    return {"photos_licence": facts.photos_licence, "scores": facts.scores or {}}

@@ -21,9 +21,10 @@ from persres.errors import PersresError
 from persres.models.weight_patching import TOKEN
 from persres.residuals.bank import ResidualBank
 from persres.residuals.header import ResidualHeader, read_info
-from persres.residuals.header_validation import read_checked
+from persres.residuals.header_validation import check_floating, read_checked
 from persres.residuals.lora import FACTORS, Delta
 from persres.units.checkpoints import write_tensors
+from persres.untrusted.text import printable, quoted
 
 FORMAT = "persres-residual-1"
 _KEY = re.compile(r"(?:unet\.)?(.+)\.(lora_[AB])\.weight")
@@ -61,6 +62,7 @@ def load_residual(path: Path) -> ResidualFile:
     tensors, info = read_learned(path)
     header = ResidualHeader.parse(path, info)
     token = tensors.pop(TOKEN, None)
+    check_floating(path, tensors if token is None else {TOKEN: token} | tensors)
     if token is not None and token.ndim != 1:
         raise PersresError(
             f"{path}: {TOKEN!r} {list(token.shape)} is no embedding of one token; fetch or train it again"
@@ -121,9 +123,12 @@ def _from_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Del
         match = _KEY.fullmatch(key)
         if match is None:
             raise PersresError(
-                f"{path}: {key!r} {list(value.shape)} is not a factor of a residual; fetch or train it again"
+                f"{path}: {quoted(key)} {list(value.shape)} is not a factor of a residual; fetch or train it again"
             )
-        pairs.setdefault(match[1], {})[FACTORS[match[2]]] = value
+        pair, factor = pairs.setdefault(match[1], {}), FACTORS[match[2]]
+        if factor in pair:
+            raise PersresError(f"{path}: layer {printable(match[1])} has its {factor} factor twice; fetch it again")
+        pair[factor] = value
     if not pairs:
         raise PersresError(f"{path} holds no factors, so it is not a residual; fetch or train it again")
     return {layer: _delta(path, layer, pair) for layer, pair in pairs.items()}
@@ -131,11 +136,13 @@ def _from_peft(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Del
 
 def _delta(path: Path, layer: str, pair: dict[str, torch.Tensor]) -> Delta:
     if set(pair) != {"up", "down"}:
-        raise PersresError(f"{path}: layer {layer} has only its {next(iter(pair))} factor; fetch or train it again")
+        raise PersresError(
+            f"{path}: layer {printable(layer)} has only its {next(iter(pair))} factor; fetch or train it again"
+        )
     up, down = pair["up"], pair["down"]
     plain = all(v.ndim == 2 or (v.ndim == 4 and v.shape[2:] == (1, 1)) for v in (up, down))
     if not plain or 0 in (*up.shape, *down.shape) or up.shape[1] != down.shape[0] or up.ndim != down.ndim:
         raise PersresError(
-            f"{path}: layer {layer} has factors {list(up.shape)} and {list(down.shape)}, which make no matrix; fetch or train it again"
+            f"{path}: layer {printable(layer)} has factors {list(up.shape)} and {list(down.shape)}, which make no matrix; fetch or train it again"
         )
     return Delta(up.float().flatten(1), down.float())

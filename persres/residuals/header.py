@@ -9,18 +9,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from safetensors import safe_open
 
 from persres.config.legacy import translate
 from persres.config.schema import Base
 from persres.errors import PersresError
 from persres.residuals.header_validation import check_structure
+from persres.untrusted.text import printable, quoted
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown: the dataset does not say"
 KIND = "persres-residual"  # the start of the format's name, whatever its version
-Text = Annotated[str, StringConstraints(pattern=r"\S")]
+MAX_RESOLUTION = 4096  # pixels; a forged one would take all memory
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has control characters")
+    return text
+
+
+def _usable(base: Base) -> Base:
+    """A base whose words can stand in prompts and paths, and whose images fit into memory."""
+    for text in (base.model, base.token, base.rare_token):
+        TypeAdapter(Text).validate_python(text)
+    if base.resolution > MAX_RESOLUTION:
+        raise ValueError(f"resolution is above {MAX_RESOLUTION}")
+    return base
+
+
+Text = Annotated[str, StringConstraints(pattern=r"\S", max_length=1000), AfterValidator(_printable)]
 
 
 class HeaderSettings(BaseModel):
@@ -41,7 +60,7 @@ class ResidualHeader(BaseModel):
     model: Text
     concept: Text
     macro_class: Text
-    base: Base
+    base: Annotated[Base, AfterValidator(_usable)]
     settings: HeaderSettings
     info: dict[str, Any]
 
@@ -62,7 +81,7 @@ class ResidualHeader(BaseModel):
         try:
             return cls.model_validate({**spec, "settings": translate(spec.get("settings"), "train"), "info": info})
         except ValidationError as error:
-            field = ".".join(map(str, error.errors()[0]["loc"]))
+            field = printable(".".join(map(str, error.errors()[0]["loc"])))
             raise PersresError(f"{path}: its header has no usable spec.{field}; fetch or train it again") from error
 
 
@@ -76,7 +95,7 @@ def read_info(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
     if not isinstance(info, dict):
         raise PersresError(
-            f"{path}: its 'persres' entry is not a mapping but {str(info)[:40]!r}; fetch or train it again"
+            f"{path}: its 'persres' entry is not a mapping but {quoted(str(info)[:40])}; fetch or train it again"
         )
     return info
 
@@ -87,7 +106,9 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             info = read_info(path, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except PersresError:
+        raise
+    except Exception as error:  # whatever the library raises is the file's fault
         raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
     if info is None:
         raise PersresError(f"{path} has no persres header; fetch or train it again")

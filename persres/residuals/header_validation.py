@@ -7,15 +7,22 @@ offsets the header has. It can't hold code, but a broken or forged file can stil
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from persres.errors import PersresError
 from persres.units.checkpoints import read_tensors
+from persres.untrusted.documents import open_regular
+from persres.untrusted.text import printable
 
 MAX_HEADER = 4 << 20  # bytes; ours have about 10 KiB, a whole U-Net's 200
+MAX_TENSORS = 20_000  # a LoRA of every layer of SDXL has 3,000
+# What LoRAs, residuals and checkpoints hold; torch can't compute with packed 4-bit numbers, and others have no order.
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 _OTHER_FORMATS = {
     b"PK": "a ZIP archive, as pickled PyTorch files are",
     b"\x80": "a pickle",
@@ -32,35 +39,58 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     check_structure(path)
     try:
         tensors, metadata = read_tensors(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # whatever the library raises is the file's fault
         raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
     check_finite(path, tensors)
     return tensors, metadata
 
 
 def check_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises PersresError for a tensor that holds NaN or infinity."""
+    """Raises PersresError for a tensor that holds NaN or infinity, and for one of a type that no trained file has."""
     for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise PersresError(f"{path}: {printable(name)} is {kind}, which persres does not read; save it as float32")
         wide = value.float() if value.element_size() == 1 else value  # torch has no isfinite for 8-bit floats
         if value.is_floating_point() and not wide.isfinite().all():
-            raise PersresError(f"{path}: {name} holds NaN or infinity; fetch or train it again")
+            raise PersresError(
+                f"{path}: {printable(name)} holds NaN or infinity; fetch it again, or train it with a smaller lr"
+            )
+
+
+def check_floating(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises PersresError for a tensor that is empty or not of floating point, as no trained weight is."""
+    for name, value in tensors.items():
+        if not value.is_floating_point() or not value.numel():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise PersresError(
+                f"{path}: {printable(name)} is {kind} {list(value.shape)}, which is no trained weight; fetch or train it again"
+            )
 
 
 def check_structure(path: Path) -> None:
     """Raises PersresError unless length, header and end of the file agree. Reads no tensor."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(24)
             length = int.from_bytes(start[:8], "little")
             _check_start(path, start, size, length)
             file.seek(8)
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
     except FileNotFoundError as error:
         raise PersresError(f"no file {path}; train it first, or pull it") from error
     except (OSError, ValueError, RecursionError) as error:
         raise PersresError(f"{path} is not a readable safetensors file ({error}); fetch or train it again") from error
     _check_end(path, size - 8 - length, header)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are unique: of two with one name, readers may take either."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return entries
 
 
 def _check_start(path: Path, start: bytes, size: int, length: int) -> None:
@@ -80,6 +110,8 @@ def _check_end(path: Path, stored: int, header: dict) -> None:
         raise PersresError(
             f"{path} is not a readable safetensors file (its header has no data_offsets); fetch it again"
         ) from error
+    if len(ends) > MAX_TENSORS:
+        raise PersresError(f"{path} has {len(ends):,} tensors, which no LoRA or checkpoint has; do not trust it")
     if stored < expected:
         raise PersresError(
             f"{path} is truncated: {expected - stored:,} of {expected:,} bytes are missing; fetch it again"

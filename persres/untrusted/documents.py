@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -22,14 +23,19 @@ SHOWN = 5  # problems in one message
 Model = TypeVar("Model")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes; never waits for a pipe's writer. Raises OSError, also for pipes, devices and folders."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")
+    os.close(handle)
+    raise OSError(errno.EINVAL, "it is not a regular file")
+
+
 def read_file(path: Path, most: int = MOST_BYTES, fix: str = "replace or remove it") -> bytes:
     """Return the bytes of a regular file. Raises PersresError for pipes and devices, more than ``most`` bytes, and unreadable files."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise PersresError(f"{_shown(path)} is not a regular file; {fix}")
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error

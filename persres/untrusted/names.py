@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.untrusted.text import printable
+from persres.untrusted.text import quoted
 
 LONGEST_NAME = 255  # bytes; file systems allow no more
 LONGEST_PATH = 1024
@@ -22,7 +22,7 @@ def identifier(text: object, what: str = "name", longest: int = 64) -> str:
     if isinstance(text, str) and len(text) <= longest and _IDENTIFIER.fullmatch(text):
         return text
     raise PersresError(
-        f"{what} {_quoted(text)} is not usable: letters, digits, _ and - only, at most {longest}, starting with a letter or digit; rename it"
+        f"{what} {quoted(text)} is not usable: letters, digits, _ and - only, at most {longest}, starting with a letter or digit; rename it"
     )
 
 
@@ -31,7 +31,7 @@ def digest(text: object, algorithm: str = "sha256", what: str = "digest") -> str
     length = HEX_LENGTHS[algorithm]
     if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", text):
         return text
-    raise PersresError(f"{what} {_quoted(text)} is not {length} hexadecimal digits; do not trust where it comes from")
+    raise PersresError(f"{what} {quoted(text)} is not {length} hexadecimal digits; do not trust where it comes from")
 
 
 def relative_path(text: object, what: str = "file name") -> str:
@@ -41,9 +41,7 @@ def relative_path(text: object, what: str = "file name") -> str:
     """
     if isinstance(text, str) and len(text) <= LONGEST_PATH and all(_is_plain(part) for part in text.split("/")):
         return text
-    raise PersresError(
-        f"{what} {_quoted(text)} leads out of its folder or is no name; do not trust where it comes from"
-    )
+    raise PersresError(f"{what} {quoted(text)} leads out of its folder or is no name; do not trust where it comes from")
 
 
 def relative_name(text: object, root: Path, what: str = "file name") -> Path:
@@ -53,7 +51,7 @@ def relative_name(text: object, root: Path, what: str = "file name") -> Path:
     """
     path = root / relative_path(text, what)
     if not path.resolve().is_relative_to(root.resolve()):
-        raise PersresError(f"{what} {_quoted(text)} is a link that leads out of {root}; remove it")
+        raise PersresError(f"{what} {quoted(text)} is a link that leads out of {root}; remove it")
     return path
 
 
@@ -61,7 +59,3 @@ def _is_plain(part: str) -> bool:
     """Whether a part of a path names one file on every system."""
     forbidden = any(c in "\\:" for c in part) or not part.isprintable()
     return part not in ("", ".", "..") and not forbidden and len(part.encode(errors="replace")) <= LONGEST_NAME
-
-
-def _quoted(text: object) -> str:
-    return printable(repr(text), 100)

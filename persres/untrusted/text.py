@@ -35,6 +35,11 @@ def printable(text: object, longest: int = LONGEST, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
 
 
+def quoted(text: object, longest: int = 100) -> str:
+    """Return a name from outside in quotes, for an error message, at most ``longest`` characters."""
+    return printable(repr(text), longest)
+
+
 def markdown(text: object, longest: int = LONGEST) -> str:
     """Return the text as one line of literal text for a Markdown page: no HTML, links, tables or emphasis of its own."""
     escaped = html.escape(printable(text, longest), quote=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save
 from persres.cli.main import main
 from persres.errors import PersresError
 from persres.residuals.file import load_residual
+from persres.residuals.header import read_header
 from persres.residuals.header_validation import read_checked
 
 GOOD = save({"a": torch.ones(3, 4), "b": torch.zeros(5)}, {"format": "pt"})
@@ -41,6 +44,29 @@ WRONG = {
         with_header({"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 8]}}, bytes(8)),
         "not a readable safetensors file",
     ),
+    "a name twice": (
+        (
+            text
+            := b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+        )
+        and len(text).to_bytes(8, "little") + text + bytes(8),
+        "its header has a name twice",
+    ),
+    "metadata twice": (
+        (text := b'{"__metadata__":{"a":"1"},"__metadata__":{}}') and len(text).to_bytes(8, "little") + text,
+        "its header has a name twice",
+    ),
+    "metadata of numbers": (with_header({"__metadata__": {"a": 1}}), "not a readable safetensors file"),
+    "four bits": (with_header({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, b"\0"), "a is float4"),
+    "complex NaN": (
+        save({"a": torch.tensor([complex(float("nan"), 0)])}),
+        "a is complex64, which persres does not read",
+    ),
+    "a type of nothing": (with_header({"a": {"dtype": "X", "shape": [], "data_offsets": [0, 0]}}), "not a readable"),
+    "too many tensors": (
+        with_header({f"a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_001)}),
+        "has 20,001 tensors",
+    ),
     "NaN": (save({"a": torch.tensor([1.0, float("nan")])}), "a holds NaN or infinity"),
     "infinity": (save({"a": torch.ones(2), "b": torch.tensor([float("inf")]).half()}), "b holds NaN or infinity"),
 }
@@ -63,6 +89,15 @@ def test_a_right_file_is_read_as_the_library_reads_it(tmp_path):
     assert metadata == {"format": "pt"} and all(torch.equal(tensors[k], v) for k, v in load_file(path).items())
     with pytest.raises(PersresError, match=r"no file .*none\.safetensors; train it first"):
         read_checked(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("reader", [read_checked, read_header, load_residual])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, reader):
+    """A pipe without a writer would block for ever, a device has no end."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for path in (tmp_path / "pipe.safetensors", Path("/dev/zero"), tmp_path, tmp_path / "a\0b", tmp_path / ("x" * 300)):
+        with pytest.raises(PersresError, match="is not a readable safetensors file"):
+            reader(path)
 
 
 @pytest.mark.parametrize("magic", [0x80, 0x0580])
@@ -104,6 +139,14 @@ HEADERS = {
     "settings a list": (entry(settings=[]), r"no usable spec\.settings;"),
     "no settings": (entry(settings=None), r"no usable spec\.settings;"),
     "name_class a word": (entry(settings=SETTINGS | {"name_class": "never"}), r"spec\.settings\.name_class"),
+    "a resolution that fills the memory": (entry(base={"resolution": 8_000_000_000}), r"no usable spec\.base"),
+    "an empty V*": (entry(base={"token": ""}), r"no usable spec\.base"),
+    "a V* with an escape": (entry(base={"token": "\x1b[31m"}), r"no usable spec\.base"),
+    "a model with NUL": (entry(base={"model": "a\0b"}), r"no usable spec\.base"),
+    "a long model": (entry(base={"model": "a" * 100_000}), r"no usable spec\.base"),
+    "a class of two lines": (entry(macro_class="a\nb"), r"no usable spec\.macro_class"),
+    "a concept with an escape": (entry(concept="\x1b[2J"), r"no usable spec\.concept"),
+    "a class of half a character": (entry(macro_class="\ud800"), r"no usable spec\.macro_class"),
     "no target": (entry(settings=SETTINGS | {"target": None}), r"spec\.settings\.target"),
 }
 
@@ -139,10 +182,19 @@ TENSORS = {
     "no layer": (FACTORS | {"lora_A.weight": torch.ones(2, 2)}, "is not a factor"),
     "one factor": ({A: torch.ones(2, 3)}, "layer x has only its down factor"),
     "a vector": (FACTORS | {A: torch.ones(2)}, r"\[3, 2\] and \[2\], which make no matrix"),
-    "an empty factor": ({A: torch.ones(0, 3), B: torch.ones(3, 0)}, "make no matrix"),
+    "an empty factor": ({A: torch.ones(0, 3), B: torch.ones(3, 0)}, r"\[0, 3\], which is no trained weight"),
     "two ranks": (FACTORS | {A: torch.ones(4, 3)}, "make no matrix"),
     "a convolution of 3×3": ({A: torch.ones(2, 3, 3, 3), B: torch.ones(3, 2, 1, 1)}, "make no matrix"),
     "nothing": ({}, "holds no factors"),
+    "whole numbers": (
+        {A: torch.ones(2, 3).int(), B: torch.ones(3, 2)},
+        r"lora_A\.weight is int32 \[2, 3\], which is no trained",
+    ),
+    "truths": ({A: torch.ones(2, 3).bool(), B: torch.ones(3, 2)}, "is bool"),
+    "a number": (FACTORS | {A: torch.tensor(1.0)}, "which make no matrix"),
+    "V* of whole numbers": (FACTORS | {"token": torch.ones(3).int()}, "token is int32"),
+    "V* of nothing": (FACTORS | {"token": torch.ones(0)}, r"token is float32 \[0\]"),
+    "a factor twice": (FACTORS | {"x.lora_A.weight": torch.ones(2, 3)}, "has its down factor twice"),
     "V* a matrix": (FACTORS | {"token": torch.ones(2, 3)}, r"'token' \[2, 3\] is no embedding"),
 }
 

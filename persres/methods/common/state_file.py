@@ -10,6 +10,7 @@ import torch
 from persres.errors import PersresError
 from persres.models.weight_patching import TOKEN
 from persres.residuals.file import read_learned, write_learned
+from persres.residuals.header_validation import check_floating
 
 FORMAT = "persres-rival-1"
 
@@ -25,4 +26,5 @@ def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, info = read_learned(path)
     if info is None or info.get("format") != FORMAT:
         raise PersresError(f"{path} is not a rival's file: its format is not {FORMAT}; fetch or train it again")
+    check_floating(path, tensors)
     return {name: value.float() for name, value in tensors.items()}, info
