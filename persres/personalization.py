@@ -6,28 +6,31 @@ and the configs base, ours and ours with LAG from the same noise. The stages wor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import re
-import shutil
 from pathlib import Path
 
 from persres.config.load import default_params
 from persres.config.schema import Profile
 from persres.datasets.folder import NEUTRAL_PROMPTS
-from persres.datasets.layout import check_name
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
 from persres.images import load_photo
 from persres.package_paths import located
 from persres.prompts import fill
+from persres.units.claims import RUN, Inputs, check_claim, claimed, recorded_inputs
 from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
+from persres.untrusted.names import identifier
+from persres.untrusted.text import plain_text
 
 log = logging.getLogger(__name__)
 MIN_PHOTOS = 3  # the paper's benchmark has 3 to 15 photos per concept
 CONFIGS = {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
-STAGES = ("fetch", "macro_class", "train", "sample")
+TRAINING = ("fetch", "macro_class", "train")  # stages up to the residual; then it is written, and sample follows
 _NOT_SAMPLING_DEFAULTS = {"configs", "images_per_prompt", "prompts"}
 
 
@@ -46,51 +49,107 @@ def personalize(
     Defaults: ``macro_class`` the zero-shot class (persres/metrics/zero_shot_class.py), logged with its confidence; ``name`` the folder's;
     ``prompts`` neutral ones; ``out`` ``personal/<name>``; ``params`` ./params.yaml, else the package's.
 
-    Raises PersresError naming the wrong photo, prompt, profile or model, before anything is written.
+    ``out`` belongs to these photos: other photos or names are refused there, and a second process waits, or is refused. The residual is
+    written as soon as it is trained.
+
+    Raises PersresError naming the wrong photo, prompt, setting, model or folder, before anything is written.
     """
     from persres.methods.common.registry import load_profile
-    from persres.workflow import run_stage
+    from persres.workflow import check_space, run_stage
 
     photos = Path(photos)
-    name = check_name(name or _name_of(photos))
+    name = identifier(name if name is not None else _name_of(photos), "concept name")
     settings = load_profile(Path(params or default_params()), profile)
-    folder = Path(out or Path("personal") / name)
+    folder = Path(os.path.realpath(out if out is not None else Path("personal", name)))
     _check_words(prompts, macro_class)
     files = find_photos(photos)
+    check_output_folder(folder, photos, name)
     for photo in files:  # here, so that errors have the names of the user's files
         load_photo(photo)
-    check_models(settings, zero_shot=macro_class is None)
+    derived = derive(settings, name, folder / RUN / "photos", macro_class is None)
+    inputs = Inputs.of(name, files, _settings_digest(derived, macro_class, prompts))
+    check_claim(folder, inputs)
+    check_models(derived, prompts, macro_class)
     _advise(files, settings.base.resolution, profile)
-    staged = folder / ".run" / "photos"
-    _stage(files, macro_class, prompts, name, staged)
-    derived = derive(settings, name, staged, macro_class is None)
-    context = Context(derived, folder / ".run" / "data", folder / ".run" / "work")
-    for stage in STAGES:
-        run_stage(stage, context)
-    _write_results(context, name, folder)
-    return folder
+    context = Context(derived, folder / RUN / "data", folder / RUN / "work")
+    with claimed(folder, inputs):
+        _stage(files, macro_class, prompts, name, folder / RUN / "photos")
+        check_space(context)
+        for stage in TRAINING:
+            run_stage(stage, context)
+        _write_residual(context, name, folder)
+        try:
+            run_stage("sample", context)
+            _write_sheet(context, name, folder)
+        except PersresError as error:
+            raise PersresError(f"{error}\nthe residual is finished: {folder / name}.safetensors") from error
+    return Path(out if out is not None else Path("personal", name))
 
 
 def _name_of(photos: Path) -> str:
-    """The folder's name in the characters of a concept's name."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", photos.resolve().name).strip("_-")[:64]
+    """The folder's name in the characters of a concept's name. Raises PersresError where none is left."""
+    folder = os.path.basename(os.path.realpath(photos))
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder).strip("_-")[:64]
+    if not name:
+        raise PersresError(
+            f"the folder's name {folder!r} has no letter from a to z for the concept's name; give one with --name"
+        )
+    return name
 
 
 def _check_words(prompts: tuple[str, ...], macro_class: str | None) -> None:
     for prompt in prompts:
-        fill(prompt, "thing")
+        fill(plain_text(prompt, "prompt", allowed="\n\t"), "thing")
     if macro_class is not None and not macro_class.strip():
         raise PersresError("--class is empty; give the object's class, e.g. --class dog, or leave it out")
+    if macro_class is not None and re.search(r"[{}/\\]", plain_text(macro_class, "class", longest=100)):
+        raise PersresError(f"--class {macro_class!r} is no class; give the object's class in words, e.g. --class dog")
 
 
-def check_models(profile: Profile, zero_shot: bool) -> None:
-    """Raises PersresError if a model is not available: the base model (reads its index) and, for the zero-shot class, CLIP (loads it)."""
-    from persres.methods.common.registry import check_available
-    from persres.models.diffusion import pipeline_name
+def _settings_digest(derived: Profile, macro_class: str | None, prompts: tuple[str, ...]) -> str:
+    """A digest of all that decides the results except the photos."""
+    settings = derived.model_dump_json(exclude={"fetch": {"folder"}, "runtime": True})
+    return hashlib.sha256(json.dumps([settings, macro_class, prompts]).encode()).hexdigest()
 
-    pipeline_name(profile.base.model)
-    check_available(profile.base, profile.train)
-    if zero_shot:
+
+def check_output_folder(folder: Path, photos: Path, name: str) -> None:
+    """Raises PersresError where results in ``folder`` would be in the way of other files: of the photos, of a home folder, of others.
+
+    ``folder`` is a resolved path. A folder with earlier results passes; :func:`persres.units.claims.check_claim` compares their inputs.
+    """
+    photos = Path(os.path.realpath(photos))
+    home = Path(os.path.realpath(os.path.expanduser("~")))
+    another = "give a folder for this object alone with --out"
+    if recorded_inputs(photos) is not None or photos.is_relative_to(folder / RUN):
+        raise PersresError(f"{photos} has results of persres personalize; give the folder that has the photos alone")
+    if folder == photos or (folder.exists() and folder.samefile(photos)):
+        raise PersresError(
+            f"--out {folder} is the photos' folder, where the sheet would be the next run's photo; {another}"
+        )
+    if home.is_relative_to(folder):
+        raise PersresError(f"--out {folder} is a home folder or above one; {another}")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise PersresError(f"--out {folder} is a file; {another}")
+    files = [file for file in (f"{name}.safetensors", f"{name}.png", "README.md") if os.path.lexists(folder / file)]
+    if files and recorded_inputs(folder) is None:
+        raise PersresError(f"--out {folder} has a file {files[0]} that persres personalize did not write; {another}")
+
+
+def check_models(profile: Profile, prompts: tuple[str, ...], macro_class: str | None) -> None:
+    """Raises PersresError if a model is not available, the schedule is not possible, or a prompt is too long for the text encoder.
+
+    Reads the base model's small files; for the zero-shot class it loads CLIP.
+    """
+    from persres.models.diffusion import load_tokenizer
+    from persres.models.text_encoding import check_length
+    from persres.stages.checks import check_profile
+
+    check_profile(profile)
+    tokenizer = load_tokenizer(profile.base)
+    phrase = profile.base.token if macro_class is None else f"{profile.base.token} {macro_class}"
+    for prompt in prompts:
+        check_length(tokenizer, fill(prompt, phrase), phrase)
+    if macro_class is None:
         from persres.metrics.clip_scores import load_clip
 
         load_clip(profile.encoders.clip, profile.runtime.device)
@@ -138,23 +197,32 @@ def derive(profile: Profile, name: str, photos: Path, zero_shot: bool) -> Profil
     return make_profile(settings)
 
 
-def _write_results(context: Context, name: str, out: Path) -> None:
+def _write_residual(context: Context, name: str, out: Path) -> None:
+    """Write the residual and its README as soon as they are finished, so that no later error costs them."""
     from persres.datasets.layout import read_concepts
     from persres.report.cards import front_matter
-    from persres.report.sheets import write_sheets
     from persres.residuals.header import header_facts, read_header
     from persres.units.outputs import read_macro_classes
 
-    residual, sheet, note = out / f"{name}.safetensors", out / f"{name}.png", out / "README.md"
-    with publishing(context.data / "sheets") as sheets:
-        write_sheets(context, sheets, every_prompt=True)
-    shutil.copyfile(context.data / "sheets" / f"{name}.png", sheet)
-    write_atomic(residual, (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes())
+    residual, note, sheet = out / f"{name}.safetensors", out / "README.md", out / f"{name}.png"
+    data = (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes()
+    if not residual.is_file() or residual.read_bytes() != data:
+        sheet.unlink(missing_ok=True)  # of another residual
+        write_atomic(residual, data)
     ((concept, _),) = read_concepts(context.data / "concepts")
     head = front_matter(header_facts(read_header(residual), concept.licence))
     write_atomic(note, f"{head}\n{usage_text(context.profile, name, read_macro_classes(context)[name])}".encode())
-    for label, path in (("residual", residual), ("images", sheet), ("how to load it", note)):
+    for label, path in (("residual", residual), ("how to load it", note)):
         log.info("%-15s %s", label, path)
+
+
+def _write_sheet(context: Context, name: str, out: Path) -> None:
+    from persres.report.sheets import write_sheets
+
+    with publishing(context.data / "sheets") as sheets:
+        write_sheets(context, sheets, every_prompt=True)
+    write_atomic(out / f"{name}.png", (context.data / "sheets" / f"{name}.png").read_bytes())
+    log.info("%-15s %s", "images", out / f"{name}.png")
 
 
 def usage_text(profile: Profile, name: str, macro_class: str) -> str:

@@ -15,6 +15,7 @@ from persres.errors import PersresError, UnitFailures
 from persres.estimate import make_estimate, read_measured_seconds
 from persres.methods.common.registry import load_profile, make_profile
 from persres.stages import STAGES
+from persres.stages.checks import check_profile
 from persres.units.context import Context
 from persres.units.disk import check_disk
 
@@ -29,6 +30,12 @@ def load_context(
 ) -> Context:
     """The context of a profile in a params file. Raises PersresError with all of its problems."""
     return Context(load_profile(Path(params), profile), Path(data), Path(work))
+
+
+def check_space(context: Context) -> None:
+    """Raises PersresError, before the first stage, if the disk has too little space for a later one."""
+    for name, folder in PUBLISHED.items():
+        check_disk(name, context.work, _estimated_bytes(name, context), context.data / folder)
 
 
 def run_stage(name: str, context: Context) -> None:
@@ -57,6 +64,9 @@ def run_chain(context: Context, stages: Sequence[str] = STAGES) -> PersresError 
     Raises PersresError if no variant or config is left; it names the earlier failures too.
     """
     problems: list[str] = []
+    if "train" in stages:
+        check_profile(context.profile)
+        check_space(context)
     for stage in stages:
         try:
             context = _run_with_less(stage, context, problems)

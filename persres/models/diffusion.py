@@ -8,11 +8,12 @@ diffusers takes seconds to import, so it is imported where a model is loaded; a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from persres.config.schema import Base
 from persres.errors import PersresError
 from persres.models.conditioning import Conditioning
 from persres.models.loading import pick_device, unavailable
-from persres.models.text_encoding import Tower, add_concept_token, prompt_states, two_tower_states
+from persres.models.text_encoding import Tower, add_concept_token, prompt_states, rare_token_id, two_tower_states
 from persres.package_paths import located
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def assembled(pipe: DiffusionPipeline, base: Base, device: torch.device, cpu_off
         pipe.text_encoder,
         pipe.vae,
         pipe.unet,
-        _ddim(pipe, base.model),
+        _ddim(pipe.scheduler.config, type(pipe.scheduler).__name__, base.model),
         second,
         second is not None and pipe.config.force_zeros_for_empty_prompt,
         base.resolution,
@@ -191,14 +192,43 @@ def _pipeline(base: Base) -> DiffusionPipeline:
         raise unavailable("the base model", base.model, error) from error
 
 
-def _ddim(pipe: DiffusionPipeline, model: str) -> DDIMScheduler:
+def load_scheduler(model: str) -> DDIMScheduler:
+    """A model's scheduler as DDIM, without the rest of the model. Raises PersresError where it is missing or DDIM can't sample it."""
     from diffusers import DDIMScheduler
 
-    config = pipe.scheduler.config
+    try:
+        config = DDIMScheduler.load_config(located(model), subfolder="scheduler")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise unavailable("the base model", model, error) from error
+    return _ddim(config, config.get("_class_name", "an unknown scheduler"), model)
+
+
+def load_tokenizer(base: Base) -> CLIPTokenizer:
+    """A model's first tokenizer with V*, without the rest of the model. Raises PersresError where it is missing, or the rare token is
+    more than one token."""
+    import transformers
+    from diffusers import DiffusionPipeline
+
+    name = located(base.model)
+    place = {"pretrained_model_name_or_path": str(Path(name, "tokenizer"))} if Path(name).is_dir() else {}
+    try:
+        kind = DiffusionPipeline.load_config(name)["tokenizer"][1]
+        hub = {"pretrained_model_name_or_path": name, "subfolder": "tokenizer"}
+        tokenizer = getattr(transformers, kind).from_pretrained(**(place or hub))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise unavailable("the base model", base.model, error) from error
+    rare_token_id(tokenizer, base.rare_token)
+    tokenizer.add_tokens([base.token])
+    return tokenizer
+
+
+def _ddim(config: Mapping[str, Any], scheduler: str, model: str) -> DDIMScheduler:
+    from diffusers import DDIMScheduler
+
     kind = config.get("prediction_type", "epsilon")
     if "beta_schedule" not in config or kind not in ("epsilon", "v_prediction"):
         raise PersresError(
-            f"base.model {model!r} was trained for {type(pipe.scheduler).__name__} (prediction {kind!r}), which DDIM can't"
+            f"base.model {model!r} was trained for {scheduler} (prediction {kind!r}), which DDIM can't"
             " sample; use a model that predicts noise or velocity on a beta schedule"
         )
     return DDIMScheduler.from_config(config, clip_sample=False)  # latents must not be clipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 
 from persres.errors import PersresError
 
+log = logging.getLogger(__name__)
 if TYPE_CHECKING:  # seconds to import, and here only names
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -19,20 +21,26 @@ def add_concept_token(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, tok
 
     Raises PersresError where the rare token is more than one token of this tokenizer.
     """
-    rare = tokenizer(rare_token, add_special_tokens=False).input_ids
-    if len(rare) != 1:
-        raise PersresError(
-            f"rare_token {rare_token!r} is {len(rare)} tokens for this tokenizer; choose a word that is one token"
-        )
+    rare = rare_token_id(tokenizer, rare_token)
     if token not in tokenizer.get_vocab():
         tokenizer.add_tokens([token])
     if len(tokenizer) > text_encoder.get_input_embeddings().num_embeddings:
         text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     token_id = tokenizer.convert_tokens_to_ids(token)
     table = text_encoder.get_input_embeddings().weight
-    table[token_id] = table[rare[0]]
+    table[token_id] = table[rare]
     _pool_at_end(tokenizer, text_encoder)
     return token_id
+
+
+def rare_token_id(tokenizer: CLIPTokenizer, rare_token: str) -> int:
+    """Returns the rare token's id. Raises PersresError where the word is more than one token of this tokenizer."""
+    rare = tokenizer(rare_token, add_special_tokens=False).input_ids
+    if len(rare) != 1:
+        raise PersresError(
+            f"rare_token {rare_token!r} is {len(rare)} tokens for this tokenizer; choose a word that is one token"
+        )
+    return rare[0]
 
 
 def _pool_at_end(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
@@ -59,6 +67,16 @@ def prompt_states(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: list[str]) -> torch.Tensor:
     """Returns last hidden states [n, length, width], padded to the tokenizer's length as in Stable Diffusion."""
     return prompt_states(tokenizer, text_encoder, prompts)
+
+
+def check_length(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> None:
+    """Logs the end of a prompt that is cut at the tokenizer's length. Raises PersresError where the concept's phrase is beyond it."""
+    concept_positions(tokenizer, prompt, phrase)
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    room = tokenizer.model_max_length - 2  # the start and end tokens
+    if len(ids) > room:
+        rest = tokenizer.decode(ids[room:])
+        log.warning("prompt %r is too long by %d tokens: %r is left out", prompt, len(ids) - room, rest)
 
 
 Tower = tuple["CLIPTokenizer", "CLIPTextModel | CLIPTextModelWithProjection"]

@@ -7,14 +7,19 @@ bar, no file, no global state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from persres.errors import PersresError
 from persres.models.conditioning import Conditioning, joined
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LARGEST_GAP = (
+    10  # a schedule may leave out this part (a tenth) of the timesteps at the noisy end, as 60 "leading" steps do
+)
 
 
 def guided(
@@ -39,11 +44,48 @@ def guided(
     return denoise
 
 
+def scheduled(scheduler: Any, steps: int) -> Any:
+    """A copy of a diffusers scheduler with the timesteps of ``steps`` steps.
+
+    Raises PersresError where the number is not possible, or the schedule does not begin near the last timestep, at which images are
+    noise: a "leading" schedule of 600 steps visits the timesteps 600 to 1 of 1000.
+    """
+    scheduler, total = type(scheduler).from_config(scheduler.config), int(scheduler.config.num_train_timesteps)
+    try:
+        scheduler.set_timesteps(steps)
+        first, last = float(scheduler.timesteps[0]), float(scheduler.timesteps[-1])
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise _no_schedule(scheduler, steps, f"{total} were trained") from error
+    step = total // steps
+    slack = step + (total // LARGEST_GAP if step > 1 else 0)
+    if first >= total or last < 0:
+        raise _no_schedule(scheduler, steps, f"they would reach timestep {first:.0f}, and the last one is {total - 1}")
+    if first < total - slack:
+        raise _no_schedule(scheduler, steps, f"they would begin at timestep {first:.0f} of {total}")
+    return scheduler
+
+
+def _no_schedule(scheduler: Any, steps: int, reason: str) -> PersresError:
+    total = scheduler.config.num_train_timesteps
+    better = max(1, total // 2 if steps > total // 2 else total // (total // max(1, steps) + 1))
+    return PersresError(
+        f"{steps} steps are not possible with {type(scheduler).__name__}: {reason}; choose another number, e.g. {better}"
+    )
+
+
+def ddim_scheduled(scheduler: DDIMScheduler, steps: int) -> DDIMScheduler:
+    """A copy of a DDIM scheduler with its timesteps, as :func:`scheduled`; they are as many as the steps and strictly decrease."""
+    scheduler = scheduled(scheduler, steps)
+    times = scheduler.timesteps
+    if len(times) != steps or not bool((times[1:] < times[:-1]).all()):
+        raise _no_schedule(scheduler, steps, "timesteps would repeat")
+    return scheduler
+
+
 @torch.no_grad()
 def sample_ddim(denoise: Denoise, x: torch.Tensor, scheduler: DDIMScheduler, steps: int = 50) -> torch.Tensor:
     """The latents after DDIM with η = 0 (Song et al. 2020, equation 12; the paper's 4.3) from unit noise x [n, c, h, w]."""
-    scheduler = DDIMScheduler.from_config(scheduler.config)  # set_timesteps changes the caller's
-    scheduler.set_timesteps(steps)
+    scheduler = ddim_scheduled(scheduler, steps)
     x = x * scheduler.init_noise_sigma
     # The schedule stays on the CPU: reading a timestep from the GPU would wait for it.
     for t, t_device in zip(scheduler.timesteps, scheduler.timesteps.to(x.device), strict=True):

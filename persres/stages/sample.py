@@ -10,6 +10,7 @@ from persres.errors import PersresError
 from persres.methods.common.registry import method_named
 from persres.methods.common.sample_units import ARCHIVE
 from persres.models.loading import model_identity
+from persres.stages.checks import check_profile, check_prompts
 from persres.stages.jobs import job_type, make_unit
 from persres.units.context import Context
 from persres.units.costs import write_sample_costs
@@ -74,7 +75,9 @@ def _learned(context: Context, sampling: SamplingConfig, concept: str) -> FileRe
 def sample(context: Context) -> None:
     """Sample what is missing, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
+    check_profile(context.profile)
     with stage_lock(context.work, "sample"):
+        check_prompts(context)
         units = sample_units(context)
         job = job_type("sample").job(units, cpu_offload=runtime.cpu_offload, batch=runtime.sample_batch)
         context.run_units(units, context.work, job, runtime.workers, runtime.device)

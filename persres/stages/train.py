@@ -7,10 +7,10 @@ from pathlib import Path
 from persres.config.schema import VariantSettings
 from persres.datasets.layout import read_concepts, reference_photos, spread_concepts
 from persres.images import list_photos
-from persres.methods.common.registry import check_available
 from persres.methods.common.train_units import LEARNED, LOG
 from persres.models.loading import model_identity
 from persres.prompts import fill
+from persres.stages.checks import check_profile, check_prompts
 from persres.stages.jobs import job_type, make_unit
 from persres.training.class_images import ARCHIVE
 from persres.units.context import Context
@@ -88,8 +88,9 @@ def train_units(context: Context) -> list[Unit[TrainSpec]]:
 def train(context: Context) -> None:
     """Train what is missing, then publish. Raises UnitFailures naming the units that failed."""
     runtime = context.profile.runtime
-    check_available(context.profile.base, context.profile.train)
+    check_profile(context.profile)
     with stage_lock(context.work, "train"):
+        check_prompts(context)
         images = list(class_image_units(context).values())
         job = job_type("class_images").job(images, cpu_offload=runtime.cpu_offload, batch=runtime.sample_batch)
         context.run_units(images, context.work, job, runtime.workers, runtime.device)

@@ -65,9 +65,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, pattern: str = "**/.*.partial") -> None:
     """Remove the files that killed writers of :func:`written_whole` left below a folder; only while nothing else writes there."""
-    for path in folder.rglob(".*.partial"):
+    for path in folder.glob(pattern):
         if _PARTIAL.fullmatch(path.name):
             path.unlink(missing_ok=True)
 

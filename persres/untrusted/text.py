@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
+
+from persres.errors import PersresError
 
 LONGEST = 300
 # user:password@ of an address. A password may hold unescaped slashes; digits and a slash after the colon are a port.
@@ -38,6 +41,21 @@ def printable(text: object, longest: int = LONGEST, lines: bool = False) -> str:
 def quoted(text: object, longest: int = 100) -> str:
     """Return a name from outside in quotes, for an error message, at most ``longest`` characters."""
     return printable(repr(text), longest)
+
+
+def plain_text(text: object, what: str, longest: int = 5000, allowed: str = "") -> str:
+    """Return text of at most ``longest`` characters without control characters (except ``allowed``) and broken Unicode.
+
+    Raises PersresError, which calls it a ``what``.
+    """
+    if not isinstance(text, str):
+        raise PersresError(f"{what} {printable(repr(text), 100)} is no text; write it in quotes")
+    if len(text) > longest:
+        raise PersresError(f"{what} {printable(text, 60)!r} is longer than {longest} characters; shorten it")
+    wrong = [c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed]
+    if wrong:
+        raise PersresError(f"{what} {printable(text, 100)!r} has a character that is no text, {wrong[0]!a}; remove it")
+    return text
 
 
 def markdown(text: object, longest: int = LONGEST) -> str:

@@ -1,0 +1,73 @@
+"""Checks before a run of what its stages would find out after hours: models, schedules, tokens and the length of prompts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from persres.config.schema import Profile
+from persres.datasets.layout import read_concepts, spread_concepts, spread_prompts
+from persres.errors import PersresError
+from persres.methods.common.registry import check_available, method_named
+from persres.models.diffusion import load_scheduler, load_tokenizer
+from persres.models.text_encoding import check_length
+from persres.prompts import fill
+from persres.sampling.samplers import ddim_scheduled
+from persres.units.context import Context
+from persres.units.outputs import read_macro_classes
+
+log = logging.getLogger(__name__)
+
+
+def check_profile(profile: Profile) -> None:
+    """Raises PersresError for a base model that is missing or that a variant does not support, a rare token of several tokens, and a
+    number of sampling steps that the model's scheduler can't take."""
+    check_available(profile.base, profile.train)
+    load_tokenizer(profile.base)
+    scheduler = load_scheduler(profile.base.model)
+    for path, steps in _steps(profile):
+        try:
+            ddim_scheduled(scheduler, steps)
+        except PersresError as error:
+            raise PersresError(f"{path}: {error}") from error
+
+
+def _steps(profile: Profile) -> Iterator[tuple[str, int]]:
+    """The numbers of sampling steps, each with its setting's path."""
+    for name in profile.sample.configs:
+        sampling = profile.sample.config(name)
+        if sampling.ground_truth is None:
+            yield f"sample.configs.{name}.steps", sampling.steps
+    if any(settings.class_images() is not None for settings in profile.train.variants.values()):
+        yield "train.class_images.steps", profile.train.class_images.steps
+
+
+def check_prompts(context: Context) -> None:
+    """Raises PersresError where LAG could not find the concept in a prompt, since it lies beyond the last token that the model reads.
+
+    Logs other prompts that are cut there.
+    """
+    tokenizer = load_tokenizer(context.profile.base)
+    for text, phrase, located in sorted(_prompts(context)):
+        try:
+            check_length(tokenizer, fill(text, phrase), phrase)
+        except PersresError as error:
+            if located:
+                raise
+            log.warning("%s", error)
+
+
+def _prompts(context: Context) -> set[tuple[str, str, bool]]:
+    """The prompts of all variants: text, phrase, and whether LAG locates the phrase."""
+    profile, concepts, prompts = context.profile, read_concepts(context.data / "concepts"), set()
+    for name in profile.sample.configs:
+        sampling = profile.sample.config(name)
+        if sampling.variant is None:
+            continue
+        settings = profile.train.variant(sampling.variant)
+        classes, phrase = read_macro_classes(context, sampling.class_source), method_named(settings.method).phrase
+        for concept, _ in spread_concepts(concepts, settings.concepts):
+            texts = spread_prompts(concept.prompts, sampling.prompts)
+            words = phrase(settings, profile.base, classes[concept.name])
+            prompts |= {(text, words, bool(sampling.lag)) for _, _, text in texts}
+    return prompts
