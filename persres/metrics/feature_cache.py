@@ -7,8 +7,6 @@ and only where an attribute classifier reads them; without one an archive is rea
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -22,11 +20,12 @@ from PIL import Image
 from persres.config.schema import Clip, Dino
 from persres.datasets.registry import classifier_module
 from persres.errors import PersresError
-from persres.images import load_photo, unzip_bytes
+from persres.images import ARCHIVE_FIX, archive_entries, archive_image, load_photo, unzip_bytes
 from persres.metrics.clip_scores import load_clip
 from persres.metrics.dino_scores import load_dino
 from persres.metrics.object_crops import object_crops
 from persres.units.specs import ClassifierRef, FileRef
+from persres.untrusted.archives import open_zip, read_entry
 
 MAX_CONCEPTS, MAX_ARCHIVES = 128, 2
 
@@ -105,22 +104,20 @@ def read_archive(archive: Path, names: list[str], batch: int) -> Iterator[list[I
     Raises PersresError where the archive is damaged or lacks one.
     """
     try:
-        with zipfile.ZipFile(archive) as file:
+        with open_zip(archive, "image archive", ARCHIVE_FIX) as file:
+            entries = archive_entries(archive, file)
             for start in range(0, len(names), batch):
-                yield [_decoded(file.read(f"{name}.png")) for name in names[start : start + batch]]
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise PersresError(f"{archive} is not a whole image archive ({error}); delete it and sample again") from error
-
-
-def _decoded(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+                files = [f"{name}.png" for name in names[start : start + batch]]
+                yield [archive_image(archive, name, read_entry(file, entries[name])) for name in files]
+    except OSError as error:
+        raise PersresError(f"{archive} is not a whole image archive ({error}); {ARCHIVE_FIX}") from error
 
 
 @lru_cache(maxsize=MAX_ARCHIVES)
 def archive_images(archive: Source) -> dict[str, Image.Image]:
     """All images of an archive by name. The cache holds a config's archive and the base model's that it is compared with."""
     files = {name: data for name, data in unzip_bytes(archive.path).items() if "/" not in name}  # masks lie in a folder
-    return {name.removesuffix(".png"): _decoded(data) for name, data in files.items()}
+    return {name.removesuffix(".png"): archive_image(archive.path, name, data) for name, data in files.items()}
 
 
 @lru_cache(maxsize=2 * MAX_ARCHIVES)

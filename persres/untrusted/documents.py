@@ -36,7 +36,9 @@ def read_file(path: Path, most: int = MOST_BYTES, fix: str = "replace or remove 
     """Return the bytes of a regular file. Raises PersresError for pipes and devices, more than ``most`` bytes, and unreadable files."""
     try:
         with open_regular(path) as file:
-            data = file.read(most + 1)
+            data = file.read(
+                min(most, max(os.fstat(file.fileno()).st_size, 1 << 20)) + 1
+            )  # Python reserves what it is asked for
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise PersresError(f"{_shown(path)} cannot be read ({reason}); {fix}") from error

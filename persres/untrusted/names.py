@@ -11,6 +11,11 @@ from persres.untrusted.text import quoted
 LONGEST_NAME = 255  # bytes; file systems allow no more
 LONGEST_PATH = 1024
 HEX_LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64}
+# What systems and programs put next to a user's files, in lower case; names with a dot in front are theirs too.
+SYSTEM_NAMES = frozenset({
+    "__macosx", "icon\r", "@eadir", "#recycle", "#snapshot", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
+    "$recycle.bin", "recycler", "system volume information", "__pycache__",
+})  # fmt: skip
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -26,12 +31,14 @@ def identifier(text: object, what: str = "name", longest: int = 64) -> str:
     )
 
 
-def digest(text: object, algorithm: str = "sha256", what: str = "digest") -> str:
+def digest(
+    text: object, algorithm: str = "sha256", what: str = "digest", fix: str = "do not trust where it comes from"
+) -> str:
     """Return a digest of lower-case hexadecimal digits of exactly the algorithm's length. Raises PersresError, which calls it a ``what``."""
     length = HEX_LENGTHS[algorithm]
     if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", text):
         return text
-    raise PersresError(f"{what} {quoted(text)} is not {length} hexadecimal digits; do not trust where it comes from")
+    raise PersresError(f"{what} {quoted(text)} is not {length} hexadecimal digits; {fix}")
 
 
 def relative_path(text: object, what: str = "file name") -> str:
@@ -53,6 +60,11 @@ def relative_name(text: object, root: Path, what: str = "file name") -> Path:
     if not path.resolve().is_relative_to(root.resolve()):
         raise PersresError(f"{what} {quoted(text)} is a link that leads out of {root}; remove it")
     return path
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or a system's and not the user's."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def _is_plain(part: str) -> bool:

@@ -24,9 +24,12 @@ def photos(tmp_path) -> Path:
     folder.mkdir()
     rotated = Image.Exif()
     rotated[274] = 6
-    Image.new("RGB", (90, 60), "red").save(folder / "a.JPG", "JPEG")
-    Image.new("RGB", (60, 90), "blue").save(folder / "b.jpeg", exif=rotated)
-    Image.new("CMYK", (80, 80)).save(folder / "c.jpg")
+    photos = [Image.new("RGB", (90, 60), "red"), Image.new("RGB", (60, 90), "blue"), Image.new("CMYK", (80, 80))]
+    for photo in photos:
+        photo.paste(photo.resize((9, 9)).point(lambda level: 255 - level), (5, 5))
+    photos[0].save(folder / "a.JPG", "JPEG")
+    photos[1].save(folder / "b.jpeg", exif=rotated)
+    photos[2].save(folder / "c.jpg")
     (folder / "clip.mov").write_bytes(b"x")
     return folder
 

@@ -28,8 +28,9 @@ real_lists = pytest.mark.skipif(not SHARED.is_dir(), reason="the published lists
 
 
 def jpeg(size=(40, 30), colour="red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    buffer, image = io.BytesIO(), Image.new("RGB", size, colour)
+    image.paste("black", (0, 0, 9, 9))
+    image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 

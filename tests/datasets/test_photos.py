@@ -204,7 +204,9 @@ def test_a_photo_is_decoded_once_and_copied_once(tmp_path, monkeypatch):
     """From personalize's check through its staging and the fetch stage to training, in one process."""
     decoded_photos.clear()
     decodes, plain_open = [], Image.open
-    monkeypatch.setattr("persres.images.Image.open", lambda source: decodes.append(source) or plain_open(source))
+    monkeypatch.setattr(
+        "persres.images.Image.open", lambda source, *rest: decodes.append(source) or plain_open(source, *rest)
+    )
     (tmp_path / "photos").mkdir()
     for number in range(3):
         half_red(60 + number).save(tmp_path / "photos" / f"{number}.png")
