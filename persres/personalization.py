@@ -65,16 +65,11 @@ def personalize(
     files = find_photos(photos)
     check_output_folder(folder, photos, name)
     for photo in files:  # here, so that errors have the names of the user's files
-<<<<<<< HEAD
-        load_photo(photo)
+        check_photo(photo)
     derived = derive(settings, name, folder / RUN / "photos", macro_class is None)
     inputs = Inputs.of(name, files, _settings_digest(derived, macro_class, prompts))
     check_claim(folder, inputs)
     check_models(derived, prompts, macro_class)
-=======
-        check_photo(photo)
-    check_models(settings, zero_shot=macro_class is None)
->>>>>>> bbd48fe (Photos and ZIP files from outside: formats, pixels, scans, names, kinds and sizes checked before use)
     _advise(files, settings.base.resolution, profile)
     context = Context(derived, folder / RUN / "data", folder / RUN / "work")
     with claimed(folder, inputs):
