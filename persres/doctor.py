@@ -6,20 +6,28 @@ import json
 import os
 import shutil
 import sys
-import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from persres.errors import PersresError
+from persres.untrusted.text import printable, redacted
 
+LONGEST = 2000  # characters of a finding
 ENOUGH_GIB = 20  # Stable Diffusion's weights, encoders and scratch files
 NEEDED = ("torch", "diffusers", "transformers", "open_clip_torch", "timm", "safetensors")
 INSTALL_PIPELINE = "pip install 'persres[pipeline]' -c constraints.txt, for versions and flows"
 SEE_ALSO = "see dvc remote list, dvc doctor and docs/versions.md"
-SOURCES = {"env": "the environment", "shared-credentials-file": "~/.aws/credentials", "iam-role": "the instance's role"}
+SOURCES = {
+    "env": "the environment",
+    "shared-credentials-file": "~/.aws/credentials",
+    "iam-role": "the instance's role",
+    "explicit": "DVC's configuration",
+}
 PIPELINE = ("dvc", "dvc-s3", "boto3", "prefect")
 
 
@@ -31,6 +39,10 @@ class Finding:
     state: str
     says: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("says", "fix"):  # versions, addresses and answers come from outside
+            object.__setattr__(self, name, printable(redacted(getattr(self, name)), LONGEST))
 
 
 def examine(folder: Path = Path()) -> list[Finding]:
@@ -113,21 +125,36 @@ def _git(folder: Path) -> Finding:
 
 
 def _credentials(folder: Path) -> Finding:
-    """S3 credentials as boto3 and DVC read them; shows the end of the key and nothing of the secret."""
-    fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    """S3 credentials of the default remote, as DVC reads them; shows the end of the key and nothing of the secret."""
+    from persres.versions.store import NoBoto, aws_session
+
+    fix, settings = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", _remote_settings(folder)
     try:
-        from boto3.session import Session
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        return Finding("S3 keys", "note", "can't be checked without boto3", INSTALL_PIPELINE)
-    try:
-        credentials = Session().get_credentials()
+        credentials = aws_session(settings).get_credentials()
         key = credentials and credentials.get_frozen_credentials().access_key
-    except BotoCoreError as error:  # half of a pair, an unknown profile, a missing role
+    except NoBoto:
+        return Finding("S3 keys", "note", "can't be checked without boto3", INSTALL_PIPELINE)
+    except Exception as error:  # half of a pair, an unknown profile, a missing role, a file that is none
         return Finding("S3 keys", "fails", str(error), fix)
     if not key:
         return Finding("S3 keys", "note", "none set", f"only a remote in S3 needs them: {fix}")
-    return Finding("S3 keys", "ok", f"…{key[-4:]}, from {SOURCES.get(credentials.method, credentials.method)}")
+    source = SOURCES.get(credentials.method, credentials.method)
+    if credentials.method == "shared-credentials-file":
+        source = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or settings.get("credentialpath") or source
+    profile = f", profile {settings['profile']}" if "profile" in settings else ""
+    return Finding("S3 keys", "ok", f"…{key[-4:]}, from {source}{profile}")
+
+
+def _remote_settings(folder: Path) -> dict[str, str]:
+    """DVC's settings of the default remote; empty if it is not in S3, or there is none."""
+    from persres.versions.git_dvc import CommandError, configuration
+    from persres.versions.store import s3_remote
+
+    try:
+        remote = s3_remote(configuration(folder))
+    except CommandError:  # "remote" says why
+        return {}
+    return remote.settings if remote else {}
 
 
 def _remote(folder: Path) -> Finding:
@@ -154,8 +181,23 @@ def _server(folder: Path) -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("server", "note", "PREFECT_API_URL is not set: flows start a temporary server")
+    shown = redacted(url)
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:
-            return Finding("server", "ok", f"{url} answers {answer.status}")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return Finding("server", "fails", f"{url}: {error}", "start it (prefect server start), or fix PREFECT_API_URL")
+        with urllib.request.urlopen(_health(url), timeout=10) as answer:
+            return Finding("server", "ok", f"{shown} answers {answer.status}")
+    except Exception as error:  # http.client's errors are neither OSError nor ValueError
+        return Finding(
+            "server", "fails", f"{shown}: {error}", "start it (prefect server start), or fix PREFECT_API_URL"
+        )
+
+
+def _health(url: str) -> urllib.request.Request:
+    """The request for the server's health; user and password of the address go into a header. Raises ValueError for other addresses."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an address of a server")
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/health", "", "")))
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
+    return request

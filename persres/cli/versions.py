@@ -55,7 +55,7 @@ def link(
     """Print a presigned S3 link to a residual, for users without an S3 key."""
     from persres.versions.pull import make_link
 
-    print(make_link(concept, rev, int(hours * 3600)))
+    print(make_link(concept, rev, hours * 3600))
 
 
 def publish(

@@ -141,8 +141,9 @@ def _elsewhere(trip: RoundTrip, origin: Path, folder: Path, digests: dict[str, s
     """Pull v1 with git's address and a key, verify it and sample with it. Raises PersresError if it is not v1, or takes too long."""
     target = folder / "elsewhere"
     target.mkdir()
+    source = ("--repo", str(origin), "--remote", "store")  # the option allows the credentials there
     started = time.monotonic()
-    trip.persres("pull v1 in another folder", target, "pull", CONCEPT, "--rev", "v1", "--repo", str(origin))
+    trip.persres("pull v1 in another folder", target, "pull", CONCEPT, "--rev", "v1", *source)
     prompt = ("--prompt", "a photo of a {} on the beach", "--steps", "25")
     image = (
         trip.persres("sample an image", target, "generate", f"{CONCEPT}.safetensors", *prompt).strip().splitlines()[-1]
@@ -156,9 +157,7 @@ def _elsewhere(trip: RoundTrip, origin: Path, folder: Path, digests: dict[str, s
             " an idle machine"
         )
     versions = json.loads(trip.persres("list versions", target, "list", "--repo", str(origin), "--json"))
-    compared = json.loads(
-        trip.persres("compare v1 and v2", target, "diff", "v1", "v2", "--repo", str(origin), "--json")
-    )
+    compared = json.loads(trip.persres("compare v1 and v2", target, "diff", "v1", "v2", *source, "--json"))
     log.info("pulled and sampled in %.1f s (goal %.0f): %s", seconds, MAX_SECONDS, target / image)
     return {"versions": versions, "pulled_and_sampled_s": seconds, "goal_s": MAX_SECONDS, "difference": compared}
 

@@ -31,6 +31,16 @@ def identifier(text: object, what: str = "name", longest: int = 64) -> str:
     )
 
 
+def argument(text: object, what: str = "argument") -> str:
+    """Return text that a command can take as an argument: not empty, not an option, without NUL and control characters.
+
+    Raises PersresError, which calls it a ``what``.
+    """
+    if isinstance(text, str) and text and text[0] != "-" and not any(c < " " or c == "\x7f" for c in text):
+        return text
+    raise PersresError(f"{what} {_quoted(text)} is empty, begins with - or has control characters; give another")
+
+
 def digest(
     text: object, algorithm: str = "sha256", what: str = "digest", fix: str = "do not trust where it comes from"
 ) -> str:

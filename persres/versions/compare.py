@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from persres.config.legacy import translate
 from persres.errors import PersresError
+from persres.untrusted.documents import parse_yaml, read_csv
+from persres.untrusted.text import printable
 from persres.versions.repository import Repository
 
 TABLES, MAIN = "data/tables", "data/tables/table1.csv"
+LONGEST_LINE = 2000
+FIX = "name another version, or ask who published it"
+
+
+class _Params(BaseModel):
+    """params.yaml of any version: the selected profile, and its settings under its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    profile: str
 
 
 def differences(before: str, after: str, repository: Repository) -> dict[str, Any]:
@@ -25,10 +38,12 @@ def differences(before: str, after: str, repository: Repository) -> dict[str, An
 
 def _settings(repository: Repository, rev: str) -> dict[str, Any]:
     """Settings by their present names."""
-    import yaml
-
-    raw = yaml.safe_load(repository.text(rev, "params.yaml"))
-    return {"profile": raw["profile"]} | _flat(translate(raw[raw["profile"]]))
+    name = f"params.yaml of {rev}"
+    params = parse_yaml(repository.text(rev, "params.yaml"), _Params, name, FIX)
+    settings = (params.model_extra or {}).get(params.profile)
+    if not isinstance(settings, dict):
+        raise PersresError(f"{name} has no settings of its profile {printable(params.profile, 100)}; {FIX}")
+    return {"profile": params.profile} | _flat(translate(settings))
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -50,10 +65,13 @@ def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None
     file = next((file for file in repository.files(rev, TABLES) if file.path == MAIN), None)
     if file is None:
         raise PersresError(f"{rev} has no {MAIN}")
-    table = pd.read_csv(io.BytesIO(repository.read(rev, file).read_bytes()), index_col=0)
+    table = read_csv(repository.read(rev, file), dict[str, Any], FIX)
+    table = table.set_index(table.columns[0])
     scores = [column for column in table if f"{column}_low" in table]  # each score has an interval
+    for column in scores:
+        table[column] = pd.to_numeric(table[column], errors="coerce")
     return {
-        config: {score: None if pd.isna(row[score]) else float(row[score]) for score in scores}
+        str(config): {score: None if pd.isna(row[score]) else float(row[score]) for score in scores}
         for config, row in table.iterrows()
     }
 
@@ -67,12 +85,12 @@ def as_text(changes: dict[str, Any]) -> str:
     for config, scores in changes["scores"].items():
         parts = [f"{name} {_number(a)} -> {_number(b)}" for name, (a, b) in scores.items() if (a, b) != (None, None)]
         lines.append(f"  {config}: {', '.join(parts)}")
-    return "\n".join(lines)
+    return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
 
 def as_json(changes: dict[str, Any]) -> str:
     """The same for scripts."""
-    return json.dumps(changes, indent=1)
+    return json.dumps(changes, indent=1, default=str)  # YAML has dates, bytes and sets too
 
 
 def _short(value: Any) -> str:

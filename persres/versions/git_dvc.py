@@ -1,4 +1,4 @@
-"""git and DVC: their commands as subprocesses, DVC's files through its API, and every failure as one sentence with a fix."""
+"""git and DVC: their commands as subprocesses, and every failure as one sentence with a fix."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from persres.errors import PersresError
 from persres.logging import plain, relay
+from persres.untrusted.names import digest
+from persres.untrusted.text import redacted
 
 # Pattern of a message of a server, its client or a command -> the fix. The first match counts.
 FIXES = (
@@ -31,14 +33,20 @@ FIXES = (
     (r"No storage files available|missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "the remote lacks a file: check the version out in a clone that has it, and dvc push"),
 )  # fmt: skip
 INSTALL = "pip install 'persres[pipeline]'"
+GIT_ENVIRONMENT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+    "GIT_HTTP_LOW_SPEED_TIME": "60",
+    "GIT_LITERAL_PATHSPECS": "1",
+}
 
 
 class CommandError(PersresError):
     """``problem`` and ``fix`` (or an empty string); the message has both."""
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        super().__init__(f"{problem}; {fix}" if fix else problem)
-        self.problem, self.fix = problem, fix
+        self.problem, self.fix = redacted(problem), fix
+        super().__init__(f"{self.problem}; {fix}" if fix else self.problem)
 
 
 class NoRemote(CommandError):
@@ -54,18 +62,40 @@ def fix_for(message: str) -> str:
     return next((fix for pattern, fix in FIXES if re.search(pattern, message, re.IGNORECASE)), "")
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """The output of a git command. Raises CommandError with git's message."""
-    command, environment = ["git", *arguments], os.environ | {"GIT_TERMINAL_PROMPT": "0"}
-    try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise CommandError(
-            f"git can't be run in {folder} ({error.strerror})", "install it, or name another folder"
-        ) from error
+def git(folder: Path, *arguments: str, seconds: float | None = None, offline: bool = False) -> str:
+    """The output of a git command; bytes that are no UTF-8 become surrogates. ``offline``: it may not fetch what the folder lacks.
+
+    Raises CommandError with git's message, and after ``seconds``.
+    """
+    environment = os.environ | GIT_ENVIRONMENT | ({"GIT_ALLOW_PROTOCOL": "none"} if offline else {})
+    # not pipes: a helper process that outlives git would hold them open
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, env=environment, stdout=out, stderr=err, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            problem = f"git {arguments[0]} had no answer for {seconds:.0f} s"
+            raise CommandError(problem, "check the address and the network, then run again") from error
+        except (OSError, ValueError) as error:  # ValueError: NUL in an argument
+            raise CommandError(
+                f"git can't be run in {folder} ({getattr(error, 'strerror', None) or error})",
+                "install it, or name another folder",
+            ) from error
+        output, errors = (_text(file) for file in (out, err))
     if done.returncode:
-        raise _command_error("git", arguments, done.stderr + done.stdout)
-    return done.stdout
+        raise _command_error("git", arguments, errors + output)
+    return output
+
+
+def commit_hash(text: str) -> str:
+    """Return the hash of a git object, SHA-1 or SHA-256. Raises PersresError for other text."""
+    return digest(text, "sha256" if len(text) == 64 else "sha1", "commit")
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")
 
 
 def dvc(folder: Path, *arguments: str, label: str = "") -> str:
@@ -73,41 +103,40 @@ def dvc(folder: Path, *arguments: str, label: str = "") -> str:
 
     Raises CommandError with DVC's message, and NoDVC if it is not installed.
     """
-    _check_installed()
+    check_installed()
     if not folder.is_dir():
         raise CommandError(f"dvc can't be run in {folder}, which is no folder", "name another folder")
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     if label:  # DVC shows no bar in a pipe by default, and does not know the terminal's width there
         columns, lines = shutil.get_terminal_size()
         environment |= {"DVC_IGNORE_ISATTY": "1", "COLUMNS": str(columns), "LINES": str(lines)}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    with tempfile.TemporaryFile("w+") as out:
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]  # -P: no module of the folder is run
+    with tempfile.TemporaryFile() as out:
         run = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.PIPE)
         try:
             err = relay(run.stderr, label)
         finally:  # after Ctrl-C too
             run.stderr.close()
             code = run.wait()
-        out.seek(0)
-        output = out.read()
+        output = _text(out)
     if code:
         raise _command_error("dvc", arguments, err + output)
     return output
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises NoDVC without DVC."""
     if find_spec("dvc") is None:
         raise NoDVC("dvc is not installed", INSTALL)
 
 
 @contextmanager
-def dvc_files(what: str, url: str, **options: Any) -> Iterator[Any]:
-    """A ``dvc.api.DVCFileSystem`` of a repository. Errors inside become a CommandError that names ``what`` failed."""
-    _check_installed()
-    from dvc.api import DVCFileSystem
-
+def remote_errors(what: str) -> Iterator[None]:
+    """Errors inside, of DVC, its file systems and servers, become a CommandError that names ``what`` failed."""
     try:
-        yield DVCFileSystem(url, **options)
+        yield
+    except PersresError:
+        raise
     except Exception as error:
         causes = "; ".join(dict.fromkeys(_messages(error)))
         raise CommandError(f"dvc {what} failed: {causes[:500]}", fix_for(causes)) from error

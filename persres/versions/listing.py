@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from persres.untrusted.text import printable
 from persres.versions.pull import learned_files
 from persres.versions.repository import Repository
 
@@ -19,4 +20,4 @@ def listed(repository: Repository, rev: str | None, as_json: bool) -> str:
     if as_json:
         return json.dumps({name: {"md5": file.md5} for name, file in files.items()}, indent=1)
     width = max((len(name) for name in files), default=0)
-    return "\n".join(f"{name:<{width}}  {file.md5}" for name, file in files.items())
+    return "\n".join(printable(f"{name:<{width}}  {file.md5}", 1000) for name, file in files.items())

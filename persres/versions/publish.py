@@ -8,20 +8,25 @@ undone.
 
 from __future__ import annotations
 
-import configparser
 import json
 import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from persres.errors import PersresError
-from persres.versions.git_dvc import NoRemote, configuration, dvc, git
+from persres.untrusted.documents import read_file, read_yaml
+from persres.untrusted.names import identifier
+from persres.untrusted.text import printable, redacted
+from persres.versions.git_dvc import NoRemote, commit_hash, configuration, dvc, git
+from persres.versions.remote import read_config
+from persres.versions.repository import is_version
+from persres.versions.tracked import Lock, Pipeline
 
 log = logging.getLogger(__name__)
 RUN_FILES = ("dvc.lock", "params.yaml")  # what a run changes outside of data/
 MAX_LISTED = 5  # commits and files in messages
+LONGEST_TEXT = 1_000_000  # characters of a plan
 NO_REMOTE = "this clone only: it has no git remote"
 SECRETS = ("access_key_id", "secret_access_key", "session_token", "password")
 
@@ -43,15 +48,18 @@ class Plan:
 
     def text(self) -> str:
         """Lines for people."""
+        return printable("\n".join(self._lines()), LONGEST_TEXT, lines=True)
+
+    def _lines(self) -> list[str]:
         more = f"\n{'':11}and {len(self.commits) - MAX_LISTED} more" if self.commits[MAX_LISTED:] else ""
         older = f"\n{'':11}".join(self.commits[:MAX_LISTED]) + more
-        return "\n".join([
+        return [
             f"version    {self.version}",
             f"data       {self.residuals} residuals; {self.bytes / 2**20:,.1f} MiB in all outputs -> {self.remote}",
             f"commit     {', '.join(self.changed) or 'no changes since the last commit'}",
             *([f"unpushed   {older}"] if self.commits else []),
             f"tags       {', '.join(self.tags)} -> {f'{self.git}, branch {self.branch}' if self.git else NO_REMOTE}",
-        ])  # fmt: skip
+        ]  # fmt: skip
 
     def as_json(self) -> str:
         """The same for scripts."""
@@ -85,9 +93,9 @@ def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> No
     try:
         if plan.changed:
             git(folder, "update-index", "--add", "--remove", "--", *plan.changed)  # git add refuses staged deletions
-            git(folder, "commit", "-q", "-m", text, "--", *plan.changed)
+            git(folder, "commit", "-q", f"--message={text}", "--", *plan.changed)
         for tag in plan.tags:
-            git(folder, "tag", "-a", tag, "-m", text)
+            git(folder, "tag", "-a", f"--message={text}", "--", tag)
         if plan.git:
             _push(plan, folder)
     except _UnknownOutcome as unknown:
@@ -110,12 +118,12 @@ def _push(plan: Plan, folder: Path) -> None:
     """Push commit and tags in one. Raises PersresError if the remote refused them, _UnknownOutcome if it no longer answers."""
     refs = [f"HEAD:refs/heads/{plan.branch}", *(f"refs/tags/{tag}" for tag in plan.tags)]
     try:
-        git(folder, "push", "--atomic", plan.git, *refs)
+        git(folder, "push", "--atomic", "--", plan.git, *refs)
     except (PersresError, KeyboardInterrupt) as error:
         try:
             existing = remote_refs(folder, plan.git, f"refs/tags/{plan.version}")
         except PersresError as no_answer:
-            again = f"git push --atomic {plan.git} {' '.join(refs)}"
+            again = f"git push --atomic -- {plan.git} {' '.join(refs)}"
             raise _UnknownOutcome(
                 f"it is unknown whether {plan.version} was published: {error or 'stopped'}, and then {no_answer}\nThe commit and the tag"
                 f" stay in this clone. When {plan.git} answers again: {again}   # harmless if they had arrived"
@@ -127,9 +135,10 @@ def _push(plan: Plan, folder: Path) -> None:
 
 
 def remote_refs(folder: Path, remote: str, *names: str) -> dict[str, str]:
-    """Those of the references that a git remote has: name -> object."""
-    lines = git(folder, "ls-remote", remote, *names).splitlines()
-    return {name: commit for commit, name in (line.split("\t") for line in lines)}
+    """Those of the references that a git remote has: name -> object. Raises PersresError if it answers otherwise."""
+    lines = git(folder, "ls-remote", "--", remote, *names).splitlines()
+    entries = (line.partition("\t") for line in lines)
+    return {name: commit_hash(commit) for commit, _, name in entries}
 
 
 def _branch(folder: Path) -> str:
@@ -175,25 +184,31 @@ def artifact_tags(version: str, folder: Path) -> list[str]:
     number = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
     if number is None:
         return []
-    import yaml
-
-    artifacts = (yaml.safe_load((folder / "dvc.yaml").read_text()) or {}).get("artifacts") or {}
+    artifacts = _pipeline(folder).artifacts or {}
     full = ".".join(part or "0" for part in number.groups())
-    return [f"{name}@v{full}" for name, entry in artifacts.items() if entry.get("type") == "model"]
+    return [
+        f"{identifier(name, 'artifact')}@v{full}"
+        for name, entry in artifacts.items()
+        if (entry or {}).get("type") == "model"
+    ]
+
+
+def _pipeline(folder: Path) -> Pipeline:
+    return read_yaml(folder / "dvc.yaml", Pipeline | None, "fix it") or Pipeline()
 
 
 def _undo(folder: Path, tags: list[str], before: str) -> None:
     for tag in set(tags) & set(git(folder, "tag").split()):
-        git(folder, "tag", "-d", tag)
+        git(folder, "tag", "-d", "--", tag)
     git(folder, "reset", "-q", before)
 
 
 def _check_name(version: str, folder: Path) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", version):
+    if not is_version(version):
         raise PersresError(
             f"{version!r} is not a valid version; use letters, digits, dots and dashes, e.g. v3 or dogs-2026-11"
         )
-    if git(folder, "tag", "--list", version).strip():
+    if git(folder, "tag", "--list", "--", version).strip():
         raise PersresError(f"{version} exists already, and a version never changes; use another name (persres list)")
 
 
@@ -206,14 +221,19 @@ def default_remote(settings: dict[str, str]) -> str:
             "dvc remote add -d store s3://BUCKET/PREFIX, with another server than AWS also dvc remote modify store endpointurl https://…;"
             " commit .dvc/config (docs/versions.md)",
         )
-    return f"{name} ({settings[f'remote.{name}.url']})"
+    return printable(redacted(f"{name} ({settings[f'remote.{name}.url']})"))
 
 
 def _check_secrets(folder: Path) -> None:
     """Raises PersresError if the committed configuration holds a secret; .dvc/config.local is not committed."""
-    config = configparser.ConfigParser()
-    config.read(folder / ".dvc" / "config")
-    secrets = [f"{section} {key}" for section in config.sections() for key in config[section] if key in SECRETS]
+    path = folder / ".dvc" / "config"
+    sections = read_config(read_file(path, fix="fix it").decode(errors="replace")) if path.exists() else {}
+    secrets = [
+        f"{section} {key}"
+        for section, settings in sections.items()
+        for key, value in settings.items()
+        if key in SECRETS or redacted(value) != value  # user:password@ in an address
+    ]
     if secrets:
         raise PersresError(
             f".dvc/config holds a secret ({', '.join(secrets)}) and would be committed; remove it, change the key, and set it in the"
@@ -229,12 +249,12 @@ def _check_up_to_date(folder: Path) -> None:
         )
 
 
-def _changes(folder: Path, lock: dict[str, Any]) -> list[str]:
+def _changes(folder: Path, lock: Lock) -> list[str]:
     """Paths that a run changed. Raises PersresError if other files changed too."""
     # without renames an entry is two letters, a space and one path
     status = git(folder, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     entries = [entry for entry in status.split("\0") if entry]
-    outs = {out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    outs = {out.path for out in lock.outs()}
     others = [entry[3:] for entry in entries if not _is_from_run(entry[:2], entry[3:], outs)]
     if others:
         raise PersresError(
@@ -253,19 +273,14 @@ def _is_from_run(state: str, path: str, outs: set[str]) -> bool:
     return state != "??" or path.endswith("/.gitignore") or any(f"{path}/".startswith(f"{out}/") for out in outs)
 
 
-def _lock(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        return yaml.safe_load((folder / "dvc.lock").read_text())
-    except FileNotFoundError as error:
-        raise PersresError(
-            f"not published: {folder / 'dvc.lock'} is missing, so nothing has run; dvc repro, then publish"
-        ) from error
+def _lock(folder: Path) -> Lock:
+    path = folder / "dvc.lock"
+    if not path.exists():
+        raise PersresError(f"not published: {path} is missing, so nothing has run; dvc repro, then publish")
+    return read_yaml(path, Lock, "dvc repro writes it again")
 
 
-def _outputs(folder: Path, lock: dict[str, Any]) -> tuple[int, int]:
+def _outputs(folder: Path, lock: Lock) -> tuple[int, int]:
     """The number of residuals, and the bytes of all outputs from dvc.lock."""
-    outs = [out for stage in lock["stages"].values() for out in stage.get("outs", [])]
     learned = list((folder / "data" / "learned").rglob("*.safetensors"))
-    return len(learned), sum(out.get("size", 0) for out in outs)
+    return len(learned), sum(out.size for out in lock.outs())

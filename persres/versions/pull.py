@@ -95,7 +95,7 @@ def _select(concept: str, files: dict[str, StoredFile], rev: str) -> StoredFile:
     raise PersresError(f"{rev} has no concept {concept}; it has: {available or 'none'}")
 
 
-def make_link(concept: str, rev: str | None, seconds: int) -> str:
+def make_link(concept: str, rev: str | None, seconds: float) -> str:
     """A presigned link to a concept of this checkout's default remote. Raises PersresError if the remote is not in S3."""
     remote, repository = s3_remote(configuration(Path())), Repository()
     if remote is None:

@@ -1,39 +1,41 @@
 """A published repository, local or at a git URL: its versions, their files, and one file of one version.
 
-DVC's file system reads it, so every remote of DVC works (S3, Ceph, MinIO, a folder, ssh). Downloads are checked against the version's
-digest and cached by it: nothing is downloaded twice, and a pull that failed goes on with the missing files.
+Git and DVC's files are read as data; every remote of DVC works (S3, Ceph, MinIO, a folder, ssh). Downloads are checked against the
+version's digest and cached by it: nothing is downloaded twice, and a pull that failed goes on with the missing files.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 import shutil
 import tempfile
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from persres.errors import PersresError
 from persres.units.files import written_whole
-from persres.versions.git_dvc import dvc_files, git
+from persres.untrusted.documents import read_file
+from persres.untrusted.names import argument, digest
+from persres.untrusted.text import printable, redacted
+from persres.versions.git_dvc import CommandError, git
+from persres.versions.git_url import comparable, git_url, remote_urls, top_level
+from persres.versions.remote import Remote, checkout_remote, foreign_remote
+from persres.versions.snapshot import Snapshot, fetched_snapshot, local_snapshot
+from persres.versions.tracked import DIRECTORY, StoredFile, tracked_files
 
+log = logging.getLogger(__name__)
 CACHE = "PERSRES_CACHE"  # environment variable: the folder of downloads
+ANSWER_SECONDS = 60.0  # until a git server has listed its tags
+MOST_LISTING, MOST_FILE, MOST_CONFIG = 64 << 20, 64 << 30, 1 << 20  # bytes
 
 
 def cache_folder() -> Path:
     """The folder of downloads: $PERSRES_CACHE, else ~/.cache/persres."""
     return Path(os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "persres")
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of a version; ``path`` is relative to the repository."""
-
-    path: str
-    md5: str
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Repository:
     @cached_property
     def _tags(self) -> list[str]:
         """Its versions at the first call: a command needs them several times, and each request goes over the network."""
-        lines = git(Path(), "ls-remote", "--tags", "--refs", "--sort=-version:refname", self._url()).splitlines()
-        tags = [line.split("refs/tags/")[1] for line in lines]
-        return [tag for tag in tags if "@" not in tag]  # with @ they are DVC's, of single artifacts
+        arguments = ("--tags", "--refs", "--sort=-version:refname", "--", self._url())
+        lines = git(Path(), "ls-remote", *arguments, seconds=ANSWER_SECONDS).splitlines()
+        names = [line.partition("\t")[2].removeprefix("refs/tags/") for line in lines]
+        return [name for name in names if is_version(name)]  # others are DVC's, of single artifacts, or nobody's
 
     def versions(self) -> list[str]:
         """Its tags, newest version first. Raises PersresError if there is no repository."""
@@ -63,60 +66,100 @@ class Repository:
     def newest(self) -> str:
         """The newest version. Raises PersresError if nothing was published."""
         if not self._tags:
-            raise PersresError(f"{self.where} has no published version; persres publish v1 there makes one")
+            raise PersresError(f"{self._shown} has no published version; persres publish v1 there makes one")
         return self._tags[0]
 
     def files(self, rev: str, folder: str) -> list[StoredFile]:
         """The files of a folder that DVC tracks at a version, sorted. Raises PersresError for an unknown version or folder."""
-        with self._files("list", rev) as files:
-            entries = {path: info["dvc_info"] for path, info in files.find(folder, detail=True).items()}
-            if not entries:
-                raise FileNotFoundError(f"{folder} does not exist at {rev}")
-        return [StoredFile(path.lstrip("/"), entry["md5"]) for path, entry in sorted(entries.items()) if "md5" in entry]
+        return tracked_files(self._snapshot(rev), folder, lambda md5: self._listing(rev, md5, folder))
+
+    def _listing(self, rev: str, md5: str, folder: str) -> bytes:
+        if md5 not in self._listings:
+            with tempfile.TemporaryDirectory(prefix="persres-pull-") as scratch:
+                fresh = Path(scratch) / "listing"
+                self._download(rev, f"{md5}{DIRECTORY}", f"the listing of {folder}", fresh)
+                self._listings[md5] = read_file(fresh, MOST_LISTING)
+        return self._listings[md5]
+
+    @cached_property
+    def _listings(self) -> dict[str, bytes]:
+        return {}
 
     def text(self, rev: str, path: str) -> str:
-        """The content of a text file at a version. Raises PersresError."""
-        with self._files("get", rev) as files:
-            return files.read_text(path)
+        """The content of a text file that git tracks at a version. Raises PersresError."""
+        return self._snapshot(rev).text(path)
 
-    def _files(self, what: str, rev: str) -> AbstractContextManager[Any]:
-        if rev not in self.versions() and not self._is_commit(rev):
-            available = ", ".join(self.versions()[:8]) or "none yet"
-            raise PersresError(f"{self.where} has no version {rev}; it has: {available}")
-        config = {"endpointurl": self.endpoint} if self.endpoint else None
-        return dvc_files(what, self._url(), rev=rev, remote=self.remote, remote_config=config)
+    def _snapshot(self, rev: str) -> Snapshot:
+        if rev not in self._snapshots:
+            self._snapshots[rev] = self._read_snapshot(argument(rev, "version"))
+        return self._snapshots[rev]
 
-    def _is_commit(self, rev: str) -> bool:
-        """Whether a local repository has a branch or commit of that name."""
-        if not self.is_local:
-            return False
+    @cached_property
+    def _snapshots(self) -> dict[str, Snapshot]:
+        return {}
+
+    def _read_snapshot(self, rev: str) -> Snapshot:
+        tagged = rev in self.versions()
+        if not self.is_local and tagged:
+            return fetched_snapshot(self._url(), rev)
         try:
-            git(Path(self.where), "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}")
-        except PersresError:
-            return False
-        return True
+            if self.is_local:
+                return local_snapshot(Path(self.where), f"refs/tags/{rev}" if tagged else rev)
+        except CommandError as error:
+            log.debug("no commit %s: %s", rev, error)
+        available = ", ".join(self.versions()[:8]) or "none yet"
+        raise PersresError(f"{self._shown} has no version {printable(rev, 100)}; it has: {available}")
 
     def _url(self) -> str:
-        return str(Path(self.where).resolve()) if self.is_local else self.where
+        return str(Path(self.where).resolve()) if self.is_local else git_url(self.where)
+
+    @property
+    def _shown(self) -> str:
+        return printable(redacted(self.where), 200)
+
+    @cached_property
+    def checkout(self) -> Path | None:
+        """The checkout in which the command runs, if this repository is it or one of its git remotes; else None."""
+        here = top_level(Path())
+        if here is None or (self.is_local and top_level(Path(self.where)) == here):
+            return here
+        return here if comparable(self._url()) in remote_urls(here) else None
+
+    def _remote(self, rev: str) -> Remote:
+        if self.checkout is not None and (self.checkout / ".dvc").is_dir():
+            return checkout_remote(self.checkout, self.remote, self.endpoint)
+        committed = Path(self.where) / ".dvc" / "config"
+        if self.is_local and committed.exists():
+            text = read_file(committed, MOST_CONFIG).decode(errors="replace")
+            return foreign_remote(text, committed.parent.resolve(), self.remote, self.endpoint)
+        return foreign_remote(self.text(rev, ".dvc/config"), None, self.remote, self.endpoint)
 
     def read(self, rev: str, file: StoredFile) -> Path:
         """The path of a file in the cache; downloads it if needed. Raises PersresError if the remote lacks it or has other content."""
-        cached = cache_folder() / "files" / file.md5[:2] / file.md5
-        if cached.exists() and md5_of(cached) == file.md5:
+        cached = cache_folder() / "files" / digest(file.md5, "md5")[:2] / file.md5
+        if cached.is_file() and md5_of(cached) == file.md5:
             return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".pull-") as folder:
-            fresh = Path(folder) / "file"
-            with self._files("get", rev) as files:
-                files.get_file(file.path, str(fresh))
-            digest = md5_of(fresh)
-            if digest != file.md5:
-                raise PersresError(
-                    f"{file.path} at {rev}: the remote has digest {digest}, the version {file.md5}; it was damaged or replaced there,"
-                    " so push it again from a clone that has it"
-                )
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".pull-") as scratch:
+            fresh = Path(scratch) / "file"
+            self._download(rev, file.md5, file.path, fresh)
             os.replace(fresh, cached)
         return cached
+
+    def _download(self, rev: str, name: str, what: str, target: Path) -> None:
+        """Copy an object of DVC from the cache of a folder of this machine, else from the remote, and compare its digest."""
+        md5, key = name.removesuffix(DIRECTORY), f"files/md5/{name[:2]}/{name[2:]}"
+        local = Path(self.where) / ".dvc" / "cache" / key
+        if self.is_local and local.is_file() and md5_of(local) == md5:
+            shutil.copyfile(local, target)
+            return
+        self._remote(rev).download(key, target, MOST_FILE if name == md5 else MOST_LISTING)
+        actual = md5_of(target)
+        if actual != md5:
+            raise PersresError(
+                f"{what} at {rev}: the remote has digest {actual}, the version {md5}; it was damaged or replaced there,"
+                " so push it again from a clone that has it"
+            )
 
     def copy(self, rev: str, file: StoredFile, target: Path) -> None:
         """Write the file to ``target``, whole or not at all. Raises PersresError as :meth:`read` does."""
@@ -128,6 +171,11 @@ class Repository:
             raise PersresError(
                 f"cannot write {target} ({error.strerror}); free some space, or name another folder"
             ) from error
+
+
+def is_version(name: str) -> bool:
+    """Whether a name can be a version: letters, digits, dots and dashes, the first a letter or digit."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", name) is not None
 
 
 def md5_of(path: Path) -> str:

@@ -52,24 +52,24 @@ def test_two_versions_are_published_listed_pulled_and_compared(retrained, server
     monkeypatch.chdir(elsewhere)
     assert Repository(origin).versions() == ["v2", "v1"]
     capsys.readouterr()
-    assert main(["pull", "dog7", "--rev", "v1", "--repo", origin, "--out", "a"]) == 0
+    assert main(["pull", "dog7", "--rev", "v1", "--repo", origin, "--remote", "store", "--out", "a"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "a/dog7.safetensors\n", "what a script reads is the path alone"
     assert "pull: data/learned/ours/dog7.safetensors at v1" in captured.err
     assert (elsewhere / "a" / "dog7.safetensors").read_bytes() == DOG
     assert (elsewhere / "a" / "dog7.md").read_bytes() == (work / "data/cards/ours/dog7.md").read_bytes()
     assert (elsewhere / "a" / "dog7.png").read_bytes() == b"a picture"
-    assert main(["list", "--rev", "v2", "--repo", origin, "--json"]) == 0
+    assert main(["list", "--rev", "v2", "--repo", origin, "--remote", "store", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert set(listed) == {"ours/dog7", "ours/mug"} and listed["ours/dog7"]["md5"] == md5_of(work / LEARNED)
-    assert main(["pull", "ours/dog7", "--repo", origin, "--json"]) == 0, "the newest"
+    assert main(["pull", "ours/dog7", "--repo", origin, "--remote", "store", "--json"]) == 0, "the newest"
     pulled = json.loads(capsys.readouterr().out)
     assert pulled == {
         "concept": "ours/dog7", "version": "v2", "md5": listed["ours/dog7"]["md5"], "file": "dog7.safetensors",
         "extras": ["dog7.md", "dog7.png"],
     }  # fmt: skip
     assert (elsewhere / "dog7.safetensors").read_bytes() == BETTER
-    changes = differences("v1", "v2", Repository(origin))
+    changes = differences("v1", "v2", Repository(origin, "store"))
     assert changes["settings"] == {"train.lr": [0.001, 0.002]}
     assert changes["scores"]["ours"]["dino"] == [0.5, 0.6]
     dvc(elsewhere, "artifacts", "get", origin, "residuals", "--rev", "v1.0.0", "-o", "all")
@@ -89,7 +89,7 @@ def test_a_link_needs_no_key_and_a_lost_object_gets_none(published, server, tmp_
 
 def test_a_file_is_downloaded_once(published, server, tmp_path):
     work = published.copy(tmp_path, server)
-    repository, key = Repository(str(tmp_path / "origin.git")), key_of(md5_of(work / LEARNED))
+    repository, key = Repository(str(tmp_path / "origin.git"), "store"), key_of(md5_of(work / LEARNED))
     pull("dog7", "v1", repository, tmp_path / "one")
     server.requests.clear()
     by_ref = file_of("dog7@v1", repository)  # as load_residual asks for it

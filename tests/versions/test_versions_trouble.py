@@ -41,7 +41,7 @@ from tests.support.versions_stand import (  # fixtures
 
 def test_a_damaged_or_lost_object_is_named_and_nothing_is_written(published, server, tmp_path, caplog):
     key = key_of(md5_of(published.copy(tmp_path, server) / LEARNED))
-    origin, client = Repository(str(tmp_path / "origin.git")), server.client()
+    origin, client = Repository(str(tmp_path / "origin.git"), "store"), server.client()
     client.put_object(Bucket=BUCKET, Key=key, Body=b"dog sevem" * 1000)
     with pytest.raises(PersresError, match=rf"{LEARNED}.*digest"):
         pull("dog7", "v1", origin, tmp_path / "out")
@@ -77,7 +77,7 @@ def test_a_refused_upload_publishes_nothing_and_can_continue(ran, server, tmp_pa
     server.refuse = lambda method, path: None
     released(work, "v1")
     assert tags(tmp_path) == ["residuals@v1.0.0", "v1"]
-    assert pull("mug", "v1", Repository(str(tmp_path / "origin.git")), tmp_path).read_bytes() == MUG
+    assert pull("mug", "v1", Repository(str(tmp_path / "origin.git"), "store"), tmp_path).read_bytes() == MUG
 
 
 def test_dropped_and_slow_connections_are_retried(ran, server, tmp_path):
@@ -100,7 +100,7 @@ def test_dropped_and_slow_connections_are_retried(ran, server, tmp_path):
     server.refuse = refuse
     released(work, "v1")
     assert min(count("PUT", dog), count("PUT", mug)) > 1, "each was dropped once"
-    origin = Repository(str(tmp_path / "origin.git"))
+    origin = Repository(str(tmp_path / "origin.git"), "store")
     assert pull("mug", "v1", origin, tmp_path).read_bytes() == MUG and count("GET", mug) > 1
     assert pull("dog7", "v1", origin, tmp_path).read_bytes() == DOG and count("GET", dog) > 1
 
@@ -114,7 +114,7 @@ def test_no_bucket_no_server_and_a_wrong_secret_are_one_error_each(published, se
         with pytest.raises(PersresError, match=says):
             released(work, "v2")
         with pytest.raises(PersresError, match=says):
-            pull("dog7", "main", Repository(str(tmp_path / "origin.git")), tmp_path / "out")
+            pull("dog7", "main", Repository(str(tmp_path / "origin.git"), "store"), tmp_path / "out")
         assert git(work, "tag").split() == tags(tmp_path) == ["residuals@v1.0.0", "v1"]
 
     for change, says in (

@@ -1,0 +1,71 @@
+"""The files of one commit, read as data: nothing of a repository is checked out or run."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from persres.errors import PersresError
+from persres.versions.git_dvc import commit_hash, git
+
+MOST_BYTES = 64 << 20  # of one text file
+FETCH_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files that git tracks at ``commit``; ``folder`` has its objects. ``owner`` deletes a temporary folder with the last reference."""
+
+    folder: Path
+    commit: str
+    owner: object = field(default=None, repr=False)
+
+    @cached_property
+    def _blobs(self) -> dict[str, tuple[str, int]]:
+        """Path -> hash and size of each regular file."""
+        listing = git(self.folder, "ls-tree", "-r", "-l", "-z", "--full-tree", self.commit, offline=True)
+        blobs = {}
+        for entry in filter(None, listing.split("\0")):
+            facts, _, path = entry.partition("\t")
+            mode, _, blob, size = facts.split()
+            if mode.startswith("100"):
+                blobs[path] = blob, int(size)
+        return blobs
+
+    def paths(self) -> list[str]:
+        """The paths of all regular files."""
+        return list(self._blobs)
+
+    def text(self, path: str) -> str:
+        """The content of a file. Raises PersresError if the commit has none of that path, or a file too large to be text."""
+        if path not in self._blobs:
+            raise PersresError(f"{path} does not exist at this version; name another version")
+        blob, size = self._blobs[path]
+        if size > MOST_BYTES:
+            raise PersresError(f"{path} is larger than {MOST_BYTES >> 20} MiB; name another version")
+        return git(self.folder, "cat-file", "blob", blob, offline=True)
+
+
+def local_snapshot(folder: Path, rev: str) -> Snapshot:
+    """A commit, branch or tag of a repository on this machine. Raises PersresError if it has none of that name."""
+    line = git(folder, "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}", offline=True)
+    return Snapshot(folder, commit_hash(line.strip()))
+
+
+def fetched_snapshot(url: str, tag: str) -> Snapshot:
+    """A tag of a repository at a URL, fetched without history to a temporary folder. Raises PersresError."""
+    owner = tempfile.TemporaryDirectory(prefix="persres-git-")
+    folder = Path(owner.name)
+    git(folder, "init", "-q", "--bare", "--template=")
+    fetch = ["fetch", "-q", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
+    refs = [url, f"+refs/tags/{tag}:refs/tags/version"]
+    try:
+        git(folder, *fetch, "--depth=1", "--", *refs, seconds=FETCH_SECONDS)
+    except PersresError as error:
+        if "shallow" not in str(error):  # plain web servers have whole histories only
+            raise
+        git(folder, *fetch, "--", *refs, seconds=FETCH_SECONDS)
+    line = git(folder, "rev-parse", "--verify", "refs/tags/version^{commit}")
+    return Snapshot(folder, commit_hash(line.strip()), owner)
