@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from persres.errors import PersresError
 from persres.untrusted.text import printable, redacted
-from persres.versions.git_dvc import check_installed, remote_errors
+from persres.versions.git_dvc import remote_errors, remote_files
 
 SILENCE = 20  # seconds without a byte from a stranger's server
 TRIES = 3
@@ -33,12 +33,8 @@ def download_from_folder(folder: Path, key: str, target: Path) -> None:
 
 def download_with_dvc(remotes: dict[str, dict[str, Any]], name: str, key: str, target: Path) -> None:
     """Download with the file system that DVC has for the remote, and so with the user's credentials. Raises PersresError."""
-    check_installed()
     with remote_errors("get"):
-        from dvc.fs import get_cloud_fs
-
-        cls, settings, root = get_cloud_fs({"remote": remotes}, name=name)
-        files = cls(**settings)
+        files, root = remote_files(remotes, name)
         files.get_file(files.join(root, *key.split("/")), str(target))
 
 

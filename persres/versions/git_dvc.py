@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from persres.errors import PersresError
 from persres.logging import plain, relay
@@ -152,6 +152,23 @@ def configuration(folder: Path) -> dict[str, str]:
     """DVC's settings in a folder, ``core.remote`` and the like. Raises CommandError."""
     lines = (line.partition("=") for line in dvc(folder, "config", "--list").splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def all_settings(folder: Path) -> dict[str, Any]:
+    """DVC's configuration of the checkout ``folder`` from all levels, by sections. Raises DVC's errors, and NoDVC."""
+    check_installed()
+    from dvc.config import Config
+
+    return Config(str(folder / ".dvc"))
+
+
+def remote_files(remotes: dict[str, dict[str, Any]], name: str) -> tuple[Any, str]:
+    """DVC's file system of a remote, with the user's credentials, and the remote's root in it. Raises DVC's errors, and NoDVC."""
+    check_installed()
+    from dvc.fs import get_cloud_fs
+
+    cls, settings, root = get_cloud_fs({"remote": remotes}, name=name)
+    return cls(**settings), root
 
 
 def _command_error(name: str, arguments: tuple[str, ...], output: str) -> CommandError:

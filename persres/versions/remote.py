@@ -15,7 +15,7 @@ from persres.errors import PersresError
 from persres.untrusted.names import argument
 from persres.untrusted.text import printable, redacted
 from persres.versions.download import download_anonymously, download_from_folder, download_with_dvc
-from persres.versions.git_dvc import NoRemote, check_installed, remote_errors
+from persres.versions.git_dvc import NoRemote, all_settings, check_installed, remote_errors
 
 CREDENTIAL_SOURCES = ("profile", "credentialpath", "configpath")
 ANONYMOUS = ("s3", "http", "https")
@@ -83,11 +83,8 @@ def _refusal(remote: Remote, problem: str) -> str:
 
 def checkout_remote(checkout: Path, name: str | None, endpoint: str | None) -> Remote:
     """A remote of the user's checkout, from all levels of DVC's configuration. Raises PersresError if there is none."""
-    check_installed()
-    from dvc.config import Config
-
     with remote_errors("config"):
-        config = Config(str(checkout / ".dvc"))
+        config = all_settings(checkout)
     return _selected(dict(config["remote"]), name or config["core"].get("remote"), endpoint, trusted=True)
 
 

@@ -55,7 +55,9 @@ class S3Remote:
         config = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries=retries, signature_version="s3v4")
         options = {"endpoint_url": self.endpoint, "region_name": self.region, "verify": _verify(self.settings)}
         try:
-            return session.client("s3", use_ssl=self.settings.get("use_ssl", "").lower() != "false", config=config, **options)
+            return session.client(
+                "s3", use_ssl=self.settings.get("use_ssl", "").lower() != "false", config=config, **options
+            )
         except Exception as error:  # a profile, region, address or file that is none
             raise CommandError(f"DVC remote {self.name}: {error}", _fix(error)) from error
 
