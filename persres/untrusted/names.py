@@ -38,7 +38,7 @@ def argument(text: object, what: str = "argument") -> str:
     """
     if isinstance(text, str) and text and text[0] != "-" and not any(c < " " or c == "\x7f" for c in text):
         return text
-    raise PersresError(f"{what} {_quoted(text)} is empty, begins with - or has control characters; give another")
+    raise PersresError(f"{what} {quoted(text)} is empty, begins with - or has control characters; give another")
 
 
 def digest(
