@@ -30,7 +30,7 @@ ClassSource = Literal["selected", "dataset", "wordnet", "zero_shot"]
 class Section(BaseModel):
     """A frozen section of params.yaml: unknown keys are refused, types are not converted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Base(Section):
@@ -140,6 +140,9 @@ class ClassImageRequest(Section):
     folder: str | None = None
 
 
+LearningRate = Annotated[float, Field(gt=0, le=1e6)]  # what is more leaves the range of float32 in some steps
+
+
 class VariantSettings(Section):
     """Training settings that all methods share. A method's file adds more, and its name as ``method``."""
 
@@ -148,7 +151,7 @@ class VariantSettings(Section):
     class_source: ClassSource = "selected"  # ablation (table 4): whose macro class the prompt names
     steps: int = Field(150, ge=1)
     batch_size: int = Field(4, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    lr: LearningRate = 1e-3
     weight_decay: float = Field(0.01, ge=0)
     seed: int = 0
     checkpoint_every: int = Field(50, ge=1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 
-from persres.config.schema import ClassImageRequest
+from persres.config.schema import ClassImageRequest, LearningRate
 from persres.images import to_tensor
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion, posterior
@@ -39,7 +39,7 @@ class CustomDiffusion(RivalSettings, WithClassImages):
     method: Literal["custom_diffusion"] = "custom_diffusion"
     steps: int = Field(250, ge=1)
     batch_size: int = Field(4, ge=1)
-    lr: float = Field(8e-5, gt=0)
+    lr: LearningRate = 8e-5
     prior_folder: str | None = None  # real class images, in a folder by class; none: the base model samples them
     resize: bool = True  # random scale; the loss counts in the valid area only
     size_words: bool = True  # "very small", "far away", "zoomed in", "close up" before a resized photo's caption

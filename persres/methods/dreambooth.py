@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from persres.config.schema import LearningRate
 from persres.methods.common.rival import Rival, RivalSettings
 from persres.models.diffusion import Diffusion
 from persres.prompts import fill
@@ -23,7 +24,7 @@ class DreamBooth(RivalSettings, WithClassImages):
     method: Literal["dreambooth"] = "dreambooth"
     steps: int = Field(800, ge=1)
     batch_size: int = Field(1, ge=1)
-    lr: float = Field(1e-6, gt=0)
+    lr: LearningRate = 1e-6
     train_text_encoder: bool = False
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from persres.config.schema import LearningRate
 from persres.methods.common.rival import Rival
 from persres.methods.common.word_embeddings import WordEmbeddingSettings, captions_of, start_vector, token_alone
 from persres.models.diffusion import Diffusion
@@ -19,7 +20,7 @@ class TextualInversion(WordEmbeddingSettings):
     method: Literal["textual_inversion"] = "textual_inversion"
     steps: int = Field(6100, ge=1)
     batch_size: int = Field(2, ge=1)
-    lr: float = Field(1e-2, gt=0)
+    lr: LearningRate = 1e-2
 
 
 def plan(diffusion: Diffusion, settings: TextualInversion, data: EncodedData) -> TrainingPlan:

@@ -23,6 +23,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pydantic import Field
 from torch import nn
 
+from persres.config.schema import LearningRate
 from persres.images import load_photo, square, to_tensor
 from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.rival import Rival
@@ -47,8 +48,8 @@ class ViCo(WordEmbeddingSettings):
     method: Literal["vico"] = "vico"
     steps: int = Field(400, ge=1)
     batch_size: int = Field(1, ge=1)
-    token_lr: float = Field(5e-3, gt=0)
-    lr: float = Field(1e-5, gt=0)
+    token_lr: LearningRate = 5e-3
+    lr: LearningRate = 1e-5
     attention_weight: float = Field(5e-4, ge=0)
 
 

@@ -21,7 +21,7 @@ from persres.errors import PersresError
 from persres.models.weight_patching import TOKEN
 from persres.residuals.bank import ResidualBank
 from persres.residuals.header import ResidualHeader, read_info
-from persres.residuals.header_validation import check_floating, read_checked
+from persres.residuals.header_validation import check_finite, check_floating, read_checked
 from persres.residuals.lora import FACTORS, Delta
 from persres.units.checkpoints import write_tensors
 from persres.untrusted.text import printable, quoted
@@ -85,7 +85,11 @@ def write_learned(
     info: dict[str, Any],
     header: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes any method's tensors. ``kind`` names the format in the ``persres`` entry; ``header`` are entries next to it."""
+    """Writes any method's tensors. ``kind`` names the format in the ``persres`` entry; ``header`` are entries next to it.
+
+    Raises PersresError for tensors with NaN or infinity, which :func:`read_learned` would refuse.
+    """
+    check_finite(path, dict(tensors))
     entry = json.dumps({"format": kind, **info}, sort_keys=True)
     write_tensors(path, dict(tensors), {"format": "pt", **(header or {}), "persres": entry})
 

@@ -20,6 +20,7 @@ from persres.models.attention import cached_text_kv
 from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.seeding import generator
+from persres.training.divergence import check_losses, check_weights, place
 from persres.training.early_stopping import EarlyStopping, fixed_draws
 from persres.training.settings import ResidualSettings
 from persres.units.checkpoints import resume_training, save_training
@@ -184,6 +185,12 @@ class TrainingState:
         }
         save_training(checkpoint, self.parameters, self.optimizer, step, note=note)
 
+    def check(self, names: list[str], at: str) -> None:
+        """Raise DivergedError where a concept's factors, or what trains next to them, are not finite."""
+        bank = list(self.stopping.bank.parameters())
+        others = [value for value in self.parameters.values() if not any(value is factor for factor in bank)]
+        check_weights({name: [*others, *(f[k] for f in bank)] for k, name in enumerate(names)}, at)
+
     def update(self, loss: torch.Tensor) -> None:
         """One step of the optimizer. Concepts that have stopped keep their factors."""
         self.scaler.scale(loss).backward()
@@ -227,12 +234,12 @@ def train(
     to the same bits as an uninterrupted run on the same machine. With ``stop: early`` each concept's factors stay fixed after it has
     stopped. Training ends when all concepts have stopped, or after ``settings.steps``.
 
-    Raises PersresError for gradient checkpointing of layers with a residual.
+    Raises PersresError for gradient checkpointing of layers with a residual, and DivergedError at the first loss that is not finite.
     """
     settings, unet = loss.settings, loss.unet
     _check_checkpointing(loss)
     unet.requires_grad_(False)
-    state = _new_state(loss, concepts, extra)
+    state, names = _new_state(loss, concepts, extra), [concept.name for concept in concepts]
     with cached_text_kv(unet):
         for step in range(state.resume(checkpoint), settings.steps):
             active = state.stopping.active
@@ -241,11 +248,16 @@ def train(
             losses = loss.with_prior([concepts[k] for k in active], step, active)
             state.update(losses.sum())
             values = losses.tolist()
-            state.rows.append(_row(loss, step, dict(zip(active, values, strict=True)), state.stopping))
+            row = _row(loss, step, dict(zip(active, values, strict=True)), state.stopping)
+            for measured in filter(None, (row["loss"], row.get("fixed_loss"))):
+                check_losses(dict(zip(names, measured, strict=True)), place(step + 1, settings.steps, settings.lr))
+            state.rows.append(row)
             if on_step is not None:
                 on_step(step, sum(values) / len(values))
             if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
+                state.check(names, place(step + 1, settings.steps, settings.lr))
                 state.save(checkpoint, step + 1)
+    state.check(names, place(len(state.rows), settings.steps, settings.lr))
     return state.rows
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from persres.errors import PersresError
 from persres.units.files import written_whole
+from persres.untrusted.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -71,30 +72,57 @@ def load_training(
     optimizer: torch.optim.Optimizer,
     extra: dict[str, torch.Tensor] | None = None,
 ) -> tuple[int, dict]:
-    """Restores the state of :func:`save_training` in place; returns (finished steps, note)."""
-    tensors, metadata = read_tensors(path)
+    """Restores the state of :func:`save_training` in place; returns (finished steps, note).
+
+    Raises PersresError where the file is broken, of other parameters, or holds NaN or infinity; nothing has changed then.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+        step, note = int(metadata["step"]), json.loads(metadata["note"])
+    except Exception as error:  # whatever the parsers raise is the file's fault
+        raise PersresError(f"{path} is no checkpoint ({error}); remove it") from error
+    restored = {f"param/{name}": value for name, value in parameters.items()}
+    restored |= {f"extra/{name}": value for name, value in (extra or {}).items()}
+    for name, value in restored.items():
+        _check_stored(path, name, tensors.get(name), value)
+    optimizer.load_state_dict(_optimizer_state(path, tensors, optimizer))
     with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(tensors[f"param/{name}"])
-        for name, value in (extra or {}).items():
-            value.copy_(tensors[f"extra/{name}"])
+        for name, value in restored.items():
+            value.copy_(tensors[name])
+    return step, note
+
+
+def _check_stored(path: Path, name: str, stored: torch.Tensor | None, value: torch.Tensor) -> None:
+    if stored is None or stored.shape != value.shape or stored.is_floating_point() != value.is_floating_point():
+        raise PersresError(f"{path} is a checkpoint of another training (its {printable(name)} differs); remove it")
+    if stored.is_floating_point() and not stored.isfinite().all():
+        raise PersresError(f"{path}: {printable(name)} holds NaN or infinity; remove it, and set a smaller lr")
+
+
+def _optimizer_state(path: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict:
+    trained = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict] = {}
     for key, value in tensors.items():
         if key.startswith("optim/"):
-            _, index, field = key.split("/")
+            try:
+                _, index, field = key.split("/")
+                fits = value.ndim == 0 or value.shape == trained[int(index)].shape
+            except (ValueError, IndexError):
+                fits = False
+            if not fits:
+                raise PersresError(f"{path} is a checkpoint of another training (its {printable(key)}); remove it")
             state.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), json.loads(metadata["note"])
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def resume_training(
     path: Path | None, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict]:
-    """As :func:`load_training`; (0, {}) without a checkpoint, and after a warning with a corrupt one."""
+    """As :func:`load_training`; (0, {}) without a checkpoint, and after a warning with one that can't be used."""
     if path is None or not path.exists():
         return 0, {}
     try:
         return load_training(path, parameters, optimizer)
-    except SafetensorError:
-        log.warning("%s is corrupt; starting from the first step", path)
+    except PersresError as error:
+        log.warning("%s is corrupt (%s); starting from the first step", path, error)
         return 0, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from persres.methods.common.registry import method_named
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
 from persres.training.class_images import read_class_images
+from persres.training.divergence import DivergedError
 from persres.units.oom_retry import is_out_of_memory
 from persres.units.provenance import library_versions, measured
 from persres.units.specs import TrainSpec
@@ -80,7 +82,7 @@ def train_units(
     """Train several concepts of one variant in one batch. Each unit gets the files and manifest that :func:`train_unit` writes.
 
     The batch has one checkpoint, from which it resumes after a kill. Returns errors by name of the units whose data cannot be read; the
-    others train without them. Raises errors that a smaller batch may avoid: too little memory, and any before the first step.
+    others train without them; so with units whose training diverges. Raises errors that a smaller batch may avoid: too little memory, and any before the first step.
     """
     options = TrainOptions(device, cpu_offload, gradient_checkpointing)
     data, errors = _read(units)
@@ -89,11 +91,25 @@ def train_units(
     try:
         if readable:
             _train(readable, [data[unit.name] for unit in readable], work, options, facts)
+    except DivergedError as error:
+        if len(readable) == 1:
+            raise
+        return errors | _without(error, readable, work, options)
     except Exception as error:
         if len(readable) == 1 or is_out_of_memory(error) or not facts.get("steps"):
             raise
         return errors | {unit.name: error for unit in readable}
     return errors
+
+
+def _without(
+    error: DivergedError, units: list[Unit[TrainSpec]], work: Path, options: TrainOptions
+) -> dict[str, Exception]:
+    """Train the units again without those that diverged; each would do so alone too."""
+    shutil.rmtree(batch_folder(units, work), ignore_errors=True)
+    diverged = {unit.name: error for unit in units if unit.spec.concept in error.concepts}
+    rest = [unit for unit in units if unit.name not in diverged]
+    return diverged | train_units(rest, work, options.device, options.cpu_offload, options.gradient_checkpointing)
 
 
 def _read(units: list[Unit[TrainSpec]]) -> tuple[dict[str, TrainingData], dict[str, Exception]]:
@@ -146,7 +162,7 @@ def _finish(units: list[Unit[TrainSpec]], results: list[TrainingResult], work: P
 
 def _write(unit: Unit[TrainSpec], folder: Path, result: TrainingResult) -> list[Path]:
     info = {
-        "spec": unit.spec.model_dump(mode="json"),
+        "spec": _without_folders(unit.spec.model_dump(mode="json")),
         "spec_hash": unit.hash,
         "parameters": result.parameters,
         "steps": len(result.log),
@@ -155,6 +171,16 @@ def _write(unit: Unit[TrainSpec], folder: Path, result: TrainingResult) -> list[
     result.save(folder / LEARNED, info)
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in result.log))
     return [folder / LEARNED, folder / LOG]
+
+
+def _without_folders(value: Any) -> Any:
+    """A spec without the folders of this machine: a trained file is published. The base model's name stays, since it is loaded by it."""
+    if isinstance(value, dict):
+        return {key: inner if key == "model" else _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    outside = isinstance(value, str) and value.startswith(("/", "~", "../"))
+    return Path(value).name if outside else value
 
 
 def _share(facts: dict[str, Any], results: list[TrainingResult], result: TrainingResult) -> dict[str, Any]:
