@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ from persres.residuals.file import load_residual
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
+from persres.untrusted.text import printable, quoted
 
+log = logging.getLogger(__name__)
 PROMPT_LENGTH = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
 
 
@@ -63,12 +67,12 @@ def generate(
     With ``others``, further residuals of the same images, a prompt holds ``{1}``, ``{2}`` … or the files' names in braces. An image's noise
     depends on (seed, prompt, number) alone. A file's name ends in a digest of its settings, so that only the same image replaces it.
 
-    Raises PersresError for a broken residual or prompt, for a model that can't be loaded or has other weights, before it samples anything.
+    Raises PersresError for a broken residual or prompt, for a model that can't be loaded or has other weights, before it samples anything;
+    after the last image, where the model's safety checker withheld some, which are not written.
     """
-    if not prompts:
-        raise PersresError('no prompt; give --prompt "a photo of a {} on the beach"')
-    files = (residual, *others)
+    files, withheld = (residual, *others), []
     _check_prompts(prompts, files)
+    _check_options(out, options)
     if options.subject is not None and others:
         raise PersresError("--subject reads one LoRA, which is used alone; leave out --with")
     base = load_residual(residual).header.base if options.subject is None else _base_of_lora(residual, options.model)
@@ -83,9 +87,22 @@ def generate(
             for number in range(options.count):
                 image = _sample(pipe, text, number, resolution, options)
                 path = out / f"{stem}_{number:03d}.png"
-                _write(path, image, settings | {"prompt": text, "number": number})
                 advance()
+                if image is None:
+                    withheld.append(path.name)
+                    log.warning("%s is withheld by the model's safety checker, so it is not saved", path.name)
+                    continue
+                _write(path, image, settings | {"prompt": text, "number": number})
                 yield path
+    if withheld:
+        raise PersresError(
+            f"{len(withheld)} of {len(prompts) * options.count} images are withheld by the model's safety checker and not saved"
+            f" ({_listed(withheld)}); change the prompt or the seed, or give a --model folder without a safety checker"
+        )
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _base_of_lora(path: Path, model: str | None) -> Base:
@@ -95,12 +112,24 @@ def _base_of_lora(path: Path, model: str | None) -> Base:
     return Base(model=model)
 
 
+def _check_options(out: Path, options: GenerateOptions) -> None:
+    for name in ("strength", "cfg_scale"):
+        if not math.isfinite(getattr(options, name)):
+            raise PersresError(f"{name} is {getattr(options, name)}; give a finite number")
+    if out.exists() and not out.is_dir():
+        raise PersresError(f"{out} is a file; give --out, a folder")
+
+
 def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    if not prompts:
+        raise PersresError('no prompt; give --prompt "a photo of a {} on the beach"')
     names = [file.stem for file in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise PersresError(f"residual {twice[0]} is given twice; give files of different names")
     for prompt in prompts:
+        if "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise PersresError(f"prompt {quoted(prompt)} is not text in UTF-8; type it again")
         if len(files) == 1:
             fill(prompt, "thing")
         else:
@@ -132,13 +161,14 @@ def _identity(files: tuple[Path, ...]) -> dict[str, Any]:
     """Names and digests of the residuals."""
     digests = [digest_file(file) for file in files]
     if len(files) == 1:
-        return {"residual": files[0].name, "residual_sha256": digests[0]}
-    return {"residuals": [file.name for file in files], "residuals_sha256": digests}
+        return {"residual": printable(files[0].name), "residual_sha256": digests[0]}
+    return {"residuals": [printable(file.name) for file in files], "residuals_sha256": digests}
 
 
 def _sample(
     pipe: PersonalizedPipeline, text: str, number: int, resolution: int, options: GenerateOptions
-) -> Image.Image:
+) -> Image.Image | None:
+    """The image, None where the model's safety checker put a black one in its place."""
     side = resolution // pipe.vae_scale_factor
     draw = generator("generate", options.seed, text, number)
     noise = starting_noise([draw], (pipe.unet.config.in_channels, side, side))
@@ -152,7 +182,7 @@ def _sample(
         height=resolution,
         width=resolution,
     )
-    return sampled.images[0]
+    return None if any(getattr(sampled, "nsfw_content_detected", None) or ()) else sampled.images[0]
 
 
 def _name(residual: Path, prompt: str, settings: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from persres.errors import PersresError
 from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
 from persres.residuals.file import save_residual
+from persres.residuals.header import without_folders
 from persres.residuals.lora import Delta, read_lora
 from persres.residuals.targets import find_targets
 from persres.units.files import digest_file
@@ -71,7 +72,7 @@ def import_residual(
         "settings": {"target": "proj_out", "name_class": True},
         "imported": {"file": lora.name, "sha256": digest_file(lora)},
     }
-    save_residual(target, import_lora(lora, diffusion.unet), {"spec": spec})
+    save_residual(target, import_lora(lora, diffusion.unet), {"spec": without_folders(spec)})
     return target
 
 

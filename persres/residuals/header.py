@@ -132,6 +132,16 @@ def check_base(path: Path, trained_on: str, present: str) -> None:
         )
 
 
+def without_folders(value: Any) -> Any:
+    """Returns a spec with names in place of this machine's paths, for a file that is published. ``base`` stays: the model is loaded by it."""
+    if isinstance(value, dict):
+        return {key: inner if key == "base" else without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    outside = isinstance(value, str) and value.startswith(("/", "~", "../"))
+    return Path(value).name if outside else value
+
+
 def header_facts(info: dict[str, Any], licence: str = "") -> dict[str, Any]:
     """Returns what a header tells, by name, for model cards and exports; settings are under the names of the code that wrote them.
 

@@ -124,3 +124,84 @@ def test_a_residual_can_not_name_a_pickled_base(residual, tiny_pipeline, tmp_pat
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(PersresError, match="cannot load the base model"):
         images_of(residual, tmp_path / "o", model=str(folder), other_base=True)
+
+
+class SafetyChecker:
+    """Withholds the images of those numbers, in the order of sampling, as diffusers' checker does: black, and marked."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers, self.calls = numbers, 0
+
+    def __call__(self, pipe, image, device, dtype):
+        self.calls += 1
+        withheld = self.calls - 1 in self.numbers
+        return (image * 0 if withheld else image), [withheld]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "prompts", "options"),
+    [
+        ((0,), (PROMPT,), {"lag": False}),
+        ((1, 2), (PROMPT, "a {} at sea"), {"count": 2, "lag": True}),
+        ((0, 1), (PROMPT,), {"count": 3, "lag": "auto"}),
+    ],
+)
+def test_an_image_that_the_safety_checker_withholds_is_named_and_not_saved(
+    residual, tmp_path, monkeypatch, logged, numbers, prompts, options
+):
+    from diffusers import StableDiffusionPipeline
+
+    names = list(images_of(residual, tmp_path / "all", prompts, **options))
+    checker = SafetyChecker(*numbers)
+    monkeypatch.setattr(StableDiffusionPipeline, "run_safety_checker", lambda *rest: checker(*rest))
+    written = []
+    with pytest.raises(
+        PersresError, match=rf"{len(numbers)} of {len(names)} images are withheld by the model's safety"
+    ):
+        for path in generate(residual, prompts, tmp_path / "o", GenerateOptions(steps=1, device="cpu", **options)):
+            written.append(path.name)
+    withheld = [names[number] for number in numbers]
+    assert written == [name for name in names if name not in withheld], "the others are finished"
+    assert sorted(path.name for path in (tmp_path / "o").glob("*")) == sorted(written)
+    assert all(f"{name} is withheld" in logged.text for name in withheld)
+
+
+def test_the_command_fails_where_an_image_is_withheld(residual, tmp_path, monkeypatch, capsys):
+    from diffusers import StableDiffusionPipeline
+
+    checker = SafetyChecker(0)
+    monkeypatch.setattr(StableDiffusionPipeline, "run_safety_checker", lambda *rest: checker(*rest))
+    assert main([*arguments(residual, tmp_path / "o"), "--count", "2"]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.split()) == 1 and "1 of 2 images are withheld" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("a {} \udcff", {}, r"prompt 'a \{\} \\udcff' is not text in UTF-8"),
+        ("a {} \0", {}, "is not text in UTF-8"),
+        (PROMPT, {"strength": float("nan")}, "strength is nan; give a finite number"),
+        (PROMPT, {"strength": float("inf")}, "strength is inf"),
+        (PROMPT, {"cfg_scale": float("nan")}, "cfg_scale is nan"),
+    ],
+)
+def test_what_can_make_no_image_is_refused_before_the_model_loads(tmp_path, prompt, options, message):
+    with pytest.raises(PersresError, match=message):
+        list(generate(tmp_path / "none.safetensors", (prompt,), tmp_path / "o", GenerateOptions(**options)))
+    (tmp_path / "file").touch()
+    with pytest.raises(PersresError, match="is a file; give --out"):
+        list(generate(tmp_path / "none.safetensors", (PROMPT,), tmp_path / "file"))
+
+
+@pytest.mark.parametrize("prompt", ["../../{}", "/etc/{}", "a {}\x1b[2J\n\x07", "{} $(touch x) `y` ;|&", "..\\{}:con"])
+def test_a_prompt_never_leads_out_of_the_folder(residual, tmp_path, prompt):
+    (name,) = images_of(residual, tmp_path / "o", (prompt,), lag=False)
+    assert all(c.isalnum() or c in "_." for c in name) and name.count(".") == 1
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [name]
+
+
+def test_a_file_name_with_an_escape_is_printable_in_the_settings(residual, tmp_path):
+    odd = residual.rename(tmp_path / "m\x1b[2J\n.safetensors")
+    (path,) = generate(odd, (PROMPT,), tmp_path / "o", GenerateOptions(steps=1, device="cpu", lag=False))
+    assert settings_in(path)["residual"] == "m\\x1b[2J\\n.safetensors" and path.name.isprintable()

@@ -19,6 +19,7 @@ from persres.methods.common.base import OnStep, TrainingData, TrainingResult
 from persres.methods.common.registry import method_named
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.loading import pick_device
+from persres.residuals.header import without_folders
 from persres.training.class_images import read_class_images
 from persres.training.divergence import DivergedError
 from persres.units.oom_retry import is_out_of_memory
@@ -162,7 +163,7 @@ def _finish(units: list[Unit[TrainSpec]], results: list[TrainingResult], work: P
 
 def _write(unit: Unit[TrainSpec], folder: Path, result: TrainingResult) -> list[Path]:
     info = {
-        "spec": _without_folders(unit.spec.model_dump(mode="json")),
+        "spec": without_folders(unit.spec.model_dump(mode="json")),
         "spec_hash": unit.hash,
         "parameters": result.parameters,
         "steps": len(result.log),
@@ -171,16 +172,6 @@ def _write(unit: Unit[TrainSpec], folder: Path, result: TrainingResult) -> list[
     result.save(folder / LEARNED, info)
     (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in result.log))
     return [folder / LEARNED, folder / LOG]
-
-
-def _without_folders(value: Any) -> Any:
-    """A spec without the folders of this machine: a trained file is published. The base model's name stays, since it is loaded by it."""
-    if isinstance(value, dict):
-        return {key: inner if key == "model" else _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    outside = isinstance(value, str) and value.startswith(("/", "~", "../"))
-    return Path(value).name if outside else value
 
 
 def _share(facts: dict[str, Any], results: list[TrainingResult], result: TrainingResult) -> dict[str, Any]:
