@@ -9,19 +9,21 @@ Both are downloaded unless ``fetch.folder`` already holds them:
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from persres.config.schema import Fetch
 from persres.datasets.download import from_hub, from_web
-from persres.datasets.layout import Concept, check_concept
+from persres.datasets.layout import Concept, check_concept, check_name
 from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import CUSTOMCONCEPT101, grouped
 from persres.datasets.unpack import unpack
 from persres.errors import PersresError
+from persres.untrusted.documents import read_json, read_text
+from persres.untrusted.names import relative_path
 
 log = logging.getLogger(__name__)
 COUNT, PROMPTS = 101, 20  # concepts, prompts of each
@@ -36,6 +38,14 @@ LICENCE = (
 )
 
 
+class Entry(BaseModel):
+    """A concept of ``dataset.json``; its other fields belong to the authors' code."""
+
+    instance_data_dir: str
+    class_prompt: str
+    prompt_filename: str
+
+
 def fetch(settings: Fetch, root: Path) -> int:
     """Write the selected concepts below ``root``; returns their number.
 
@@ -48,8 +58,11 @@ def fetch(settings: Fetch, root: Path) -> int:
     _check_choice(settings, entries, photos)
     log.info("fetch: %s", LICENCE)
     for name in tqdm(settings.concepts or sorted(entries), desc="fetch", mininterval=2, leave=False, disable=None):
-        prompts = read_prompts(lists / entries[name]["prompt_filename"])
-        concept = Concept(name, name.split("_")[0], entries[name]["class_prompt"], prompts, LICENCE)
+        entry = entries[name]
+        prompts = read_prompts(
+            lists / relative_path(entry.prompt_filename, f"{lists / 'dataset.json'}: prompt_filename")
+        )
+        concept = Concept(name, name.split("_")[0], entry.class_prompt, prompts, LICENCE)
         copy_concept(find_photos(photos / name), check_concept(concept, lists / "dataset.json"), root)
     return len(settings.concepts or entries)
 
@@ -86,18 +99,16 @@ def _photos(folder: Path, settings: Fetch) -> Path:
     return photos
 
 
-def _entries(path: Path) -> dict[str, dict[str, str]]:
+def _entries(path: Path) -> dict[str, Entry]:
     """The list's entries by concept id. Raises PersresError for another file."""
-    try:
-        entries = {Path(entry["instance_data_dir"]).name: entry for entry in json.loads(path.read_text())}
-        for entry in entries.values():
-            entry["class_prompt"], entry["prompt_filename"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PersresError(f"{path} is not CustomConcept101's dataset.json ({error!r}); replace it") from error
+    listed = read_json(path, list[Entry], "it is not CustomConcept101's dataset.json: restore it")
+    entries = {check_name(PurePosixPath(entry.instance_data_dir).name): entry for entry in listed}
+    if len(entries) != len(listed):
+        raise PersresError(f"{path} lists a concept twice; it is not CustomConcept101's dataset.json: restore it")
     return entries
 
 
-def _check_choice(settings: Fetch, entries: dict[str, dict[str, str]], photos: Path) -> None:
+def _check_choice(settings: Fetch, entries: dict[str, Entry], photos: Path) -> None:
     unknown = [name for name in settings.concepts if name not in entries]
     if unknown:
         raise PersresError(
@@ -112,10 +123,8 @@ def _check_choice(settings: Fetch, entries: dict[str, dict[str, str]], photos: P
 
 def read_prompts(path: Path) -> tuple[tuple[str, str], ...]:
     """The 20 prompts of a file as (group, text with ``{}``). Raises PersresError for a missing or other file."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise PersresError(f"no prompts at {path}; copy the repository's folder customconcept101 whole") from error
+    text = read_text(path, fix="copy the repository's folder customconcept101 whole")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.stem not in CUSTOMCONCEPT101 or len(lines) != PROMPTS:
         raise PersresError(
             f"{path} has {len(lines)} prompts and is not one of the published lists of {PROMPTS}; restore it"

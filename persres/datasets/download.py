@@ -11,9 +11,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from persres.errors import PersresError
 from persres.units.files import digest_file, write_atomic
+from persres.untrusted.documents import read_text
+from persres.untrusted.names import digest as check_digest
+from persres.untrusted.text import printable, redacted
+
+if TYPE_CHECKING:
+    import requests
 
 log = logging.getLogger(__name__)
 TIMEOUT = 60  # seconds to connect, and between two chunks
@@ -38,12 +46,14 @@ def from_hub(
 
 
 def _verified(url: str, target: Path, pinned: str | None, fix: str, receive: Callable[[Digests], None]) -> Path:
-    record = target.with_name(f"{target.name}.sha256")
+    record, url = target.with_name(f"{target.name}.sha256"), redacted(url)
     expected: Digests = {
         "the pinned one in fetch.sha256": pinned,
         "the one recorded by an earlier run": _recorded(record),
     }
     existing = target.exists()
+    if existing and not target.is_file():
+        raise PersresError(f"{target} is not a regular file; remove it and run again")
     if not existing:
         _receive(url, target, fix, lambda: receive(expected))
     digest = digest_file(target)
@@ -60,7 +70,10 @@ def _verified(url: str, target: Path, pinned: str | None, fix: str, receive: Cal
 
 
 def _recorded(record: Path) -> str | None:
-    return record.read_text().split()[0] if record.exists() and record.read_text().strip() else None
+    if not record.exists():
+        return None
+    words, fix = read_text(record).split(), f"delete {record} to record the archive's digest again"
+    return check_digest(words[0].lower(), what=f"{record}: digest", fix=fix) if words else None
 
 
 def _receive(url: str, target: Path, fix: str, receive: Callable[[], None]) -> None:
@@ -71,12 +84,18 @@ def _receive(url: str, target: Path, fix: str, receive: Callable[[], None]) -> N
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         receive()
+    except PersresError:
+        raise
     except (*network, hub.EntryNotFoundError) as error:
         raise PersresError(f"cannot fetch {url} ({_reason(error)}); {fix}") from error
     except OSError as error:
         raise PersresError(
             f"cannot write {target}: {error.strerror or error}; free some space or make the folder writable, then run again"
         ) from error
+    except (
+        Exception
+    ) as error:  # what a client makes of a server's answer, such as ValueError for a length that is no number
+        raise PersresError(f"cannot fetch {url} ({_reason(error)}); {fix}") from error
 
 
 # By name: requests and the hub's client, which has changed its HTTP library twice, name their errors alike.
@@ -96,14 +115,31 @@ def _reason(error: BaseException) -> str:
         return f"the server answers {answer.status_code}"
     if type(error).__name__ in _REASONS:
         return _REASONS[type(error).__name__]
-    return _reason(error.__cause__) if error.__cause__ is not None else str(error).split("\n")[0][:200]
+    return _reason(error.__cause__) if error.__cause__ is not None else printable(redacted(error).split("\n")[0], 200)
+
+
+def _check_redirect(start: str, target: str) -> None:
+    """Raises PersresError for a redirect from TLS to an address without, and to anything that is not the web."""
+    secure = urlsplit(start).scheme == "https"
+    if urlsplit(target).scheme not in (("https",) if secure else ("https", "http")):
+        where = f"{printable(redacted(start))} redirects to {printable(redacted(target))}"
+        raise PersresError(
+            f"{where}, which is {'no https address' if secure else 'not on the web'}; do not trust this server"
+        )
+
+
+def _check_response(response: requests.Response, *arguments: object, **named: object) -> None:
+    """A hook of requests, called before each redirect is followed."""
+    if response.is_redirect:
+        _check_redirect(response.url, urljoin(response.url, response.headers["location"]))
 
 
 def _by_pooch(url: str, target: Path) -> None:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+    hooks = {"response": _check_response}
+    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT, hooks=hooks)
     pooch.retrieve(url, None, target.name, target.parent, downloader=download)
 
 
@@ -111,6 +147,8 @@ def _by_hub(url: str, dataset: str, name: str, target: Path) -> Digests:
     """Returns the digest that the hub names."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
 
-    tag = get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=ENDPOINT).etag or ""
+    metadata = get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=ENDPOINT)
+    _check_redirect(url, urljoin(url, metadata.location))
+    tag = metadata.etag or ""
     hf_hub_download(dataset, name, repo_type="dataset", local_dir=target.parent, endpoint=ENDPOINT)
     return {"the one that the server names": tag if _SHA256.fullmatch(tag) else None}  # small files have a git digest

@@ -18,6 +18,7 @@ from persres.datasets.photos import copy_concept, find_photos
 from persres.datasets.prompt_groups import DREAMBOOTH, grouped
 from persres.datasets.unpack import unpack
 from persres.errors import PersresError
+from persres.untrusted.documents import read_text
 
 log = logging.getLogger(__name__)
 COUNT, PROMPTS = 30, 25  # subjects, prompts of each
@@ -25,6 +26,7 @@ FOLDER = Path(".work/datasets/dreambooth")
 URL = "https://github.com/google/dreambooth/archive/refs/heads/main.zip"
 LIST, SOURCES = "prompts_and_classes.txt", "references_and_licenses.txt"
 LICENCE = "github.com/google/dreambooth, CC BY 4.0; photos from Unsplash under the Unsplash License"
+MOST_LIST = 64 << 10  # bytes; the published lists have 4 and 7 KB
 LIVE = ("cat", "dog")  # the classes that the list's "live subject" prompts are for
 _SUBJECT = re.compile(r"^([a-z0-9_]+),([a-z ]+)$", re.MULTILINE)
 _PROMPT = re.compile(r"^'(.*\{0\} \{1\}.*)'\.format", re.MULTILINE)
@@ -67,7 +69,7 @@ def _files(folder: Path, settings: Fetch) -> Path:
 
 def read_list(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Class by subject, and prompts with ``{}`` by category. Raises PersresError for another file."""
-    text = path.read_text()
+    text = read_text(path, MOST_LIST, "restore it")
     head, _, rest = text.partition("Object Prompts")
     parts = dict(zip(DREAMBOOTH, rest.partition("Live Subject Prompts")[::2], strict=True))
     classes = {name: word for name, word in _SUBJECT.findall(head) if name != "subject_name"}
@@ -98,5 +100,7 @@ def _credits(path: Path) -> dict[str, str]:
     """The text of ``references_and_licenses.txt`` by subject, on one line each."""
     if not path.exists():
         raise PersresError(f"no {path}; copy it from github.com/google/dreambooth, it credits the photos")
-    blocks = re.findall(r"^([a-z0-9_]+):[ ]*\n?(.*?)(?=\n\s*\n|\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^([a-z0-9_]+):[ ]*\n?(.*?)(?=\n\s*\n|\Z)", read_text(path, MOST_LIST, "restore it"), re.MULTILINE | re.DOTALL
+    )
     return {name: " ".join(text.split()) for name, text in blocks}

@@ -6,13 +6,16 @@ which default to :data:`NEUTRAL_PROMPTS`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from persres.config.schema import Fetch
-from persres.datasets.layout import Concept, check_concept, check_name
+from persres.datasets.layout import Concept, check_concept, check_name, concept_folders
 from persres.datasets.photos import copy_concept, find_photos
 from persres.errors import PersresError
+from persres.untrusted.documents import read_json
+from persres.untrusted.text import printable
 
 NEUTRAL_PROMPTS = (
     ("background", "a photo of a {} on the beach"),
@@ -26,6 +29,20 @@ NEUTRAL_PROMPTS = (
 )
 
 
+FIX = 'write it as {"macro_class": "dog", "prompts": [["background", "a photo of a {} on the beach"]]}'
+
+
+class Description(BaseModel):
+    """A user's ``concept.json``."""
+
+    model_config = ConfigDict(extra="allow")  # unknown keys are named with the known ones
+
+    macro_class: str | None = None
+    category: str | None = None
+    licence: str = ""
+    prompts: tuple[tuple[str, str], ...] = NEUTRAL_PROMPTS
+
+
 def fetch(settings: Fetch, root: Path) -> int:
     """Check the photos and copy them below ``root``; returns the number of concepts.
 
@@ -33,7 +50,7 @@ def fetch(settings: Fetch, root: Path) -> int:
     """
     source, names = _named(settings)
     for name in names:
-        concept = source / check_name(name)
+        concept = source / name
         copy_concept(find_photos(concept), describe(concept), root)
     return len(names)
 
@@ -49,28 +66,26 @@ def _named(settings: Fetch) -> tuple[Path, tuple[str, ...]]:
     source = Path(settings.folder or "")
     if not source.is_dir():
         raise PersresError(f"fetch.folder: no folder {source}; create it with one folder of photos per concept")
-    names = settings.concepts or tuple(
-        sorted(p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
-    )
+    names = settings.concepts or tuple(folder.name for folder in concept_folders(source))
     if not names:
         raise PersresError(f"fetch.folder: {source} holds no concept; put one folder of photos per concept in it")
-    return source, names
+    return source, tuple(check_name(name) for name in names)
 
 
 def describe(source: Path) -> Concept:
     """The concept that a photo folder's ``concept.json`` describes. Raises PersresError for a missing or wrong file."""
     path = source / "concept.json"
-    try:
-        described = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise PersresError(f"{path} is not valid JSON ({error})") from error
-    known = ("macro_class", "category", "prompts", "licence")
-    unknown = sorted(set(described) - set(known))
-    if unknown:
-        raise PersresError(f"{path}: unknown keys {', '.join(unknown)}; the keys are {', '.join(known)}")
-    if "macro_class" not in described:
+    described = read_json(path, Description, FIX) if path.exists() else Description()
+    if described.model_extra:
+        known = ", ".join(Description.model_fields)
+        raise PersresError(
+            f"{path}: unknown keys {printable(', '.join(sorted(described.model_extra)))}; the keys are {known}"
+        )
+    if described.macro_class is None:
         raise PersresError(f'{path}: macro_class is missing; write {{"macro_class": "dog"}} there, naming the class')
-    prompts = tuple((group, text) for group, text in described.get("prompts", NEUTRAL_PROMPTS))
-    macro_class = described["macro_class"]
-    category, licence = described.get("category", macro_class), described.get("licence", "")
-    return check_concept(Concept(source.name, category, macro_class, prompts, licence), path)
+    if not described.prompts:
+        raise PersresError(f"{path}: prompts is empty; leave it out for neutral ones, or {FIX}")
+    category = described.macro_class if described.category is None else described.category
+    return check_concept(
+        Concept(source.name, category, described.macro_class, described.prompts, described.licence), path
+    )

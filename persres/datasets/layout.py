@@ -7,11 +7,14 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import ConfigDict
+
 from persres.errors import PersresError
 from persres.images import list_photos
 from persres.prompts import PROMPT_GROUPS
-
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+from persres.untrusted.documents import read_json
+from persres.untrusted.names import identifier, is_system_name
+from persres.untrusted.text import plain_text, quoted
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,31 @@ class Concept:
     licence: str = ""
     notes: dict[str, str] = field(default_factory=dict)
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
 
 def check_name(name: str) -> str:
     """Return the name. Raises PersresError where it is not safe as a file name."""
-    if not _NAME.match(name):
-        raise PersresError(
-            f"concept name {name!r} is not usable: letters, digits, _ and - only, at most 64, starting with a letter or digit; rename it"
-        )
-    return name
+    return identifier(name, "concept name")
 
 
 def check_concept(concept: Concept, where: Path) -> Concept:
-    """Return the concept. Raises PersresError for a wrong name, macro class or prompt."""
+    """Return the concept. Raises PersresError for a wrong name, macro class, prompt or text."""
     check_name(concept.name)
     if not concept.macro_class.strip():
         raise PersresError(f"{where}: macro_class is empty; write the class, for example 'dog'")
+    if re.search(r"[{}/\\]", plain_text(concept.macro_class, f"{where}: macro_class", 100)):
+        raise PersresError(
+            f"{where}: macro_class {quoted(concept.macro_class)} is no class; write it in words, for example 'dog'"
+        )
+    plain_text(concept.category, f"{where}: category", 100)
+    for text in (concept.licence, *concept.notes, *concept.notes.values()):
+        plain_text(text, f"{where}: licence or note", allowed="\n\r\t")
     for group, text in concept.prompts:
         if group not in PROMPT_GROUPS:
-            raise PersresError(f"{where}: prompt group {group!r} is unknown; one of {', '.join(PROMPT_GROUPS)}")
-        if text.count("{}") != 1:
-            raise PersresError(f"{where}: prompt {text!r} must hold {{}} exactly once, where the concept goes")
+            raise PersresError(f"{where}: prompt group {quoted(group)} is unknown; one of {', '.join(PROMPT_GROUPS)}")
+        if plain_text(text, f"{where}: prompt", allowed="\n\t").count("{}") != 1:
+            raise PersresError(f"{where}: prompt {quoted(text)} must hold {{}} exactly once, where the concept goes")
     return concept
 
 
@@ -59,14 +67,7 @@ def write_concept(root: Path, concept: Concept) -> Path:
 def read_concept(folder: Path) -> Concept:
     """Read the concept of a folder. Raises PersresError for a missing or wrong file."""
     path = folder / "concept.json"
-    try:
-        raw = json.loads(path.read_text())
-        raw["prompts"] = tuple((group, text) for group, text in raw["prompts"])
-        concept = Concept(**raw)
-    except FileNotFoundError as error:
-        raise PersresError(f"no {path}; run the fetch stage, or write it with macro_class and prompts") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise PersresError(f"{path} is not a concept file ({error})") from error
+    concept = read_json(path, Concept, "run the fetch stage, or write it with macro_class and prompts")
     return check_concept(concept, path)
 
 
@@ -74,7 +75,12 @@ def read_concepts(root: Path) -> list[tuple[Concept, Path]]:
     """All concepts below a root with their folders, sorted by name."""
     if not root.is_dir():
         raise PersresError(f"no concepts at {root}; run the fetch stage first")
-    return [(read_concept(folder), folder) for folder in sorted(p for p in root.iterdir() if p.is_dir())]
+    return [(read_concept(folder), folder) for folder in concept_folders(root)]
+
+
+def concept_folders(root: Path) -> list[Path]:
+    """The folders below a root, sorted by name, without hidden ones and those that systems add."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_system_name(path.name))
 
 
 def reference_photos(folder: Path) -> list[Path]:

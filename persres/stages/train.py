@@ -20,6 +20,7 @@ from persres.units.locks import stage_lock
 from persres.units.outputs import read_macro_classes
 from persres.units.specs import ClassImagesSpec, FileRef, TrainSpec
 from persres.units.unit import Unit
+from persres.untrusted.names import relative_path
 
 ClassImages = dict[tuple[str, int], Unit[ClassImagesSpec]]  # by prompt and count
 
@@ -56,7 +57,7 @@ def _class_images(
     if request is None:
         return None
     if request.folder is not None:
-        folder = Path(request.folder) / macro_class
+        folder = Path(request.folder) / relative_path(macro_class, "macro class")
         list_photos(folder)
         return FileRef.of(folder)
     return FileRef.of(sampled[fill(request.prompt, macro_class), request.count].folder(context.work) / ARCHIVE)

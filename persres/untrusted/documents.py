@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -47,6 +48,15 @@ def read_file(path: Path, most: int = MOST_BYTES, fix: str = "replace or remove 
     return data
 
 
+def read_text(path: Path, most: int = 1 << 20, fix: str = "replace or remove it") -> str:
+    """Return a file of UTF-8 text, with the line ends of every system as ``\\n``. Raises PersresError as :func:`read_file`."""
+    try:
+        text = read_file(path, most, fix).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _wrong(path, "it is no UTF-8 text", fix) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path, model: type[Model] | Any, fix: str = "replace or remove it", most: int = MOST_BYTES) -> Model:
     """Read a JSON file as ``model``, any type that pydantic knows. Raises PersresError naming the file, the field and the fix."""
     return parse_json(read_file(path, most, fix), model, path, fix)
@@ -55,7 +65,7 @@ def read_json(path: Path, model: type[Model] | Any, fix: str = "replace or remov
 def parse_json(data: bytes | str, model: type[Model] | Any, name: object, fix: str = "replace or remove it") -> Model:
     """Read JSON from memory as ``model``; ``name`` is what an error calls it. Raises PersresError naming the field and the fix."""
     try:
-        return TypeAdapter(model).validate_json(data)
+        return TypeAdapter(model).validate_json(data.removeprefix(codecs.BOM_UTF8) if isinstance(data, bytes) else data)
     except ValidationError as error:
         raise _wrong(name, _problems(error), fix) from error
     except Exception as error:  # whatever the parser or a model's own check raises is this file's fault

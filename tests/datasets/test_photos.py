@@ -142,7 +142,7 @@ def test_a_users_folder_becomes_a_concept(tmp_path):
     ("described", "message"),
     [
         (None, "macro_class is missing"),
-        ("{", "not valid JSON"),
+        ("{", r"not valid \(Invalid JSON"),
         ('{"macro_class": ""}', "macro_class is empty"),
         ('{"macro_class": "dog", "colour": "red"}', "unknown keys colour"),
         ('{"macro_class": "dog", "prompts": [["mood", "a {}"]]}', "prompt group"),

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.package_paths import located
+from persres.untrusted.documents import read_text
+from persres.untrusted.text import plain_text
 
 COUNT = 117_798
+MOST_CANDIDATES = 16 << 20  # bytes
 
 
 def load_nouns() -> list[str]:
@@ -25,7 +28,8 @@ def load_candidates(source: str) -> list[str]:
     path = Path(located(source))
     if not path.is_file():
         raise PersresError(f"macro_class.candidates: no file {path}; write one noun per line there, or set wordnet")
-    nouns = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    text = read_text(path, MOST_CANDIDATES, "write one noun per line there, as UTF-8")
+    nouns = [plain_text(line.strip(), f"{path}: noun", 100) for line in text.splitlines() if line.strip()]
     if not nouns:
         raise PersresError(f"macro_class.candidates: {path} is empty; write one noun per line there")
     return nouns
