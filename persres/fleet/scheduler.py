@@ -6,22 +6,23 @@ and digests: it sends a shard again if it reports success without results, and n
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from persres.errors import UnitFailures
+from persres.errors import PersresError, UnitFailures
 from persres.estimate import read_measured_seconds
 from persres.fleet.content_store import Damaged, get_unit, put_input, references
 from persres.fleet.serialization import unit_to_json
 from persres.fleet.shards import Shard, estimate_seconds, group_by_cost, make_shard
-from persres.fleet.store import open_store
+from persres.fleet.store import StoreError, open_store
 from persres.fleet.worker import ShardReport, mark_key, report_key
 from persres.units.batches import Job
 from persres.units.unit import Unit, is_done
+from persres.untrusted.documents import parse_json
+from persres.untrusted.text import printable, redacted
 
 log = logging.getLogger(__name__)
 MAX_CRASHES = 2  # of a unit's worker, after which the unit is set aside
@@ -157,10 +158,10 @@ class _StageRun:
         report, failed, log_link = self.read_report(shard), {}, f" (log: {outcome.log})" if outcome.log else ""
         for key in [raw["hash"] for raw in shard.units if raw["hash"] in self.todo]:
             if key in report.failed:
-                failed[key] = report.failed[key] + log_link
+                failed[key] = _clean(report.failed[key]) + log_link
                 continue
             silent = f"its worker ended without it{f': {outcome.message}' if outcome.message else ''}"
-            reason = outcome.crash or report.unfinished.get(key) or silent
+            reason = _clean(outcome.crash or report.unfinished.get(key) or silent)
             self.reasons[key] = self.reasons.get(key) or reason + log_link
             if self.count_crashes(shard, key) >= MAX_CRASHES:
                 failed[key] = f"set aside: its worker died {MAX_CRASHES} times while running it: {reason}{log_link}"
@@ -175,6 +176,17 @@ class _StageRun:
         return self.crashes.get(key, 0)
 
     def read_report(self, shard: Shard) -> ShardReport:
-        """A shard's report; empty if its worker died before it wrote one."""
-        data = self.store.read(report_key(shard.id))
-        return ShardReport(**json.loads(data)) if data else ShardReport()
+        """A shard's report; empty if its worker died before it wrote one, or if it is damaged: only reasons are lost."""
+        try:
+            data = self.store.read(report_key(shard.id))
+            return parse_json(data, ShardReport, report_key(shard.id)) if data else ShardReport()
+        except StoreError:
+            raise
+        except PersresError as error:
+            log.warning("%s", error)
+            return ShardReport(unfinished={raw["hash"]: str(error) for raw in shard.units})
+
+
+def _clean(reason: str) -> str:
+    """A worker's reason, safe to print: it goes into the flow's message, which Prefect's pages show."""
+    return printable(redacted(reason), 2000, lines=True)

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
-from persres.errors import PersresError
 from persres.estimate import MeasuredSeconds
 from persres.stages.jobs import job_type
-from persres.units.unit import MANIFEST, Unit
+from persres.units.unit import MANIFEST, Manifest, Unit
+from persres.untrusted.documents import read_json
+from persres.untrusted.fields import Identifier, ShortText, UnitHash
+
+Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+
+
+class UnitJson(TypedDict):
+    """A unit as :func:`persres.fleet.serialization.unit_to_json` writes it."""
+
+    stage: Identifier
+    name: ShortText
+    hash: UnitHash
+    spec: dict[str, Any]
 
 
 class Shard(BaseModel):
@@ -21,12 +35,21 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a shard of version 0.1 has another field
 
-    id: str
-    stage: str
+    id: Identifier
+    stage: Identifier
     attempt: int
-    device: str
-    options: dict[str, Any]
-    units: tuple[dict[str, Any], ...]
+    device: ShortText
+    options: dict[Identifier, StrictBool | Count | Literal["auto"]]
+    units: tuple[UnitJson, ...]
+
+    @field_validator("units")
+    @classmethod
+    def _of_the_stage(cls, units: tuple[UnitJson, ...], info: ValidationInfo) -> tuple[UnitJson, ...]:
+        if any(raw["stage"] != info.data.get("stage") for raw in units) or len({raw["hash"] for raw in units}) < len(
+            units
+        ):
+            raise ValueError("a unit is of another stage, or twice in the shard")
+        return units
 
     @property
     def key(self) -> str:
@@ -73,12 +96,9 @@ def _measured_rates(stage: str, work: Path) -> dict[str, list[float]]:
     """Seconds per cost by variant or config, of units that one run made whole."""
     measured: dict[str, list[float]] = {}
     for path in (work / stage).glob(f"*/{MANIFEST}"):
-        try:
-            manifest = json.loads(path.read_text())
-            facts, kind = manifest["facts"], job_type(stage)
-            rate = facts["seconds"] / kind.cost(kind.read_spec(manifest["spec"]))
-            if facts.get("sampled") == facts.get("images") and rate > 0:
-                measured.setdefault(_group(manifest["name"]), []).append(rate)
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, PersresError):
-            continue  # another version's: only an estimate is lost
+        with suppress(Exception):  # another version's, or damaged: only an estimate is lost
+            manifest, kind = read_json(path, Manifest), job_type(stage)
+            rate = manifest.facts.seconds / kind.cost(kind.read_spec(manifest.spec))
+            if manifest.facts.sampled == manifest.facts.images and rate > 0:
+                measured.setdefault(_group(manifest.name), []).append(rate)
     return measured

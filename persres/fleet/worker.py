@@ -6,6 +6,7 @@ names a unit that the worker died with.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -14,10 +15,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from persres.errors import PersresError, UnitFailures
 from persres.fleet.cache import CACHE_GB, INPUTS, in_use, make_room, trim
@@ -31,8 +34,13 @@ from persres.units.files import write_atomic
 from persres.units.oom_retry import run_batch
 from persres.units.pool import run_units
 from persres.units.unit import Unit, finish_interrupted, is_done
+from persres.untrusted.documents import parse_json, read_json
+from persres.untrusted.fields import UnitHash
+from persres.untrusted.names import identifier
+from persres.untrusted.text import redacted
 
 log = logging.getLogger(__name__)
+Note = tuple[Literal["failed", "unfinished"], str]  # whose fault an error is, and the reason
 GRACE = 120.0  # seconds that a worker may still use for the units at hand when told to stop
 
 
@@ -45,16 +53,17 @@ class WorkerSettings:
     cache_gb: float = CACHE_GB
 
 
-@dataclass(frozen=True)
-class ShardReport:
+class ShardReport(BaseModel):
     """Reasons by unit hash: ``failed`` by the unit's own fault, ``unfinished`` by the worker's or the store's."""
 
-    failed: dict[str, str] = field(default_factory=dict)
-    unfinished: dict[str, str] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=True)
+
+    failed: dict[UnitHash, str] = {}
+    unfinished: dict[UnitHash, str] = {}
 
     def as_json(self) -> bytes:
         """The report as the store holds it."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self.model_dump()).encode()
 
 
 def report_key(shard: str) -> str:
@@ -68,11 +77,15 @@ def mark_key(unit: Unit, shard: str) -> str:
 
 
 def read_shard(store_url: str, shard_id: str) -> Shard:
-    """A shard from the store. Raises PersresError if it is missing."""
-    data = open_store(store_url).read(f"shards/{shard_id}.json")
+    """A shard from the store. Raises PersresError if it is missing, malformed or another."""
+    key = f"shards/{identifier(shard_id, 'shard')}.json"
+    data = open_store(store_url).read(key)
     if data is None:
-        raise PersresError(f"{store_url} holds no shard {shard_id}; pass the store that the scheduler uses")
-    return Shard.model_validate_json(data)
+        raise PersresError(f"{redacted(store_url)} holds no shard {shard_id}; pass the store that the scheduler uses")
+    shard = parse_json(data, Shard, key, "run the stage again")
+    if shard.id != shard_id:
+        raise PersresError(f"{key} is shard {shard.id}; run the stage again")
+    return shard
 
 
 def run_shard(store_url: str, shard_id: str, work: Path, settings: WorkerSettings = WorkerSettings()) -> ShardReport:
@@ -86,11 +99,16 @@ def run_shard(store_url: str, shard_id: str, work: Path, settings: WorkerSetting
     try:
         make_room(shard.stage, work, stored.cache_bytes)
     except PersresError as error:
-        report = ShardReport({}, {raw["hash"]: str(error) for raw in shard.units})
+        report = _unfinished(shard, error)
     else:
         report = _run_units(stored, shard, settings)
     store.write(report_key(shard.id), report.as_json())
     return report
+
+
+def _unfinished(shard: Shard, error: PersresError) -> ShardReport:
+    """The report of a shard of which nothing is run."""
+    return ShardReport(unfinished={raw["hash"]: str(error) for raw in shard.units})
 
 
 def _run_units(stored: StoredJob, shard: Shard, settings: WorkerSettings) -> ShardReport:
@@ -108,7 +126,10 @@ def _run_units(stored: StoredJob, shard: Shard, settings: WorkerSettings) -> Sha
     for unit in units:  # finished here by a shard that died before it could upload: run_units skips these
         if is_done(unit, stored.work):
             put_unit(stored.store, unit, stored.work)
-    job = stored.wrap(job_type(shard.stage).job(units, **shard.options))
+    try:
+        job = stored.wrap(_job(shard, units))
+    except UnfitWorkerError as error:
+        return _unfinished(shard, error)
     with _drained_by_sigterm(stored.notes, settings.grace):
         try:
             run_units(units, stored.work, job, settings.workers, shard.device)
@@ -117,6 +138,19 @@ def _run_units(stored: StoredJob, shard: Shard, settings: WorkerSettings) -> Sha
                 kind, reason = stored.read_note(unit) or ("unfinished", error.failures[unit.name])
                 getattr(report, kind)[unit.hash] = reason
     return report
+
+
+def _job(shard: Shard, units: list[Unit]) -> Job:
+    """The job of a shard's units. Raises UnfitWorkerError for options that it does not have."""
+    try:
+        job = job_type(shard.stage).job(units, **shard.options)
+        inspect.signature(job.run)  # of a partial: its options are checked here
+        return job
+    except (TypeError, ValueError) as error:
+        options = ", ".join(shard.options)
+        raise UnfitWorkerError(
+            f"shard {shard.id}: this worker's persres does not have its options ({options}); deploy the same commit"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -214,16 +248,16 @@ class StoredJob:
         kind = "unfinished" if isinstance(error, UnfitWorkerError | StoreError | Damaged | OSError) else "failed"
         reason = str(error) if isinstance(error, PersresError) else f"{type(error).__name__}: {error}"
         for reference in references(unit.spec):
-            reason = reason.replace(str(input_path(reference, self.work / INPUTS)), reference.path)
+            with suppress(PersresError):  # a forged digest has no path here
+                reason = reason.replace(str(input_path(reference, self.work / INPUTS)), reference.path)
         write_atomic(self.notes / f"{unit.hash}.json", json.dumps([kind, reason]).encode())
 
     def read_note(self, unit: Unit) -> tuple[str, str] | None:
         """Kind and reason of a unit's error; None if its process was killed or never began."""
         try:
-            kind, reason = json.loads((self.notes / f"{unit.hash}.json").read_text())
-        except (OSError, ValueError):
+            return read_json(self.notes / f"{unit.hash}.json", Note)
+        except PersresError:
             return None
-        return kind, reason
 
 
 @contextmanager

@@ -15,8 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
+
+from persres.errors import PersresError
 from persres.units.files import write_atomic
 from persres.units.unit import Unit
+from persres.untrusted.documents import read_json
 
 log = logging.getLogger(__name__)
 BATCH_SIZES = "batch_sizes.json"  # in a stage's work folder: the measured sizes
@@ -28,6 +32,10 @@ Measure = Callable[[Iterable[Unit], str, int], int]  # units, device, workers ->
 def alone(unit: Unit) -> str | None:
     """The batch key of units that share no batch."""
     return None
+
+
+class WorkerStartError(PersresError):
+    """The worker processes end before they begin."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ def _measured_size(group: list[Unit], run: Run, measure: Callable[[list[Unit]], 
     if key not in sizes:
         try:
             sizes[key] = max(1, measure(group))
+        except WorkerStartError:
+            raise
         except Exception as error:
             log.warning("%s: cannot measure the batch size (%s); units run one by one", group[0].name, error)
             sizes[key] = 1
@@ -108,7 +118,8 @@ def _measured_size(group: list[Unit], run: Run, measure: Callable[[list[Unit]], 
 
 
 def _read_sizes(path: Path) -> dict[str, int]:
+    """The sizes measured so far; none if there is no file, or if it is damaged: they are measured again."""
     try:
-        return {str(key): int(count) for key, count in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return read_json(path, dict[str, PositiveInt])
+    except PersresError:
         return {}

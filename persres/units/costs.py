@@ -26,7 +26,7 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
     Units of one batch share its seconds; their memory is the batch's. ``seconds`` is empty for a unit that was resumed: the run that
     finished it measured only the rest.
     """
-    sampling = {str(unit.folder(context.work)): facts(unit, context.work)["seconds"] for unit in class_images}
+    sampling = {str(unit.folder(context.work)): facts(unit, context.work).get("seconds", 0.0) for unit in class_images}
     rows = []
     for unit in units:
         spec, run = unit.spec, facts(unit, context.work)
@@ -36,11 +36,11 @@ def write_train_costs(context: Context, units: list[Unit], class_images: list[Un
             {
                 "variant": spec.variant,
                 "concept": spec.concept,
-                "seconds": run["seconds"] if whole else None,
+                "seconds": run.get("seconds") if whole else None,
                 "class_images_seconds": sampling.get(source, 0.0),
-                "peak_mib": run["peak_mib"],
+                "peak_mib": run.get("peak_mib"),
                 "units_per_batch": run.get("units_per_batch", 1),
-                "device": run["device"],
+                "device": run.get("device"),
             }
         )
     _write(context.data / FOLDER / TRAIN, rows)
@@ -51,14 +51,15 @@ def write_sample_costs(context: Context, units: list[Unit]) -> None:
     rows = []
     for unit in units:
         spec, run = unit.spec, facts(unit, context.work)
+        whole = "seconds" in run and run.get("sampled") and run["sampled"] == run.get("images")
         rows.append(
             {
                 "config": spec.config,
                 "concept": spec.concept,
                 "variant": spec.sampling.variant,
-                "image_seconds": run["seconds"] / run["sampled"] if run.get("sampled") == run["images"] else None,
-                "peak_mib": run["peak_mib"],
-                "device": run["device"],
+                "image_seconds": run["seconds"] / run["sampled"] if whole else None,
+                "peak_mib": run.get("peak_mib"),
+                "device": run.get("device"),
             }
         )
     _write(context.data / FOLDER / SAMPLE, rows)

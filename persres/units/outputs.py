@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from persres.config import legacy
 from persres.config.schema import SamplingConfig
@@ -13,6 +13,8 @@ from persres.errors import PersresError
 from persres.units.context import Context
 from persres.units.files import write_atomic
 from persres.units.specs import SampleSpec
+from persres.untrusted.documents import read_json
+from persres.untrusted.fields import FileName, Identifier, UnitHash
 
 CLASSES, INDEX, SCORES = "macro_class.json", "index.json", "scores.parquet"
 
@@ -31,8 +33,8 @@ class ImageArchive(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    hash: str
+    name: FileName  # of a file below the stage's folder, without .zip
+    hash: UnitHash
     spec: SampleSpec
 
 
@@ -45,17 +47,18 @@ class Index(BaseModel):
     archives: list[ImageArchive]
 
 
+class MacroClasses(BaseModel):
+    """``macro_class.json``: what each source says of each concept."""
+
+    concepts: dict[Identifier, dict[str, Any]]
+
+
 def read_index(context: Context) -> Index:
     """Read ``index.json``. Raises PersresError if the stage has not run, or an older version wrote the file."""
     path = context.data / "samples" / INDEX
     if not path.exists():
         raise PersresError(f"no {path}; run the sample stage first")
-    try:
-        return Index.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise PersresError(
-            f"{path} was not written by this version ({error.error_count()} differences); run the sample stage again"
-        ) from error
+    return read_json(path, Index, "this version did not write it; run the sample stage again")
 
 
 def write_index(index: Index, folder: Path) -> None:
@@ -82,8 +85,11 @@ def read_macro_classes(context: Context, source: str = "selected") -> dict[str, 
     if not path.exists():
         raise PersresError(f"no {path}; run the macro_class stage first")
     key = {"wordnet": "nearest"}.get(source, source)
-    concepts = json.loads(path.read_text())["concepts"]
+    concepts = read_json(path, MacroClasses, "run the macro_class stage again").concepts
     classes = {name: legacy.translate(entry, legacy.CLASSES).get(key) for name, entry in concepts.items()}
+    wrong = [name for name, noun in classes.items() if noun is not None and not isinstance(noun, str)]
+    if wrong:
+        raise PersresError(f"{path}: {key} of {wrong[0]} is no text; run the macro_class stage again")
     if None in classes.values():
         raise PersresError(f"class_source: {source} needs nouns that were not computed; set macro_class.{key}: true")
     return classes

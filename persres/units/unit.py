@@ -1,26 +1,82 @@
 """The unit: one concept and one variant, config or class, with a frozen spec whose hash names its folder.
 
-A unit is done when its manifest has the spec's hash and every file that the manifest lists exists with the recorded digest. The
-manifest is written last, by an atomic rename.
+A unit is done when its manifest has the spec's hash and lists the files that its stage makes (:data:`RESULTS`), and each exists with
+the recorded digest. The manifest is written last, by an atomic rename.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from persres.errors import PersresError
 from persres.units.files import digest_file, digest_files, write_atomic
 from persres.units.specs import Spec
+from persres.untrusted.documents import parse_json, read_file
+from persres.untrusted.fields import FileName, Identifier, Sha256, ShortText, UnitHash
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 READY = "ready.json"  # in a batch's folder: the manifests of its units, until each is in the unit's folder
+RESULTS = {  # by stage, the files of a finished unit; one of another stage has one file at least
+    "class_images": {"images.zip"},
+    "early_stopping_score": {"scores.csv"},
+    "early_stopping_trace": {"states.safetensors", "trace.json"},
+    "masked_lora_sample": {"rows.parquet", "shown.zip"},
+    "masked_lora_train": {"kohya.safetensors", "lora.safetensors"},
+    "noop": {"number.txt"},
+    "nouns": {"features.safetensors"},
+    "sample": {"images.zip"},
+    "score": {"scores.parquet"},
+    "train": {"learned.safetensors", "log.jsonl"},
+}
 S = TypeVar("S", bound=Spec)
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Facts(BaseModel):
+    """What a run recorded of itself; a stage adds others."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    seconds: Number = 0.0
+    peak_mib: Number = 0.0
+    parameters: int = 0
+    images: int = 0
+    sampled: int = 0
+    steps: int = 0
+    device: str = ""
+
+
+class Manifest(BaseModel):
+    """What a finished unit is: whose, its files with their digests, and facts about its run."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    spec_hash: UnitHash
+    stage: Identifier
+    name: ShortText
+    spec: dict[str, Any]
+    files: dict[FileName, Sha256]
+    facts: Facts = Facts()
+
+    def problem(self) -> str | None:
+        """Return why this is no manifest of a finished unit of its stage; None if it is one."""
+        expected = RESULTS.get(self.stage)
+        if not self.files or (expected and set(self.files) != expected):
+            return f"its files are not those of a unit of {self.stage}: {', '.join(sorted(expected or ['one at least']))}"
+        if self.stage == "sample" and not self.facts.parameters:
+            return "facts.parameters is missing, which the tables report"
+        return None
 
 
 @dataclass(frozen=True)
@@ -42,20 +98,31 @@ class Unit(Generic[S]):
 
 
 def is_done(unit: Unit, work: Path) -> bool:
-    """Whether the manifest matches the spec and the files match the manifest."""
+    """Whether the manifest is that of the finished unit and the files match it."""
     folder = unit.folder(work)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["spec_hash"] != unit.hash:
-            return False
-        return _match(manifest, folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = read_manifest(read_file(folder / MANIFEST), unit, folder / MANIFEST)
+    except PersresError:
         return False
+    return _match(manifest, folder)
 
 
-def _match(manifest: dict[str, Any], folder: Path) -> bool:
+def read_manifest(data: bytes, unit: Unit, name: object) -> Manifest:
+    """The manifest of a finished unit; ``name`` is what an error calls it.
+
+    Raises PersresError if it is malformed, another unit's, or without the files of its stage.
+    """
+    manifest = parse_json(data, Manifest, name)
+    other = (manifest.spec_hash, manifest.stage) != (unit.hash, unit.stage)
+    problem = "it belongs to another unit" if other else manifest.problem()
+    if problem:
+        raise PersresError(f"{name} is not the manifest of {unit.name}: {problem}; remove it")
+    return manifest
+
+
+def _match(manifest: Manifest, folder: Path) -> bool:
     try:
-        return all(digest_file(folder / name) == digest for name, digest in manifest["files"].items())
+        return all(digest_file(folder / name) == digest for name, digest in manifest.files.items())
     except OSError:
         return False
 
@@ -101,14 +168,21 @@ def finish_interrupted(stage: str, work: Path) -> None:
     """Complete what a kill interrupted in :func:`finish_batch`; only while nothing else runs the stage."""
     for ready in sorted((work / stage).glob(f"*/{READY}")):
         with suppress(FileNotFoundError):  # another worker of the same folder was faster
-            _write_manifests(ready, json.loads(ready.read_text()))
+            data = ready.read_bytes()
+            try:
+                parse_json(data, list[Manifest], ready)
+            except PersresError as error:
+                log.warning("%s; its units run again", error)
+                ready.unlink()
+            else:
+                _write_manifests(ready, json.loads(data))
 
 
 def _write_manifests(ready: Path, manifests: list[dict[str, Any]]) -> None:
-    for manifest in manifests:
-        folder = ready.parent.parent / manifest["spec_hash"]
-        if _match(manifest, folder):
-            write_atomic(folder / MANIFEST, _as_bytes(manifest))
+    for raw in manifests:
+        manifest, folder = Manifest(**raw), ready.parent.parent / raw["spec_hash"]
+        if not manifest.problem() and _match(manifest, folder):
+            write_atomic(folder / MANIFEST, _as_bytes(raw))
     shutil.rmtree(ready.parent, ignore_errors=True)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.untrusted.text import quoted
+from persres.untrusted.text import quoted, redacted
 
 LONGEST_NAME = 255  # bytes; file systems allow no more
 LONGEST_PATH = 1024
@@ -16,6 +17,7 @@ SYSTEM_NAMES = frozenset({
     "__macosx", "icon\r", "@eadir", "#recycle", "#snapshot", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
     "$recycle.bin", "recycler", "system volume information", "__pycache__",
 })  # fmt: skip
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -77,7 +79,37 @@ def is_system_name(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
+def object_key(text: object, what: str = "key") -> str:
+    """Return a key of a store: as a :func:`relative_path`, but its names may have every character except control characters.
+
+    Photos keep their names: ``:``, backslashes and the narrow space in macOS' screenshots are none of our business. Raises PersresError,
+    which calls it a ``what``.
+    """
+    if isinstance(text, str) and len(text) <= LONGEST_PATH and all(_is_name(part) for part in text.split("/")):
+        return text
+    raise PersresError(
+        f"{what} {quoted(text)} leads out of its folder, has a control character or is no name; rename it, or do not trust where it comes from"
+    )
+
+
+def s3_address(text: str, what: str = "store") -> tuple[str, str]:
+    """Return bucket and prefix of ``s3://BUCKET/PREFIX``. A prefix is no URL: ``#``, ``?`` and ``%`` are characters of it like others.
+
+    Raises PersresError, which calls it a ``what``, without a password in it.
+    """
+    scheme, _, rest = text.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme.lower() != "s3" or not _BUCKET.fullmatch(bucket):
+        raise PersresError(f"{what} {quoted(redacted(text))} is no s3://BUCKET/PREFIX; correct it")
+    return bucket, prefix
+
+
 def _is_plain(part: str) -> bool:
     """Whether a part of a path names one file on every system."""
-    forbidden = any(c in "\\:" for c in part) or not part.isprintable()
-    return part not in ("", ".", "..") and not forbidden and len(part.encode(errors="replace")) <= LONGEST_NAME
+    return _is_name(part) and part.isprintable() and not any(c in "\\:" for c in part)
+
+
+def _is_name(part: str) -> bool:
+    """Whether a part of a path names one file on this system. Cc: control characters; Cs: bytes that are not UTF-8."""
+    strange = any(unicodedata.category(c) in ("Cc", "Cs") for c in part)
+    return part not in ("", ".", "..") and not strange and len(part.encode(errors="replace")) <= LONGEST_NAME

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import parse_qsl, quote, urlencode
 
 import boto3
 from botocore.auth import S3SigV4Auth
@@ -103,7 +104,10 @@ def signed_with(secret: str, environ) -> bool:
     key, _, region, service, _ = parts["Credential"].split("/")
     signed = {name: name.upper().replace("-", "_") for name in parts["SignedHeaders"].split(";")}
     headers = {name: environ.get(f"HTTP_{field}", environ.get(field)) for name, field in signed.items()}
-    request = AWSRequest(environ["REQUEST_METHOD"], f"http://{environ['HTTP_HOST']}{environ['RAW_URI']}", headers)
+    path, _, query = environ["RAW_URI"].partition("?")
+    query = urlencode(parse_qsl(query, keep_blank_values=True), quote_via=quote, safe="-_.~")  # however a client wrote it
+    url = f"http://{environ['HTTP_HOST']}{path}{'?' if query else ''}{query}"
+    request = AWSRequest(environ["REQUEST_METHOD"], url, headers)
     request.context["timestamp"] = headers["x-amz-date"]
     auth = S3SigV4Auth(Credentials(key, secret), service, region)
     return auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request) == parts["Signature"]
