@@ -24,6 +24,7 @@ from persres.prompts import fill
 from persres.units.claims import RUN, Inputs, check_claim, claimed, recorded_inputs
 from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
+from persres.units.main_module import refuse_repeated_script
 from persres.untrusted.names import identifier
 from persres.untrusted.text import plain_text
 
@@ -57,6 +58,7 @@ def personalize(
     from persres.methods.common.registry import load_profile
     from persres.workflow import check_space, run_stage
 
+    refuse_repeated_script()
     photos = Path(photos)
     name = identifier(name if name is not None else _name_of(photos), "concept name")
     settings = load_profile(Path(params or default_params()), profile)

@@ -31,6 +31,7 @@ from persres.fleet.store import Store, StoreError, open_store
 from persres.stages.jobs import job_type
 from persres.units.batches import Job
 from persres.units.files import write_atomic
+from persres.units.main_module import refuse_repeated_script
 from persres.units.oom_retry import run_batch
 from persres.units.pool import run_units
 from persres.units.unit import Unit, finish_interrupted, is_done
@@ -94,6 +95,7 @@ def run_shard(store_url: str, shard_id: str, work: Path, settings: WorkerSetting
     Every unit ends or fails. After SIGTERM no unit starts, and those at hand have ``settings.grace`` seconds. If the disk is full,
     none starts.
     """
+    refuse_repeated_script()
     store, shard = open_store(store_url), read_shard(store_url, shard_id)
     stored = StoredJob(store_url, shard.id, work, int(settings.cache_gb * 1e9))
     try:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from persres.errors import PersresError
 from persres.units.files import remove_partials
+from persres.units.main_module import refuse_repeated_script
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def stage_lock(work: Path, stage: str) -> Iterator[None]:
 
     Raises PersresError if the work folder cannot be written.
     """
+    refuse_repeated_script()  # it would wait for its parent, which waits for it
     lock, holder = FileLock(work / f"{stage}.lock"), work / f"{stage}.pid"
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -9,28 +9,31 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
 from persres.logging import remaining, show_logs
-from persres.units.batches import Job, Run, UnitFunction, plan_batches
+from persres.units.batches import Job, Run, UnitFunction, WorkerStartError, plan_batches
+from persres.units.main_module import PRELOAD, no_worker_began, refuse_repeated_script
 from persres.units.oom_retry import run_batch
 from persres.units.unit import Unit, finish_interrupted, is_done
 
 log = logging.getLogger(__name__)
-PRELOAD = "persres.units.worker_start"  # the first import of the process that workers are forked from
 
 
 def run_units(units: list[Unit], work: Path, job: Job | UnitFunction, workers: int, device: str) -> None:
     """Run the units that are not done, as a job or by a plain function; every unit finishes or fails.
 
-    ``workers`` processes, 0 for one per core. Raises UnitFailures once, with the reasons of all units that failed.
+    ``workers`` processes, 0 for one per core. Raises UnitFailures once, with the reasons of all units that failed, and
+    WorkerStartError where no process can begin: in a script whose calls are not guarded.
     """
+    refuse_repeated_script()
     if not units:
         return
     stage = units[0].stage
@@ -73,23 +76,35 @@ def _measure(run: Run, group: list[Unit]) -> int:
     if run.workers == 1:
         _set_threads(run.threads)
         return run.job.batch_size(group, run.device, run.workers)
-    with _worker_pool(1, run) as pool:
+    with _worker_pool(1, run) as (pool, _):
         return pool.submit(run.job.batch_size, group, run.device, run.workers).result()
 
 
 def _run_in_processes(run: Run, batches: list[list[Unit]], report: _Report) -> dict[str, str]:
     failures: dict[str, str] = {}
-    with _worker_pool(min(run.workers, len(batches)), run) as pool:
-        pending = {pool.submit(_attempt, run, batch): batch for batch in batches}
+    with _worker_pool(min(run.workers, len(batches)), run) as (pool, began):
+        pending = {_submit(pool, run, batch): batch for batch in batches}
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 batch = pending.pop(future)
                 try:
                     failed = future.result()
                 except BrokenProcessPool:
+                    if not began.is_set():
+                        raise
                     failed = {unit.name: _died(batch) for unit in batch if not is_done(unit, run.work)}
                 failures |= report(batch, failed)
     return failures
+
+
+def _submit(pool: ProcessPoolExecutor, run: Run, batch: list[Unit]) -> Future:
+    """A future of the batch; a failed one if the pool is broken already."""
+    try:
+        return pool.submit(_attempt, run, batch)
+    except BrokenProcessPool as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
 
 
 def _attempt(run: Run, batch: list[Unit]) -> dict[str, str]:
@@ -102,20 +117,26 @@ def _died(batch: list[Unit]) -> str:
 
 
 @contextmanager
-def _worker_pool(processes: int, run: Run) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes; an error inside the block kills them, so that Ctrl-C does not wait for a unit to end."""
+def _worker_pool(processes: int, run: Run) -> Iterator[tuple[ProcessPoolExecutor, Event]]:
+    """A pool of processes, and whether one has begun; an error inside the block kills them, so that Ctrl-C does not wait for a unit to end.
+
+    Raises WorkerStartError if all end before they begin.
+    """
     warm_up(getattr(run.job.run, "func", run.job.run).__module__)
-    start = (run.threads, dict(os.environ))  # workers are forked from a process with the environment of its own start
-    pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("forkserver"), initializer=_start_worker, initargs=start
-    )
+    context = get_context("forkserver")
+    began = context.Event()
+    # workers are forked from a process with the environment of its own start
+    start = (began, run.threads, dict(os.environ))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=start)
     try:
-        yield pool
+        yield pool, began
         pool.shutdown()
-    except BaseException:
+    except BaseException as error:
         for process in list((pool._processes or {}).values()):
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool) and not began.is_set():
+            raise WorkerStartError(no_worker_began()) from None
         raise
 
 
@@ -168,7 +189,7 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(min(threads, int(most)) if most.isdigit() and int(most) else threads)
 
 
-def _start_worker(threads: int, environment: dict[str, str]) -> None:
+def _start_worker(began: Event, threads: int, environment: dict[str, str]) -> None:
     """Give a worker its share of the cores, and end it when its parent is gone (kill -9 does not reach children)."""
     os.environ.clear()
     os.environ.update(environment)
@@ -183,3 +204,4 @@ def _start_worker(threads: int, environment: dict[str, str]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    began.set()

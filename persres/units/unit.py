@@ -73,8 +73,10 @@ class Manifest(BaseModel):
         """Return why this is no manifest of a finished unit of its stage; None if it is one."""
         expected = RESULTS.get(self.stage)
         if not self.files or (expected and set(self.files) != expected):
-            return f"its files are not those of a unit of {self.stage}: {', '.join(sorted(expected or ['one at least']))}"
-        if self.stage == "sample" and not self.facts.parameters:
+            return (
+                f"its files are not those of a unit of {self.stage}: {', '.join(sorted(expected or ['one at least']))}"
+            )
+        if self.stage == "sample" and "parameters" not in self.facts.model_fields_set:
             return "facts.parameters is missing, which the tables report"
         return None
 
@@ -188,12 +190,12 @@ def _write_manifests(ready: Path, manifests: list[dict[str, Any]]) -> None:
 
 def facts(unit: Unit, work: Path) -> dict[str, Any]:
     """The facts that a finished unit recorded about its run (seconds, memory, versions)."""
-    return json.loads((unit.folder(work) / MANIFEST).read_text())["facts"]
+    return json.loads((unit.folder(work) / MANIFEST).read_bytes()).get("facts", {})
 
 
 def amend(unit: Unit, work: Path, more: dict[str, Any]) -> None:
     """Add facts to a finished unit's manifest, by the same atomic rename."""
     path = unit.folder(work) / MANIFEST
     manifest = json.loads(path.read_text())
-    manifest["facts"] |= more
+    manifest["facts"] = manifest.get("facts", {}) | more
     write_atomic(path, _as_bytes(manifest))
