@@ -27,6 +27,7 @@ SILENT = {
         "config.legacy",
         "config.problems",
         "units.locks",
+        "units.main_module",
         "units.pool",
         "units.provenance",
     )

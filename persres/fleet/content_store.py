@@ -189,10 +189,10 @@ def get_unit(store: Store, unit: Unit, work: Path) -> bool:
     Raises Damaged if an object does not match the manifest. The manifest is removed then, so that the unit runs again.
     """
     key, folder = manifest_key(unit), unit.folder(work)
-    found = _read_checked(store, key, lambda data: (read_manifest(data, unit, key), data))
-    if found is None:
+    read = _read_checked(store, key, lambda data: (read_manifest(data, unit, key), data))
+    if read is None:
         return False
-    manifest, data = found
+    manifest, data = read
     try:
         for name, digest in manifest.files.items():
             if not (_download(store, digest, folder / name) or _download(store, digest, folder / name)):

@@ -29,7 +29,7 @@ PATIENCE, PAUSE = (
     timedelta(seconds=2),
 )  # retries of a server that is down, and the longest pause between two
 PART = 64 << 20  # bytes per request of a download
-_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):/+")  # a folder may have a colon in its name
+_SCHEME = re.compile(r"\s*([sS]3(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=:/)):/*")  # a folder may have a colon in its name
 T = TypeVar("T")
 
 
@@ -176,11 +176,11 @@ class S3Store:
 
     def read(self, key: str) -> bytes | None:
         """See :class:`Store`."""
-        found = self._call(key, lambda: self.store.get(key), absent=None)
-        if found is None:
+        answer = self._call(key, lambda: self.store.get(key), absent=None)
+        if answer is None:
             return None
-        _check_size(found.meta["size"], key)
-        return self._call(key, lambda: bytes(found.bytes()))
+        _check_size(answer.meta["size"], key)
+        return self._call(key, lambda: bytes(answer.bytes()))
 
     def write(self, key: str, data: bytes, only_new: bool = False) -> bool:
         """See :class:`Store`. A retry after a lost response is refused like a second writer: the bytes decide whether they are ours."""

@@ -30,6 +30,7 @@ ORCHESTRATION = (
     "persres.stages",
     "persres.versions",  # brings files, each known by its digest
     "persres.workflow",
+    "persres.untrusted.fields",  # types of what units record
     "persres.models.compat",  # lets torchvision be imported
     "persres.methods.common.registry",
     "persres.methods.common.base",

@@ -35,7 +35,7 @@ from persres.units.checkpoints import read_tensors
 from persres.units.files import digest_folder
 from persres.units.pool import run_units
 from persres.units.specs import FileRef
-from persres.units.unit import MANIFEST, READY, Unit, batch_folder, facts, finish, is_done
+from persres.units.unit import MANIFEST, READY, RESULTS, Unit, batch_folder, facts, finish, is_done
 from persres.workflow import load_context, run_stage
 from tests.support import fleet_demo
 from tests.support.fleet_demo import compared
@@ -493,3 +493,16 @@ def test_images_do_not_depend_on_a_halved_batch(chain, monkeypatch, tmp_path):
 def test_a_stage_without_a_job_type_is_refused(tmp_path):
     with pytest.raises(PersresError, match=r"stages/jobs\.py"):
         job_type("fetch")
+
+
+def test_every_stage_with_units_knows_its_files():
+    from persres.methods.common import sample_units, train_units
+    from persres.metrics import nouns, score_units
+    from persres.training import class_images
+
+    assert set(JOB_TYPES) <= set(RESULTS)
+    made = {
+        "train": {train_units.LEARNED, train_units.LOG}, "sample": {sample_units.ARCHIVE}, "score": {score_units.FILE},
+        "nouns": {nouns.FILE}, "class_images": {class_images.ARCHIVE}, "noop": {"number.txt"},
+    }  # fmt: skip
+    assert {stage: RESULTS[stage] for stage in made} == made

@@ -32,9 +32,10 @@ from persres.residuals.file import load_residual
 from persres.residuals.header import read_header
 from persres.residuals.lora import read_lora
 from persres.units.context import Context
+from persres.units.files import write_atomic
 from persres.units.outputs import read_index, read_macro_classes
 from persres.units.specs import Spec
-from persres.units.unit import MANIFEST, Unit, facts, finish, finish_interrupted, is_done
+from persres.units.unit import MANIFEST, RESULTS, Unit, facts, finish, finish_interrupted, is_done
 from persres.untrusted.text import markdown
 from tests.fuzz.inputs import as_json, damaged, damaged_bytes, json_files, yaml_files
 from tests.fuzz.rule import Target
@@ -213,6 +214,7 @@ class PlainSpec(Spec):
 
 
 UNIT = Unit("train", "ours/mug", PlainSpec())
+FILES = {f"train/{UNIT.hash}/{name}": b"x" for name in RESULTS["train"]}
 
 
 @cache
@@ -221,11 +223,11 @@ def manifests() -> tuple[Any, ...]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        file = UNIT.folder(Path(folder)) / "learned.safetensors"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(b"x")
-        finish(UNIT, Path(folder), [file], {"seconds": 1.0})
-        return (json.loads((file.parent / MANIFEST).read_text()),)
+        files = [UNIT.folder(Path(folder)) / name for name in sorted(RESULTS["train"])]
+        for file in files:
+            write_atomic(file, b"x")
+        finish(UNIT, Path(folder), files, {"seconds": 1.0})
+        return (json.loads((files[0].parent / MANIFEST).read_text()),)
 
 
 def read_local_manifest(path: Path) -> object:
@@ -313,8 +315,8 @@ TARGETS = (
     file_target("concept_of_folder", "concept.json", json_files(CONCEPT), lambda path: describe(path.parent), {"1.png": photos()[0]}),
     file_target("customconcept101", "dataset.json", json_files(CUSTOM), customconcept101._entries),
     file_target("dreambooth", "prompts_and_classes.txt", damaged_bytes((DREAM,)), dreambooth.read_list),
-    file_target("unit_manifest", f"train/{UNIT.hash}/{MANIFEST}", json_files(*manifests()), read_local_manifest, {f"train/{UNIT.hash}/learned.safetensors": b"x"}),
-    file_target("batch_manifests", "train/batch-0/ready.json", json_files(list(manifests())), read_ready, {f"train/{UNIT.hash}/learned.safetensors": b"x"}),
+    file_target("unit_manifest", f"train/{UNIT.hash}/{MANIFEST}", json_files(*manifests()), read_local_manifest, FILES),
+    file_target("batch_manifests", "train/batch-0/ready.json", json_files(list(manifests())), read_ready, FILES),
     Target("store_manifest", json_files(*manifests()), read_store_manifest),
     file_target("macro_classes", "macro_class/macro_class.json", json_files(CLASSES), lambda path: read_macro_classes(context(path))),
     file_target("index", "samples/index.json", json_files(INDEX), lambda path: read_index(context(path))),
