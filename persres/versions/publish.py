@@ -277,7 +277,7 @@ def _lock(folder: Path) -> Lock:
     path = folder / "dvc.lock"
     if not path.exists():
         raise PersresError(f"not published: {path} is missing, so nothing has run; dvc repro, then publish")
-    return read_yaml(path, Lock, "dvc repro writes it again")
+    return read_yaml(path, Lock | None, "dvc repro writes it again") or Lock()
 
 
 def _outputs(folder: Path, lock: Lock) -> tuple[int, int]:

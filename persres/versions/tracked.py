@@ -117,12 +117,14 @@ def _dvc_files(snapshot: Snapshot, folder: str) -> list[str]:
 
 def _read(snapshot: Snapshot, file: str) -> list[Out]:
     if file.endswith(".dvc"):
-        return parse_yaml(snapshot.text(file), Stage, file, FIX).outs or []
-    lock = parse_yaml(snapshot.text(file), Lock, file, FIX)
+        stage = parse_yaml(snapshot.text(file), Stage | None, file, FIX) or Stage()
+        return stage.outs or []
+    lock = parse_yaml(snapshot.text(file), Lock | None, file, FIX) or Lock()
     pipeline = posixpath.join(posixpath.dirname(file), "dvc.yaml")
     if pipeline in snapshot.paths():  # dvc.lock remembers stages that were removed
-        known = parse_yaml(snapshot.text(pipeline), Pipeline, pipeline, FIX).stages or {}
-        lock.stages = {name: stage for name, stage in (lock.stages or {}).items() if name.partition("@")[0] in known}
+        known = parse_yaml(snapshot.text(pipeline), Pipeline | None, pipeline, FIX) or Pipeline()
+        stages = (lock.stages or {}).items()
+        lock.stages = {name: stage for name, stage in stages if name.partition("@")[0] in (known.stages or {})}
     return lock.outs()
 
 
