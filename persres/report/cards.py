@@ -16,13 +16,16 @@ from PIL import Image
 from persres.datasets.layout import Concept, read_concepts
 from persres.images import unzip_images
 from persres.metrics.scores import score_columns
-from persres.report.table_text import markdown
+from persres.report import table_text
 from persres.residuals.header import header_facts, read_header
 from persres.units.context import Context
 from persres.units.outputs import learned_path, read_index, scores_path
+from persres.untrusted.names import identifier
+from persres.untrusted.text import code_span, markdown, printable
 
 MIN_CELL = 160  # pixels; smaller images are enlarged with hard edges
 NUM_PREVIEWS = 4
+MAX_TEXT = 2000  # characters of one value in the front matter
 Scores = dict[str, dict[str, float | int]]  # by config: number of images, mean scores
 
 
@@ -44,7 +47,7 @@ def write_cards(context: Context, out: Path) -> None:
             (out / variant).mkdir(exist_ok=True)
             _preview(context, sampled[0], concept.name).save(out / variant / f"{concept.name}.png")
             card = card_text(read_header(learned), concept, scores, sampled[0])
-            (out / variant / f"{concept.name}.md").write_text(card)
+            (out / variant / f"{concept.name}.md").write_text(card, encoding="utf-8")
 
 
 def _scores(rows: pd.DataFrame, concept: str, configs: list[str]) -> Scores:
@@ -75,7 +78,16 @@ def front_matter(facts: dict[str, Any], scores: Scores | None = None) -> str:
         "instance_prompt": f"a photo of a {facts['v_star']} {facts['macro_class']}",
         "persres": facts | ({} if scores is None else {"scores": scores}),
     }
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+    return f"---\n{yaml.safe_dump(_printable(front), sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def _printable(value: Any) -> Any:
+    """The value with every text in it printable, keys too."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(inner) for inner in value]
+    return printable(value, MAX_TEXT) if isinstance(value, str) else value
 
 
 def _is_lora(facts: dict[str, Any]) -> bool:
@@ -84,16 +96,20 @@ def _is_lora(facts: dict[str, Any]) -> bool:
 
 
 def _page(facts: dict[str, Any], scores: Scores, config: str) -> str:
-    name, columns = facts["concept"], list(dict.fromkeys(key for row in scores.values() for key in row))
-    table = [[title, *(_cell(row.get(column)) for column in columns)] for title, row in scores.items()]
-    weights = f", weights {facts['base_model_weights']}" if facts["base_model_weights"] else ""
+    name, columns = (
+        identifier(facts["concept"], "concept"),
+        list(dict.fromkeys(key for row in scores.values() for key in row)),
+    )
+    table = [[markdown(title), *(_cell(row.get(column)) for column in columns)] for title, row in scores.items()]
+    weights = f", weights {markdown(facts['base_model_weights'])}" if facts["base_model_weights"] else ""
+    macro_class = markdown(facts["macro_class"])
     lora = f"\npersres export {name}.safetensors --to diffusers     # or kohya, for ComfyUI" if _is_lora(facts) else ""
-    return f"""# {name}: a {facts["macro_class"]}, trained by method `{facts["settings"]["method"]}`
+    return f"""# {name}: a {macro_class}, trained by method {code_span(facts["settings"]["method"])}
 
-![images of {name}, sampled by config {config}]({name}.png)
+![images of {name}, sampled by config {markdown(config)}]({name}.png)
 
-{facts["parameters"]:,} parameters trained on {facts["photos"]} photos, for `{facts["base_model"]}`{weights}, at {facts["resolution"]} pixels.
-In prompts it is `{facts["v_star"]} {facts["macro_class"]}`; V* has the embedding of `{facts["rare_token"]}`.
+{facts["parameters"]:,} parameters trained on {facts["photos"]} photos, for {code_span(facts["base_model"])}{weights}, at {facts["resolution"]} pixels.
+In prompts it is {code_span(f"{facts['v_star']} {facts['macro_class']}")}; V* has the embedding of {code_span(facts["rare_token"])}.
 
 ```sh
 persres generate {name}.safetensors --prompt "a photo of a {{}} on the beach"{lora}
@@ -103,11 +119,11 @@ persres generate {name}.safetensors --prompt "a photo of a {{}} on the beach"{lo
 
 Means over this concept's images.
 
-{markdown(["config", *columns], table)}
+{table_text.markdown(["config", *map(markdown, columns)], table)}
 ## Provenance
 
-Photos' licence: {facts["photos_licence"]}. Training {facts["spec_hash"]} (settings above), photos {facts["dataset_hash"][:16]}, code
-{facts["code"]}, persres {facts["versions"].get("persres", "?")}.
+Photos' licence: {markdown(facts["photos_licence"])}. Training {markdown(facts["spec_hash"])} (settings above), photos {facts["dataset_hash"][:16]}, code
+{markdown(facts["code"])}, persres {markdown(facts["versions"].get("persres", "?"))}.
 """
 
 

@@ -16,6 +16,7 @@ _SECRET = re.compile(
     r"(?P<quote>['\"]?)[^\s&;'\"<>]+",
     re.IGNORECASE,
 )
+_MARKS = re.compile(r"[\\`*\[\]|#!~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # an underscore inside a word is literal
 _BEARER = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[\w+/=.~-]{8,}")
 
 
@@ -61,4 +62,9 @@ def plain_text(text: object, what: str, longest: int = 5000, allowed: str = "") 
 def markdown(text: object, longest: int = LONGEST) -> str:
     """Return the text as one line of literal text for a Markdown page: no HTML, links, tables or emphasis of its own."""
     escaped = html.escape(printable(text, longest), quote=False)
-    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", escaped)
+    return _MARKS.sub(r"\\\g<0>", escaped)
+
+
+def code_span(text: object, longest: int = LONGEST) -> str:
+    """Return the text as a code span of a Markdown page, one line."""
+    return f"`{printable(text, longest).replace('`', chr(39))}`"
