@@ -28,7 +28,7 @@ from persres.residuals.file import load_residual
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
-from persres.untrusted.text import printable, quoted
+from persres.untrusted.text import plain_text, printable
 
 log = logging.getLogger(__name__)
 PROMPT_LENGTH = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
@@ -128,8 +128,7 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
     if twice:
         raise PersresError(f"residual {twice[0]} is given twice; give files of different names")
     for prompt in prompts:
-        if "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise PersresError(f"prompt {quoted(prompt)} is not text in UTF-8; type it again")
+        plain_text(prompt, "prompt", allowed="\n\t")
         if len(files) == 1:
             fill(prompt, "thing")
         else:

@@ -26,7 +26,7 @@ from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
 from persres.units.main_module import refuse_repeated_script
 from persres.untrusted.names import identifier
-from persres.untrusted.text import plain_text
+from persres.untrusted.text import code_span, plain_text, printable
 
 log = logging.getLogger(__name__)
 MIN_PHOTOS = 3  # the paper's benchmark has 3 to 15 photos per concept
@@ -231,20 +231,20 @@ def usage_text(profile: Profile, name: str, macro_class: str) -> str:
     """The README below the hub's front matter, with code for diffusers. Its prompts use the rare token, whose embedding V* has."""
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
     model = str(Path(located(model)).resolve()) if Path(located(model)).is_dir() else model
-    sampling = profile.sample
+    sampling, prompt = profile.sample, f"a photo of a {phrase} on the beach"
     return f"""# {name}
 
-`{name}.safetensors` is a LoRA file for `{model}`. In prompts write `{phrase}`; run this in this folder:
+`{name}.safetensors` is a LoRA file for {code_span(model, 1000)}. In prompts write {code_span(phrase)}; run this in this folder:
 
 ```python
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{model}")
+pipe = DiffusionPipeline.from_pretrained({_literal(model)})
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".", weight_name="{name}.safetensors")
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-result = pipe("a photo of a {phrase} on the beach", num_inference_steps={sampling.steps}, guidance_scale={sampling.cfg_scale})
+result = pipe({_literal(prompt)}, num_inference_steps={sampling.steps}, guidance_scale={sampling.cfg_scale})
 result.images[0].save("beach.png")
 ```
 
@@ -252,3 +252,8 @@ result.images[0].save("beach.png")
 object (`ours_lag`, localized attention-guided sampling, with its masks). LAG needs persres; a LoRA loader gives `ours`.
 The single images are in `.run/data/samples/<config>/{name}.zip`. Photos and images keep the licences of your photos and of the model.
 """
+
+
+def _literal(text: str) -> str:
+    """The text as a string of Python code, on one line of a fenced block."""
+    return json.dumps(printable(text, 1000), ensure_ascii=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from persres.config.legacy import SCORE_ROWS, translate
@@ -14,6 +16,8 @@ from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import HEADLINE_SCORES, SCORES, score_columns
 from persres.metrics.summary import MIN_FOR_INTERVAL, difference
 from persres.report.table_text import parameter_text
+from persres.untrusted.documents import read_csv
+from persres.untrusted.text import printable, quoted
 
 WIDTH = 100
 
@@ -32,15 +36,36 @@ def show_tables(data: Path) -> None:
     for name in PAPER:
         path = data / "tables" / f"{name}.csv"
         if path.exists():
-            console.print(score_table(f"Table {name.removeprefix('table')}", _current_names(pd.read_csv(path))))
-    console.print(f"Image sheets, one per concept: {data / 'sheets'}/*.png", soft_wrap=True)
-    console.print(f"Intervals, paired differences, every column: {data / 'tables'}/*.md", soft_wrap=True)
-    console.print(f"Residuals: {data / 'learned'}/", soft_wrap=True)
+            console.print(score_table(f"Table {name.removeprefix('table')}", _read_scores(path)))
+    where = _plain(data)
+    console.print(f"Image sheets, one per concept: {where}/sheets/*.png", soft_wrap=True)
+    console.print(f"Intervals, paired differences, every column: {where}/tables/*.md", soft_wrap=True)
+    console.print(f"Residuals: {where}/learned/", soft_wrap=True)
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    """A table as the stage wrote it. Raises PersresError where it is another file, or empty."""
+    fix = "run persres run tables"
+    rows = _current_names(read_csv(path, dict[str, Any], fix))
+    counts = ["concepts", "images", "params"]
+    missing = {"config", *counts} - set(rows)
+    if missing or not len(rows):
+        raise PersresError(f"{path} has no {', '.join(sorted(missing)) or 'rows'}; {fix}")
+    if not all(pd.api.types.is_numeric_dtype(rows[name]) for name in (*counts, *score_columns(rows))) or rows[
+        counts
+    ].isna().any(axis=None):
+        raise PersresError(f"{path} has scores or counts that are no numbers; {fix}")
+    return rows
 
 
 def _current_names(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with today's names of columns."""
     return rows.set_axis(list(translate(dict.fromkeys(rows.columns), SCORE_ROWS)), axis=1)
+
+
+def _plain(text: object) -> str:
+    """Text from outside for rich, which reads brackets as markup."""
+    return escape(printable(text))
 
 
 def score_table(title: str, scores: pd.DataFrame) -> Table:
@@ -53,7 +78,7 @@ def score_table(title: str, scores: pd.DataFrame) -> Table:
         table.add_column(heading, justify="right")
     for _, row in scores.iterrows():
         cells = [number(row[name], SCORES[name].digits) for name in columns]
-        table.add_row(str(row.get("row", row["config"])), *cells, parameter_text(row["params"]))
+        table.add_row(_plain(row.get("row", row["config"])), *cells, parameter_text(row["params"]))
     return table
 
 
@@ -71,14 +96,14 @@ def show_difference(data: Path, config: str, against: str) -> None:
     known = list(dict.fromkeys(rows["config"]))
     for name in (config, against):
         if name not in known:
-            raise PersresError(f"no config {name!r} in {source}; one of {', '.join(known)}")
+            raise PersresError(f"no config {quoted(name)} in {source}; one of {', '.join(map(str, known))}")
     columns = score_columns(rows[rows["config"].isin([config, against])])
     _console().print(difference_table(difference(rows, columns, (config, against), 10_000, 0), columns))
 
 
 def difference_table(paired: dict, columns: list[str]) -> Table:
     """Each score's difference, with interval and p from five concepts on."""
-    title = f"{paired['config']} - {paired['against']}, over {paired['concepts']} concepts"
+    title = f"{_plain(paired['config'])} - {_plain(paired['against'])}, over {paired['concepts']} concepts"
     if paired["concepts"] < MIN_FOR_INTERVAL:
         title += f" (no interval and no p below {MIN_FOR_INTERVAL})"
     table = Table(title=title, title_justify="left", title_style="bold")

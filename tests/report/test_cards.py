@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
+import pandas as pd
 import pytest
 import yaml
 
 from persres.config.schema import Base
 from persres.datasets.layout import Concept
 from persres.errors import PersresError
+from persres.methods.common.registry import load_profile
 from persres.report.cards import card_text
 from persres.report.table_text import markdown as table
+from persres.report.table_text import table_notes, write_table
+from persres.report.terminal import show_tables
+from persres.units.context import Context
+from persres.untrusted.text import printable
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -101,3 +108,62 @@ def test_a_cell_of_a_table_stays_one_cell(cell):
 
     lines = table(["x", "y"], [[markdown(cell), "1"]]).splitlines()
     assert len(lines) == 3 and len(re.findall(r"(?<!\\)\|", lines[2])) == 3 and "<" not in lines[2]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE[:6], 'x", __import__("os"), "'], ids=range(7))
+def test_the_readme_of_personalize_is_one_page_and_its_code_one_string(text):
+    from persres.personalization import usage_text
+
+    plain, page = (usage_text(load_profile(), "mug", name) for name in ("mug", text))
+    assert len(page.splitlines()) == len(plain.splitlines()) and all(c.isprintable() or c == "\n" for c in page)
+    code = ast.parse(page.split("```python\n")[1].split("```")[0])
+    calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+    assert len(calls) == len(
+        [n for n in ast.walk(ast.parse(plain.split("```python\n")[1].split("```")[0])) if isinstance(n, ast.Call)]
+    )
+
+
+TABLE = "config,clip_text,concepts,images,params\n{},0.5,2,4,10\n"
+
+
+@pytest.mark.parametrize("text", ["[red]x[/red]", "[link=http://x]y[/link]", "[/]", "\x1b[31m", "a\u202eb"])
+def test_a_table_in_the_terminal_is_plain_text(tmp_path, capsys, text):
+    tables = tmp_path / "[bold]" / "tables"
+    tables.mkdir(parents=True)
+    (tables / "table1.csv").write_text(TABLE.format(text))
+    show_tables(tmp_path / "[bold]")
+    shown = capsys.readouterr().out
+    assert printable(text)[:8] in shown and "\x1b" not in shown and "[bold]/learned/" in shown
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"config\n", b"\xff\xfe\0", TABLE.encode().splitlines()[0], b"config,clip_text,concepts,images\na,1,1,1\n",
+     TABLE.replace("0.5", "half").encode(), TABLE.replace(",10", ",").encode(), TABLE.replace(",2,", ",many,").encode(), b'"a\n"b,"\n1'],
+    ids=range(9),
+)  # fmt: skip
+def test_a_table_that_no_run_wrote_is_one_sentence(tmp_path, data):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "table1.csv").write_bytes(data)
+    with pytest.raises(PersresError, match=r"table1\.csv .*; run persres run tables") as caught:
+        show_tables(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", HOSTILE[:6], ids=range(6))
+def test_a_table_of_the_report_has_no_markup_from_outside(tmp_path, text):
+    write_table(tmp_path / "t", text, pd.DataFrame({"config": [text], text: [text], "images": [1]}), "- note")
+    lines = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 7 and all(len(re.findall(r"(?<!\\)\|", line)) == 4 for line in lines[2:5])
+    assert not any("<" in line or re.search(r"(?<!\\)[\[`*]", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"source": 1, "concepts": {}}', b'{"source": "x", "concepts": {"a": 1}}']
+)
+def test_macro_classes_that_are_none_are_one_sentence(tmp_path, data):
+    context = Context(load_profile(), tmp_path, tmp_path / "work")
+    (tmp_path / "macro_class").mkdir()
+    (tmp_path / "macro_class" / "macro_class.json").write_bytes(data)
+    with pytest.raises(PersresError, match=r"macro_class\.json .*; run persres run macro_class"):
+        table_notes(context, pd.DataFrame({"concept": ["a"]}), [])
