@@ -26,6 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", "
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # by content. Of Pillow's other decoders, EPS would start a program.
 SMALLEST = 16  # pixels, short side; smaller images have nothing to train on
 MOST_PIXELS = 120_000_000  # a camera's largest; one takes a gigabyte of memory while it is decoded
+CHEAP_PIXELS, MOST_PIXELS_PER_BYTE = 16_000_000, 1000  # a flat drawing has a few hundred pixels per byte
 MOST_SCANS, MOST_SEGMENTS = 64, 10_000  # of a JPEG; a progressive one has about ten scans
 MOST_PHOTO_BYTES = 1 << 30
 CACHED_PIXELS = 170_000_000  # of decoded photos: 512 MB, fourteen of a phone's
@@ -108,7 +109,7 @@ def decode(
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), "r", formats) as opened:
             pixels = opened.width * opened.height
             if pixels <= MOST_PIXELS:
-                _check_scans(data)
+                _check_cost(data, pixels)
                 opened.load()
                 image, turn = _to_rgb(opened), _orientation(opened)
                 opened.close()  # frees its pixels
@@ -126,8 +127,10 @@ def decode(
     )
 
 
-def _check_scans(data: bytes) -> None:
-    """Raises ValueError for a JPEG that would take minutes: each scan is decoded over the whole image, even one of a few bytes."""
+def _check_cost(data: bytes, pixels: int) -> None:
+    """Raises ValueError for a small file that would take a gigabyte or minutes: a JPEG's scan of a few bytes costs a pass over all pixels."""
+    if pixels > max(CHEAP_PIXELS, MOST_PIXELS_PER_BYTE * len(data)):
+        raise ValueError(f"{len(data)} bytes cannot hold a photo of {pixels / 1e6:.0f} megapixels")
     scans = segments = 0
     marker = _MARKER.search(data, 2) if data.startswith(b"\xff\xd8") else None
     while marker and marker[0] != b"\xff\xd9":

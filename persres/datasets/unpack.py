@@ -47,23 +47,22 @@ def _members(
     archive: Path, infos: list[zipfile.ZipInfo], prefix: str, also: tuple[str, ...]
 ) -> dict[str, zipfile.ZipInfo]:
     """The files to unpack by their path below the target; every other entry is checked too."""
-    paths, members = [], []
+    members: list[tuple[str, zipfile.ZipInfo]] = []
+    more: list[tuple[str, zipfile.ZipInfo]] = []
     for info in infos:
         if SYSTEM_NAMES.intersection(info.filename.lower().split("/")):
             continue  # unchecked: macOS has a file "Icon\r"
         path = entry_path(archive, info)
-        if info.is_dir():
-            continue
-        if info.filename.startswith(prefix):
-            paths.append(path.removeprefix(prefix))
-            members.append(info)
+        if info.filename.startswith(prefix) and not info.is_dir():
+            members.append((path.removeprefix(prefix), info))
         elif info.filename in also:
-            paths.append(PurePosixPath(path).name)
-            members.append(info)
-    if not any(info.filename.startswith(prefix) for info in members):
+            more.append((PurePosixPath(path).name, info))
+    if not members:
         raise PersresError(f"{archive} holds nothing below {prefix!r}; it is another archive: delete it and run again")
-    check_distinct(archive, paths)
-    return dict(zip(paths, members, strict=True))
+    taken = {path.casefold() for path, _ in members}
+    members += [(path, info) for path, info in more if path.casefold() not in taken]
+    check_distinct(archive, [path for path, _ in members])
+    return dict(members)
 
 
 def _extract(packed: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:

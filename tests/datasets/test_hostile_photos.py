@@ -116,6 +116,13 @@ def test_too_many_pixels_are_refused_in_megapixels_before_decoding(tmp_path, mon
     refused(tmp_path / "x.jpg", rf"has {megapixels} megapixels; replace it by a copy of at most 120$")
 
 
+@pytest.mark.parametrize("build", [jpeg_of, png_of, bmp_of])
+def test_a_small_file_that_claims_many_pixels_is_refused_before_decoding(tmp_path, monkeypatch, build):
+    (tmp_path / "x.jpg").write_bytes(build(1_600, 60_000))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    refused(tmp_path / "x.jpg", "bytes cannot hold a photo of 96 megapixels")
+
+
 def test_a_jpeg_of_many_scans_is_refused_and_a_progressive_one_is_not(tmp_path):
     """Each scan of a few bytes costs a pass over the whole image."""
     data = saved(NOISE, "JPEG", progressive=True)

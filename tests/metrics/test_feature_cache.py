@@ -231,3 +231,31 @@ def test_an_archive_without_an_image_is_one_clear_error(units, tmp_path):
         damaged = Unit("score", "ours/mug", units[1].spec.model_copy(update={"classifier": classifier}))
         with pytest.raises(PersresError, match=r"ours\.zip is not a whole image archive"):
             score_unit(damaged, tmp_path / "work", "cpu")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a" + bytes(20), png_bytes(noise(1))[:90]]
+)
+def test_an_archives_image_that_is_none_is_named(tmp_path, content):
+    feature_cache.archive_images.cache_clear()
+    path = tmp_path / "ours.zip"
+    path.write_bytes(zip_bytes({"00_000.png": png_bytes(noise(1)), "00_001.png": content}))
+    for read in (
+        lambda: list(feature_cache.read_archive(path, ["00_000", "00_001"], 4)),
+        lambda: feature_cache.archive_images(feature_cache.Source("x", path)),
+    ):
+        with pytest.raises(PersresError, match=r"ours\.zip: 00_001\.png is not a readable image.*sample again"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/tmp/evil.png", "a\\b.png", "C:evil.png"])
+def test_an_archives_names_are_checked(tmp_path, name):
+    feature_cache.archive_images.cache_clear()
+    path = tmp_path / "ours.zip"
+    path.write_bytes(zip_bytes({"00_000.png": png_bytes(noise(1)), name: b""}))
+    for read in (
+        lambda: list(feature_cache.read_archive(path, ["00_000"], 4)),
+        lambda: feature_cache.archive_images(feature_cache.Source("y", path)),
+    ):
+        with pytest.raises(PersresError, match="leads out"):
+            read()

@@ -58,7 +58,7 @@ HOSTILE = {
     "trailing dot": ([("in/a.txt", b"1"), ("in/a.txt.", b"2")], "are one file"),
     "trailing blank in a folder": ([("in/b/a.txt", b"1"), ("in/b /a.txt", b"2")], "are one file"),
     "two Unicode forms": ([("in/\u00e9", b"1"), ("in/e\u0301", b"2")], "are one file"),
-    "file also next to the prefix": ([("in/LICENSE", b"1"), ("LICENSE", b"2")], "are one file"),
+    "two licences": ([("LICENSE", b"1"), ("LICENSE", b"2")], "are one file"),
     "file and folder": ([("in/a", b"1"), ("in/a/b", b"2")], "both a file and the folder"),
     "folder and file": ([("in/a/b/c", b"1"), ("in/A", b"2")], "both a file and the folder"),
     "symbolic link": ([(of_kind("in/a", stat.S_IFLNK), b"/etc/passwd")], "link or a device"),
@@ -140,6 +140,12 @@ def test_what_systems_add_is_left_out_and_plain_names_are_unpacked(tmp_path):
     (tmp_path / "a.zip").write_bytes(packed([(name, b"x") for name in names + extra]))
     unpack(tmp_path / "a.zip", tmp_path / "out", "in/")
     assert sorted(f"in/{p.relative_to(tmp_path / 'out')}" for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(names)  # fmt: skip
+
+
+def test_a_licence_below_the_prefix_is_not_replaced_by_the_archives(tmp_path):
+    (tmp_path / "a.zip").write_bytes(packed([("LICENSE", b"outer"), ("in/License", b"inner"), ("NOTICE", b"outer")]))
+    unpack(tmp_path / "a.zip", tmp_path / "out", "in/", ("LICENSE", "NOTICE"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"License": b"inner", "NOTICE": b"outer"}
 
 
 @pytest.mark.parametrize(
