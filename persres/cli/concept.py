@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import Device, Json, Params
+from persres.cli.options import LARGEST_SEED, Device, Json, Params, finite, path
 
 
 def personalize(
-    photos: Annotated[Path, typer.Argument(help="a folder with 3 to 15 photos of one object")],
+    photos: Annotated[Path, typer.Argument(parser=path, help="a folder with 3 to 15 photos of one object")],
     macro_class: Annotated[
         str | None, typer.Option("--class", help="the object's class, e.g. dog; default: zero-shot classification")
     ] = None,
@@ -23,7 +23,7 @@ def personalize(
         str, typer.Option(help="profile with models and training settings; mini needs no GPU and no download")
     ] = "paper",
     params: Params = None,
-    out: Annotated[Path | None, typer.Option(help="output folder; default: personal/<name>")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="output folder; default: personal/<name>")] = None,
 ) -> None:
     """Train a residual on photos of one object and sample a sheet of images."""
     from persres.personalization import personalize as train_and_sample
@@ -35,23 +35,31 @@ def personalize(
 
 
 def generate(
-    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file, or with --subject any LoRA file")],
+    residual: Annotated[
+        Path, typer.Argument(parser=path, help="a residual's safetensors file, or with --subject any LoRA file")
+    ],
     prompt: Annotated[list[str], typer.Option(help="with {} for the concept; can be repeated")],
     others: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="another residual in the same images; prompts then hold {1}, {2} or file names"),
+        typer.Option(
+            "--with", parser=path, help="another residual in the same images; prompts then hold {1}, {2} or file names"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="output folder")] = Path("images"),
-    count: Annotated[int, typer.Option(min=1, help="images per prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same images")] = 0,
+    out: Annotated[Path, typer.Option(parser=path, help="output folder")] = Path("images"),
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="images per prompt")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="the same seed gives the same images")
+    ] = 0,
     lag: Annotated[bool, typer.Option("--lag/--no-lag", help="apply the residual only at the object")] = True,
     masks: Annotated[
         Literal["auto", "paper"], typer.Option(help="auto: masks of the object's size; paper: half of every block")
     ] = "auto",
     subject: Annotated[str | None, typer.Option(help="for any LoRA: the text of {}, e.g. dog")] = None,
-    strength: Annotated[float, typer.Option(min=0, help="scales the residual")] = 1.0,
+    strength: Annotated[float, typer.Option(min=0, max=1000, callback=finite, help="scales the residual")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps")] = 50,
-    cfg_scale: Annotated[float, typer.Option(min=1, help="classifier-free guidance scale")] = 6.0,
+    cfg_scale: Annotated[
+        float, typer.Option(min=1, max=1000, callback=finite, help="classifier-free guidance scale")
+    ] = 6.0,
     model: Annotated[
         str | None, typer.Option(help="another copy of the base model, a hub name or a folder; a LoRA's base model")
     ] = None,
@@ -66,16 +74,16 @@ def generate(
 
     where = masks == "paper" or "auto" if lag else False
     options = GenerateOptions(count, seed, where, strength, steps, cfg_scale, model, device, subject, other_base)
-    for path in sample(residual, tuple(prompt), out, options, tuple(others or ())):
-        print(path)
+    for image in sample(residual, tuple(prompt), out, options, tuple(others or ())):
+        print(image)
 
 
 def export(
-    residual: Annotated[Path, typer.Argument(help="a residual's safetensors file")],
+    residual: Annotated[Path, typer.Argument(parser=path, help="a residual's safetensors file")],
     to: Annotated[
         Literal["diffusers", "kohya"], typer.Option(help="key format: PEFT's, or kohya's (ComfyUI, A1111)")
     ] = "diffusers",
-    out: Annotated[Path | None, typer.Option(help="output folder; default: the residual's")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="output folder; default: the residual's")] = None,
     embedding: Annotated[
         bool, typer.Option("--embedding", help="V* as a Textual Inversion file too; needs the base model")
     ] = False,
@@ -94,13 +102,15 @@ def export(
 
 
 def import_file(
-    lora: Annotated[Path, typer.Argument(help="a LoRA of output projections, with PEFT's or kohya's keys")],
+    lora: Annotated[
+        Path, typer.Argument(parser=path, help="a LoRA of output projections, with PEFT's or kohya's keys")
+    ],
     model: Annotated[str, typer.Option(help="its base model, a hub name or a folder")],
     macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
     name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
     rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",
-    resolution: Annotated[int | None, typer.Option(help="pixels; default: the model's")] = None,
-    out: Annotated[Path | None, typer.Option(help="output folder; default: the file's")] = None,
+    resolution: Annotated[int | None, typer.Option(min=16, max=8192, help="pixels; default: the model's")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="output folder; default: the file's")] = None,
 ) -> None:
     """Convert a LoRA of output projections to a residual, for generate and LAG. A LoRA of other layers needs no import:
     generate --subject applies it as it is."""

@@ -1,17 +1,45 @@
-"""Options that several commands share, with their help."""
+"""Options that several commands share, with their help, and the checks of what a user types."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-Params = Annotated[Path | None, typer.Option(help="settings file; default: ./params.yaml or the package's")]
+from persres.errors import PersresError
+from persres.untrusted.text import plain_text
+
+LONGEST_PATH = 4096
+LARGEST_SEED = 2**63 - 1
+
+
+def path(text: str | Path) -> Path:
+    """A path that a user typed. Raises typer.BadParameter for an empty one, as an unset variable of a shell gives, and for control
+    characters."""
+    if not str(text):
+        raise typer.BadParameter("the path is empty; give a file or folder")
+    try:
+        return Path(plain_text(str(text), "path", longest=LONGEST_PATH))
+    except PersresError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def finite(number: float | None) -> float | None:
+    """A number that a user typed. Raises typer.BadParameter for nan, which passes every comparison, and infinity."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is no finite number")
+    return number
+
+
+Params = Annotated[
+    Path | None, typer.Option(parser=path, help="settings file; default: ./params.yaml or the package's")
+]
 Profile = Annotated[str | None, typer.Option(help="profile; default: the one that params.yaml names")]
-Data = Annotated[Path, typer.Option(help="folder of the stages' results")]
-Work = Annotated[Path, typer.Option(help="scratch folder with finished units")]
-Out = Annotated[Path, typer.Option(help="output folder")]
+Data = Annotated[Path, typer.Option(parser=path, help="folder of the stages' results")]
+Work = Annotated[Path, typer.Option(parser=path, help="scratch folder with finished units")]
+Out = Annotated[Path, typer.Option(parser=path, help="output folder")]
 Repo = Annotated[str, typer.Option(help="a folder or a git URL")]
 Remote = Annotated[str | None, typer.Option(help="DVC remote; default: the repository's")]
 Endpoint = Annotated[str | None, typer.Option(help="address of the S3 server from this machine")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,8 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file
+from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file, path
+from persres.errors import PersresError
 from persres.stages import POOLED, STAGES
 
 Stage = Literal[STAGES]
@@ -54,14 +56,21 @@ def compare(config: str, against: str, data: Data = DATA) -> None:
 
 
 def select_profile(
-    profile: str, params: Annotated[Path, typer.Option(help="the file to change")] = Path("params.yaml")
+    profile: str, params: Annotated[Path, typer.Option(parser=path, help="the file to change")] = Path("params.yaml")
 ) -> None:
     """Select the profile that DVC and every command use: changes one line of params.yaml."""
     from persres.methods.common.registry import load_profile
+    from persres.units.files import write_atomic
+    from persres.untrusted.documents import parse_yaml
 
     load_profile(params, profile)
-    changed = re.sub(r"^profile:.*$", f"profile: {profile}", params.read_text(), count=1, flags=re.MULTILINE)
-    params.write_text(changed)
+    line = (
+        f"profile: {json.dumps(profile, ensure_ascii=False)}" if not profile.isidentifier() else f"profile: {profile}"
+    )
+    changed, count = re.subn(r"^profile:.*$", lambda _: line, params.read_text(), count=1, flags=re.MULTILINE)
+    if not count or parse_yaml(changed, dict, params)["profile"] != profile:
+        raise PersresError(f"{params} has no line of its own for profile; write profile: {profile} there")
+    write_atomic(params, changed.encode())
     print(f"{params}: profile: {profile}")
 
 
