@@ -80,9 +80,10 @@ def generate(
     resolution = base.resolution if options.subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
     settings = {key: getattr(options, key) for key in ("lag", "strength", "steps", "cfg_scale", "seed")}
     settings |= {"model": options.model or base.model} | _identity(files)
+    texts = [_filled(pipe, prompt) for prompt in prompts]
+    pipe.check_call(texts, options.lag, options.steps)
     with progress(residual.stem, len(prompts) * options.count, "image") as advance:
-        for prompt in prompts:
-            text = _filled(pipe, prompt)
+        for prompt, text in zip(prompts, texts, strict=True):
             stem = f"{_name(residual, prompt, settings | {'prompt': text})}_{options.seed}"
             for number in range(options.count):
                 image = _sample(pipe, text, number, resolution, options)
@@ -116,6 +117,8 @@ def _check_options(out: Path, options: GenerateOptions) -> None:
     for name in ("strength", "cfg_scale"):
         if not math.isfinite(getattr(options, name)):
             raise PersresError(f"{name} is {getattr(options, name)}; give a finite number")
+    if options.count < 1 or not -(2**63) <= options.seed < 2**63:
+        raise PersresError(f"count {options.count}, seed {options.seed}: give a count from 1 on, and a seed of 64 bits")
     if out.exists() and not out.is_dir():
         raise PersresError(f"{out} is a file; give --out, a folder")
 

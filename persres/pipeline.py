@@ -17,6 +17,7 @@ everywhere (paper 3.2) or inside LAG's masks (3.3), and are removed after the ca
 from __future__ import annotations
 
 # isort: split
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from persres.sampling.mask_config import MaskConfig, mask_config_of, masks_promp
 from persres.sampling.masked_lora import masked_lora_hooks, text_encoder_lora
 from persres.sampling.multi_concept import check_count
 from persres.sampling.pipeline_passes import PipelinePasses
+from persres.sampling.samplers import scheduled
 from persres.seeding import generator
 from persres.versions.repository import Repository
 from persres.versions.residual_address import file_of
@@ -266,6 +268,9 @@ class PersonalizedPipeline:
                 raise PersresError("lag needs a residual; call load_residual or set_residual first")
             return self.pipe(prompt, **arguments)
         check_uncond_rule(uncond_rule)
+        if not math.isfinite(strength):
+            raise PersresError(f"strength is {strength}; give a finite number")
+        self._check_steps(arguments)
         prompt, rule = self._filled(prompt), None
         if lag:
             each = arguments.get("num_images_per_prompt") or 1
@@ -279,6 +284,23 @@ class PersonalizedPipeline:
             self._enter(stack, residuals, passes, strength)
             output = self.pipe(prompt, **arguments)
         return self._with_masks(output, passes) if return_masks else output
+
+    def check_call(self, prompts: list[str], lag: bool | str | MaskConfig, steps: int) -> None:
+        """Check what calls with these prompts would fail at, before the first one.
+
+        Raises PersresError where the schedule is not possible, or the text encoder would not read a concept that must be located.
+        """
+        self._check_steps({"num_inference_steps": steps})
+        residuals = list(self.multi_concept.values()) or [self._residual(n) for n in (self.active,) if n is not None]
+        if residuals and (lag or self.multi_concept):
+            self._tokens(residuals, prompts)
+
+    def _check_steps(self, arguments: dict[str, Any]) -> None:
+        """Raises PersresError where the number of steps gives no schedule that begins at noise."""
+        steps = arguments.get("num_inference_steps")
+        given = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
+        if steps is not None and not given and "beta_schedule" in self.pipe.scheduler.config:
+            scheduled(self.pipe.scheduler, steps)
 
     def _residual(self, name: str) -> Residual | Lora:
         if name not in self.residuals:

@@ -67,7 +67,9 @@ def select_profile(
     line = (
         f"profile: {json.dumps(profile, ensure_ascii=False)}" if not profile.isidentifier() else f"profile: {profile}"
     )
-    changed, count = re.subn(r"^profile:.*$", lambda _: line, params.read_text(), count=1, flags=re.MULTILINE)
+    changed, count = re.subn(
+        r"^profile:.*$", lambda _: line, params.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE
+    )
     if not count or parse_yaml(changed, dict, params)["profile"] != profile:
         raise PersresError(f"{params} has no line of its own for profile; write profile: {profile} there")
     write_atomic(params, changed.encode())

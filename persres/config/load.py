@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from persres.config.legacy import old_names, translate
@@ -13,6 +12,7 @@ from persres.config.problems import no_variant, problem_lines
 from persres.config.schema import Profile, SettingsTypes
 from persres.errors import PersresError
 from persres.package_paths import PACKAGE
+from persres.untrusted.documents import read_yaml
 
 
 def default_params() -> Path:
@@ -25,12 +25,9 @@ def read_params(path: Path) -> dict[str, Any]:
     """The parsed file: ``profile`` and the profiles. Raises PersresError if it is missing or invalid."""
     if not path.exists():
         raise PersresError(f"{path} not found; run from the folder that holds it")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise PersresError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict) or "profile" not in raw:
-        raise PersresError(f"{path}: the key 'profile' is missing; it names the profile to run")
+    raw = read_yaml(path, dict[str, Any], "correct it")
+    if not isinstance(raw.get("profile"), str):
+        raise PersresError(f"{path}: the key 'profile' is missing or no text; it names the profile to run")
     return raw
 
 
@@ -49,6 +46,7 @@ def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profil
     name = profile or raw["profile"]
     if name not in raw or name == "profile":
         raise PersresError(f"{path}: no profile {name!r}; one of {', '.join(sorted(raw.keys() - {'profile'}))}")
+    _check_keys(raw[name], name, path)
     problems, settings = list(old_names(raw[name])), translate(raw[name])
     try:
         validated = Profile.model_validate(settings or {}, context={"types": types})
@@ -58,6 +56,14 @@ def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profil
         lines = "\n".join(f"  {name}.{line}" for line in dict.fromkeys(problems))
         raise PersresError(f"{path} has these problems:\n{lines}")
     return validated
+
+
+def _check_keys(settings: Any, where: str, path: Path) -> None:
+    """Raises PersresError for a key that YAML reads as a number, a date or nothing: names are text."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if not isinstance(key, str):
+            raise PersresError(f"{path}: {where}: the key {key!r} is no text; write it in quotes")
+        _check_keys(value, f"{where}.{key}", path)
 
 
 def _unknown_variants(raw: Any) -> list[str]:

@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from persres.config.problems import no_variant, problem_lines, with_paths
+from persres.config.section import Name, Scale, Section, Sha256, Word
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MaskName = Literal["median", "otsu", "soft", "quantile"]  # functions of persres/sampling/masks.py
 MaskControl = Literal["disk", "random", "inverted"]
 Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambooth-main.zip"]
@@ -27,20 +32,14 @@ Archive = Literal["benchmark_dataset.zip", "custom-diffusion-main.zip", "dreambo
 ClassSource = Literal["selected", "dataset", "wordnet", "zero_shot"]
 
 
-class Section(BaseModel):
-    """A frozen section of params.yaml: unknown keys are refused, types are not converted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 class Base(Section):
     """The frozen text-to-image model: a diffusers pipeline by hub name or folder."""
 
-    model: str = "CompVis/stable-diffusion-v1-4"
-    resolution: int = Field(512, ge=16, multiple_of=8)  # pixels, short side after the centre crop
+    model: str = Field("CompVis/stable-diffusion-v1-4", min_length=1)
+    resolution: int = Field(512, ge=16, le=8192, multiple_of=8)  # pixels, short side after the centre crop
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals train in float32
-    token: str = "<v*>"  # V* in prompts
-    rare_token: str = "sks"  # V* has its embedding, frozen (paper 3.2: "a rarely occurring token")
+    token: Word = "<v*>"  # V* in prompts
+    rare_token: Word = "sks"  # V* has its embedding, frozen (paper 3.2: "a rarely occurring token")
 
 
 class Clip(Section):
@@ -78,8 +77,8 @@ class Fetch(Section):
     # pins a benchmark's archive; without it the digest is recorded and printed
     sha256: dict[Archive, Sha256] = Field({})
     concepts: tuple[str, ...] = Field((), strict=False)
-    references: int = Field(5, ge=1)  # mini world: training images per concept
-    held_out: int = Field(5, ge=0)  # mini world: further images, never trained on
+    references: int = Field(5, ge=1, le=1000)  # mini world: training images per concept
+    held_out: int = Field(5, ge=0, le=1000)  # mini world: further images, never trained on
     seed: int = 0
 
     @model_validator(mode="after")
@@ -129,7 +128,7 @@ class ClassImageSettings(Section):
     """How the base model samples class images, for variants with prior preservation."""
 
     steps: int = Field(50, ge=1, le=1000)
-    cfg_scale: float = Field(6.0, ge=1)
+    cfg_scale: Scale = 6.0
 
 
 class ClassImageRequest(Section):
@@ -192,6 +191,8 @@ class Train(Section):
             return raw
         section = {key: raw[key] for key in ("class_images",) if key in raw}
         extra = {key: value for key, value in raw.items() if key not in ("class_images", "default", "variants")}
+        if not all(isinstance(raw.get(key, {}), dict) for key in ("variants", "default")):
+            raise ValueError("variants must be a mapping of names to settings")
         shared = dict(raw.get("default", {})) | extra
         typed, problems = {}, _problems(types.methods[types.default], shared)
         for name, sparse in raw.get("variants", {types.default: {}}).items():
@@ -238,7 +239,7 @@ class SamplingConfig(Section):
     variant: str | None = None
     # control: no model samples; the dataset's renderer draws the concept in the prompted scene. autoencoder: encoded and decoded once
     ground_truth: Literal["rendered", "autoencoder"] | None = None
-    strength: float = Field(1.0, ge=0)  # scales ΔW; 0 leaves only V* in the prompt
+    strength: float = Field(1.0, ge=0, le=1000)  # scales ΔW; 0 leaves only V* in the prompt
     lag: bool | Literal["auto"] = False  # true: the paper's masks unless set below; auto: our masks
     mask: MaskName = "median"  # threshold of an attention map (paper: median)
     mask_area: float = Field(0.5, gt=0, lt=1)  # quantile: marked share of the image
@@ -251,10 +252,10 @@ class SamplingConfig(Section):
     wrong_concept: bool = False  # control: the next concept's residual
     uncond_rule: Literal["mask", "base", "full"] = "mask"  # what the unconditional branch gets under LAG
     steps: int = Field(50, ge=1, le=1000)
-    cfg_scale: float = Field(6.0, ge=1)
+    cfg_scale: Scale = 6.0
     # whose macro class the prompt names (table 4); noise and scores use the selected one
     class_source: ClassSource = "selected"
-    images_per_prompt: int = Field(50, ge=1)
+    images_per_prompt: int = Field(50, ge=1, le=100_000)
     prompts: int | None = Field(None, ge=1)  # per concept, spread evenly over the groups; None: all
     seed: int = 0
 
@@ -320,9 +321,9 @@ class Score(Section):
 class Tables(Section):
     """Bootstrap over concepts, and the layout of tables and sheets."""
 
-    bootstrap: int = Field(10_000, ge=100)
+    bootstrap: int = Field(10_000, ge=100, le=10_000_000)
     seed: int = 0
-    sheet_scale: int = Field(1, ge=1)  # pixels of the sheet per image pixel
+    sheet_scale: int = Field(1, ge=1, le=64)  # pixels of the sheet per image pixel
     # table -> config -> its row's label
     rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
 
@@ -330,8 +331,8 @@ class Tables(Section):
 class Runtime(Section):
     """Where and how fast. Nothing here changes a result beyond float tolerance."""
 
-    workers: int = Field(1, ge=0)  # processes; 0: one per core
-    device: str = "auto"
+    workers: int = Field(1, ge=0, le=1024)  # processes; 0: one per core
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,3})?)$")
     sample_batch: int = Field(8, ge=1)
     # concepts trained in one batch, where the method can; auto: as many as memory and workers allow
     concepts_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

@@ -13,12 +13,23 @@ from persres.units.files import digest_folder
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device; ``auto`` is CUDA, then Apple's MPS, then the CPU."""
+    """Returns the device; ``auto`` is CUDA, then Apple's MPS, then the CPU. Raises PersresError where there is no such device."""
     if name != "auto":
-        return torch.device(name)
+        return _usable_device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@lru_cache
+def _usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # torch has an error class per backend
+        reason = str(error).strip().split("\n")[0][:200]
+        raise PersresError(f"device {name!r} can't be used ({reason}); give cpu, cuda, mps or auto") from error
+    return device
 
 
 def unavailable(what: str, name: str, error: Exception) -> PersresError:

@@ -50,6 +50,8 @@ def scheduled(scheduler: Any, steps: int) -> Any:
     Raises PersresError where the number is not possible, or the schedule does not begin near the last timestep, at which images are
     noise: a "leading" schedule of 600 steps visits the timesteps 600 to 1 of 1000.
     """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise PersresError(f"the number of steps is {steps!r}; give a number from 1 on")
     scheduler, total = type(scheduler).from_config(scheduler.config), int(scheduler.config.num_train_timesteps)
     try:
         scheduler.set_timesteps(steps)
