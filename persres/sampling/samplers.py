@@ -61,7 +61,8 @@ def scheduled(scheduler: Any, steps: int) -> Any:
     step = total // steps
     slack = step + (total // LARGEST_GAP if step > 1 else 0)
     if first >= total or last < 0:
-        raise _no_schedule(scheduler, steps, f"they would reach timestep {first:.0f}, and the last one is {total - 1}")
+        beyond = first if first >= total else last
+        raise _no_schedule(scheduler, steps, f"they would reach timestep {beyond:.0f}, outside of 0 to {total - 1}")
     if first < total - slack:
         raise _no_schedule(scheduler, steps, f"they would begin at timestep {first:.0f} of {total}")
     return scheduler
