@@ -72,7 +72,7 @@ def _no_schedule(scheduler: Any, steps: int, reason: str) -> PersresError:
     total = scheduler.config.num_train_timesteps
     better = max(1, total // 2 if steps > total // 2 else total // (total // max(1, steps) + 1))
     return PersresError(
-        f"{steps} steps are not possible with {type(scheduler).__name__}: {reason}; choose another number, e.g. {better}"
+        f"{steps} steps are not possible with {type(scheduler).__name__}: {reason}; choose another number, e.g. {better if better != steps else 50}"
     )
 
 
