@@ -18,14 +18,14 @@ class DivergedError(PersresError):
         super().__init__(f"training of {', '.join(self.concepts)} diverged: {what} {at}; set a smaller lr")
 
 
-def place(step: int, steps: int, lr: float | Mapping[str, float]) -> str:
+def step_and_rate(step: int, steps: int, lr: float | Mapping[str, float]) -> str:
     """Returns the words for a step, counted from 1, and its learning rate or rates."""
     rates = [lr] if isinstance(lr, int | float) else dict.fromkeys(lr.values())
     return f"at step {step} of {steps} with learning rate {', '.join(f'{rate:g}' for rate in rates)}"
 
 
 def check_losses(losses: Mapping[str, float | None], at: str) -> None:
-    """Raises DivergedError where a concept's loss is NaN or infinite; ``at`` is a :func:`place`."""
+    """Raises DivergedError where a concept's loss is NaN or infinite; ``at`` is a :func:`step_and_rate`."""
     wrong = {name: loss for name, loss in losses.items() if loss is not None and not math.isfinite(loss)}
     if wrong:
         raise DivergedError(wrong, f"its loss is {next(iter(wrong.values()))}", at)

@@ -20,7 +20,7 @@ from persres.models.attention import cached_text_kv
 from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.seeding import generator
-from persres.training.divergence import check_losses, check_weights, place
+from persres.training.divergence import check_losses, check_weights, step_and_rate
 from persres.training.early_stopping import EarlyStopping, fixed_draws
 from persres.training.settings import ResidualSettings
 from persres.units.checkpoints import resume_training, save_training
@@ -250,14 +250,16 @@ def train(
             values = losses.tolist()
             row = _row(loss, step, dict(zip(active, values, strict=True)), state.stopping)
             for measured in filter(None, (row["loss"], row.get("fixed_loss"))):
-                check_losses(dict(zip(names, measured, strict=True)), place(step + 1, settings.steps, settings.lr))
+                check_losses(
+                    dict(zip(names, measured, strict=True)), step_and_rate(step + 1, settings.steps, settings.lr)
+                )
             state.rows.append(row)
             if on_step is not None:
                 on_step(step, sum(values) / len(values))
             if checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-                state.check(names, place(step + 1, settings.steps, settings.lr))
+                state.check(names, step_and_rate(step + 1, settings.steps, settings.lr))
                 state.save(checkpoint, step + 1)
-    state.check(names, place(len(state.rows), settings.steps, settings.lr))
+    state.check(names, step_and_rate(len(state.rows), settings.steps, settings.lr))
     return state.rows
 
 

@@ -15,7 +15,7 @@ from persres.models.text_encoding import prompt_states
 from persres.models.weight_patching import TOKEN, patched_weights, trainable_copies
 from persres.seeding import generator
 from persres.training.batches import Batch, TrainingPlan, masked_error
-from persres.training.divergence import check_losses, check_weights, place
+from persres.training.divergence import check_losses, check_weights, step_and_rate
 from persres.training.residual_training import diffusion_target
 from persres.units.checkpoints import resume_training, save_training
 
@@ -74,11 +74,11 @@ def train_weights(
             optimizer.step()
             optimizer.zero_grad()
             rows.append({"step": step, "loss": loss.item()})
-            check_losses({run.concept: rows[-1]["loss"]}, place(step + 1, settings.steps, plan.lrs))
+            check_losses({run.concept: rows[-1]["loss"]}, step_and_rate(step + 1, settings.steps, plan.lrs))
             if run.on_step is not None:
                 run.on_step(step, rows[-1]["loss"])
             if run.checkpoint is not None and (step + 1) % settings.checkpoint_every == 0:
-                check_weights({run.concept: values.values()}, place(step + 1, settings.steps, plan.lrs))
+                check_weights({run.concept: values.values()}, step_and_rate(step + 1, settings.steps, plan.lrs))
                 save_training(run.checkpoint, values, optimizer, step + 1, note={"rows": rows})
-    check_weights({run.concept: values.values()}, place(len(rows), settings.steps, plan.lrs))
+    check_weights({run.concept: values.values()}, step_and_rate(len(rows), settings.steps, plan.lrs))
     return {name: value.detach().cpu() for name, value in values.items()}, rows

@@ -14,7 +14,7 @@ from persres.methods import ours
 from persres.methods.common.train_units import train_unit, train_units
 from persres.residuals.file import write_learned
 from persres.residuals.header_validation import read_checked
-from persres.training.divergence import DivergedError, check_losses, check_weights, place
+from persres.training.divergence import DivergedError, check_losses, check_weights, step_and_rate
 from persres.training.weight_training import TrainingRun, train_weights
 from persres.units.checkpoints import load_training, resume_training, save_training, write_tensors
 from persres.units.unit import batch_folder, is_done
@@ -176,7 +176,10 @@ def test_a_checkpoint_that_does_not_fit_is_left_alone(tmp_path, kind, logged):
 
 
 def test_the_words():
-    assert place(3, 10, {"token": 5e-3, "image.": 1e-5, "": 1e-5}) == "at step 3 of 10 with learning rate 0.005, 1e-05"
+    assert (
+        step_and_rate(3, 10, {"token": 5e-3, "image.": 1e-5, "": 1e-5})
+        == "at step 3 of 10 with learning rate 0.005, 1e-05"
+    )
     check_losses({"a": 1.0, "b": None}, "here")
     check_weights({"a": [torch.ones(2)]}, "here")
     with pytest.raises(DivergedError, match="training of b, c diverged: its loss is inf here"):
