@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from persres.datasets.unpack import unpack
 from persres.exports.metadata import _card_facts
 from persres.fleet.content_store import blob_key, get_unit, manifest_key
 from persres.fleet.store import FolderStore
+from persres.fleet.worker import ShardReport, read_shard
 from persres.images import load_photo, unzip_images
 from persres.methods.common.registry import settings_types
 from persres.residuals.file import load_residual
@@ -36,8 +39,13 @@ from persres.units.files import write_atomic
 from persres.units.outputs import read_index, read_macro_classes
 from persres.units.specs import Spec
 from persres.units.unit import MANIFEST, RESULTS, Unit, facts, finish, finish_interrupted, is_done
+from persres.untrusted.documents import parse_json
 from persres.untrusted.text import markdown
-from tests.fuzz.inputs import as_json, damaged, damaged_bytes, json_files, yaml_files
+from persres.versions import compare
+from persres.versions.remote import foreign_remote
+from persres.versions.repository import Repository
+from persres.versions.tracked import StoredFile, tracked_files
+from tests.fuzz.inputs import as_json, as_yaml, damaged, damaged_bytes, json_files, yaml_files
 from tests.fuzz.rule import Target
 from tests.support.small_models import tiny_unet
 
@@ -303,6 +311,120 @@ def card(document: Any) -> bytes:
     return b"---\n" + yaml.safe_dump(document).encode(errors="surrogatepass") + b"---\ntext\n"
 
 
+# What a stranger's repository and store hold
+
+SHARD = {
+    "id": "a" * 16,
+    "stage": "train",
+    "attempt": 1,
+    "device": "cpu",
+    "options": {"batch": 2, "offload": False},
+    "units": [{"stage": "train", "name": "ours/mug", "hash": "b" * 16, "spec": {"number": 1}}],
+}
+REPORT = {"failed": {"b" * 16: "no photo"}, "unfinished": {"c" * 16: "disk full"}}
+MD5 = "d" * 32
+LOCK = {
+    "schema": "2.0",
+    "stages": {
+        "train": {
+            "cmd": "x",
+            "outs": [{"path": "data/learned", "hash": "md5", "md5": f"{MD5}.dir", "size": 9, "nfiles": 1}],
+        }
+    },
+}
+LISTING = [{"md5": MD5, "relpath": "ours/dog7.safetensors"}]
+PIPELINE = {
+    "stages": {"train": {"cmd": "x", "outs": ["data/learned"]}},
+    "artifacts": {"residuals": {"path": "data/learned", "type": "model"}},
+}
+REMOTE = b"[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket/team\n    endpointurl = https://u:p@host\n    profile = x\n"
+
+
+def read_stored_shard(folder: Path, data: bytes) -> object:
+    """Read a shard of a store, as a worker does."""
+    FolderStore(folder / "store").write(f"shards/{SHARD['id']}.json", data)
+    return read_shard(str(folder / "store"), SHARD["id"])
+
+
+class OneCommit:
+    """A commit with these files, as :class:`persres.versions.snapshot.Snapshot` gives it."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    def paths(self) -> list[str]:
+        return list(self.files)
+
+    def text(self, path: str) -> str:
+        return self.files[path].decode(errors="replace")
+
+
+def read_tracked(files: dict[str, bytes], listing: bytes) -> object:
+    """The files of a version; every path and digest of it must be harmless."""
+    tracked = tracked_files(OneCommit(files), "data/learned", lambda md5: listing)  # type: ignore[arg-type]
+    for file in tracked:
+        assert (
+            re.fullmatch("[0-9a-f]{32}", file.md5)
+            and ".." not in file.path.split("/")
+            and not file.path.startswith("/")
+        )
+    return tracked
+
+
+def read_remote(folder: Path, data: bytes) -> object:
+    """The remote of a stranger's configuration: none of the sources of credentials is in it."""
+    remote = foreign_remote(data.decode(errors="replace"), folder, None, None)
+    assert not {"profile", "credentialpath", "configpath"} & set(remote.settings) and not remote.trusted
+    return remote
+
+
+@st.composite
+def refs(draw: st.DrawFn) -> bytes:
+    """Lines as ``git ls-remote --tags`` prints them, with names that nobody should publish."""
+    names = (
+        "v1",
+        "v2.0",
+        "-x",
+        "--output=x",
+        "v1^{}",
+        "a b",
+        "x@y",
+        "..",
+        "v\x1b[2J",
+        "",
+        "é",
+        "v" * 300,
+        "v1\nv2",
+        "refs/tags/v1",
+    )
+    lines = draw(st.lists(st.sampled_from(names) | st.text(max_size=20), max_size=6))
+    return "\n".join(f"{'a' * 40}\trefs/tags/{line}" for line in lines).encode(errors="surrogatepass")
+
+
+def read_tags(folder: Path, data: bytes) -> object:
+    """The versions of a repository whose git prints this."""
+    with mock.patch(
+        "persres.versions.repository.git", lambda *arguments, **options: data.decode(errors="surrogateescape")
+    ):
+        versions = Repository("https://host/x").versions()
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", version) for version in versions)
+    return versions
+
+
+def read_other_settings(folder: Path, data: bytes) -> object:
+    """The settings of another's version."""
+    repository = SimpleNamespace(text=lambda rev, path: data.decode(errors="replace"))
+    return compare._settings(repository, "v1")  # type: ignore[arg-type]
+
+
+def read_other_table(path: Path) -> object:
+    """The table of another's version."""
+    repository = SimpleNamespace(files=lambda rev, folder: [StoredFile(compare.MAIN, MD5)], read=lambda rev, file: path)
+    return compare._table(repository, "v1")  # type: ignore[arg-type]
+
+
+TABLE = b"config,clip_text,clip_text_low,dino,dino_low\nours,0.7,0.6,0.5,0.4\nbase,0.8,0.7,0.3,0.2\n"
+
 TARGETS = (
     file_target("photo", "photo.jpg", damaged_bytes(photos()), load_photo),
     file_target("exif", "photo.jpg", damaged_exif(), load_photo),
@@ -322,5 +444,14 @@ TARGETS = (
     file_target("index", "samples/index.json", json_files(INDEX), lambda path: read_index(context(path))),
     Target("zip", archives(), lambda folder, data: ((folder / "x.zip").write_bytes(data), unpack(folder / "x.zip", folder / "out", "a/"))),
     file_target("image_archive", "x.zip", damaged_bytes((image_archive(),)), unzip_images),
+    Target("shard", json_files(SHARD), read_stored_shard),
+    Target("shard_report", json_files(REPORT), lambda folder, data: parse_json(data, ShardReport, "report")),
+    Target("dvc_lock", yaml_files(LOCK), lambda folder, data: read_tracked({"dvc.lock": data}, as_json(LISTING))),
+    Target("dvc_yaml", yaml_files(PIPELINE), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK), "dvc.yaml": data}, as_json(LISTING))),
+    Target("dvc_listing", json_files(LISTING), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK)}, data)),
+    Target("dvc_config", damaged_bytes((REMOTE,)), read_remote),
+    Target("tags", refs(), read_tags),
+    Target("other_settings", yaml_files(*params()), read_other_settings),
+    file_target("other_table", "table1.csv", damaged_bytes((TABLE,)), read_other_table),
     file_target("card", "x.md", damaged((CARD,)).map(card) | damaged_bytes((card(CARD),)), lambda path: _card_facts(path, "d" * 16)),
 )  # fmt: skip
