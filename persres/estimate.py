@@ -6,10 +6,12 @@ at 512 pixels; a figure that they do not cover is reported as not known.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from persres.config.schema import Profile, VariantSettings
 from persres.datasets.registry import dataset_named
@@ -18,6 +20,8 @@ from persres.methods.common.registry import load_profile, method_named
 from persres.metrics.paper_figures import MODEL
 from persres.stages.jobs import sample_cost, train_cost
 from persres.training.settings import ResidualSettings
+from persres.untrusted.documents import read_json
+from persres.untrusted.text import printable
 
 RESOLUTION = 512  # of the measured and published seconds
 
@@ -61,6 +65,20 @@ class MeasuredSeconds:
         return self.image_lag_s / IMAGE_STEPS
 
 
+Rate = Annotated[float, Field(gt=0, lt=1e9)]
+
+
+class _Measured(BaseModel):
+    """``data/bench/gpu.json``, as far as it is read."""
+
+    train_step_s: Rate
+    train_batch: Rate
+    image_s: Annotated[dict[str, Rate], Field(min_length=1)]
+    image_lag_s: Annotated[dict[str, Rate], Field(min_length=1)]
+    sample_steps: Rate
+    device: str | None = None
+
+
 @dataclass(frozen=True)
 class Line:
     """The estimate of one stage. ``hours`` and ``bytes`` are None if not known; ``unknown`` names what they leave out."""
@@ -80,17 +98,13 @@ def read_measured_seconds(path: Path, dtype: str = "float32") -> MeasuredSeconds
         source = f"published: the paper's 3 minutes for 150 steps on an A100; 1.6 s per half-precision image on an A100{note}"
         return MeasuredSeconds(PAPER_STEP_S, PUBLISHED_IMAGE_S * factor, PUBLISHED_IMAGE_S * factor, source)
     try:
-        measured = json.loads(path.read_text())
-        seconds = {"train_step_s": measured["train_step_s"] * PAPER_BATCH / measured["train_batch"]}
-        for key in ("image_s", "image_lag_s"):  # seconds per image by batch size: a run uses the fastest
-            seconds[key] = min(measured[key].values()) * IMAGE_STEPS / measured["sample_steps"]
-        if min(seconds.values()) <= 0:
-            raise ValueError("a rate is not above zero")
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise PersresError(
-            f"{path} does not hold measured rates ({error!r}); run make bench-gpu again, or delete it"
-        ) from error
-    return MeasuredSeconds(**seconds, source=f"measured on {measured.get('device')}: {path}")
+        measured = read_json(path, _Measured, "run make bench-gpu again, or delete it")
+    except PersresError as error:
+        raise PersresError(f"{path} does not hold measured rates: {error}") from error
+    step = measured.train_step_s * PAPER_BATCH / measured.train_batch
+    # seconds per image by batch size: a run uses the fastest
+    images = [min(s.values()) * IMAGE_STEPS / measured.sample_steps for s in (measured.image_s, measured.image_lag_s)]
+    return MeasuredSeconds(step, *images, source=f"measured on {printable(measured.device)}: {path}")
 
 
 def make_estimate(profile: Profile, seconds: MeasuredSeconds) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from persres.config.schema import Profile, SettingsTypes
 from persres.errors import PersresError
 from persres.package_paths import PACKAGE
 from persres.untrusted.documents import read_yaml
+from persres.untrusted.text import printable
+
+MOST_BYTES = 4 << 20
+MOST_LINES, LONGEST_LINE = 50, 500  # of problems in one message
 
 
 def default_params() -> Path:
@@ -25,7 +30,7 @@ def read_params(path: Path) -> dict[str, Any]:
     """The parsed file: ``profile`` and the profiles. Raises PersresError if it is missing or invalid."""
     if not path.exists():
         raise PersresError(f"{path} not found; run from the folder that holds it")
-    raw = read_yaml(path, dict[str, Any], "correct it")
+    raw = read_yaml(path, dict[str, Any], "correct it", MOST_BYTES)
     if not isinstance(raw.get("profile"), str):
         raise PersresError(f"{path}: the key 'profile' is missing or no text; it names the profile to run")
     return raw
@@ -45,25 +50,43 @@ def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profil
     raw = read_params(path)
     name = profile or raw["profile"]
     if name not in raw or name == "profile":
-        raise PersresError(f"{path}: no profile {name!r}; one of {', '.join(sorted(raw.keys() - {'profile'}))}")
-    _check_keys(raw[name], name, path)
+        known = ", ".join(sorted(raw.keys() - {"profile"}))
+        raise PersresError(f"{path}: no profile {printable(name, 100)!r}; one of {printable(known)}")
+    _check_form(path, name, raw[name])
     problems, settings = list(old_names(raw[name])), translate(raw[name])
     try:
-        validated = Profile.model_validate(settings or {}, context={"types": types})
+        validated = Profile.model_validate({} if settings is None else settings, context={"types": types})
     except ValidationError as error:
         problems += [*problem_lines(error), *_unknown_variants(settings)]
     if problems:
-        lines = "\n".join(f"  {name}.{line}" for line in dict.fromkeys(problems))
-        raise PersresError(f"{path} has these problems:\n{lines}")
+        raise PersresError(f"{path} has these problems:\n{_as_lines(name, list(dict.fromkeys(problems)))}")
     return validated
 
 
-def _check_keys(settings: Any, where: str, path: Path) -> None:
-    """Raises PersresError for a key that YAML reads as a number, a date or nothing: names are text."""
-    for key, value in settings.items() if isinstance(settings, dict) else ():
-        if not isinstance(key, str):
-            raise PersresError(f"{path}: {where}: the key {key!r} is no text; write it in quotes")
-        _check_keys(value, f"{where}.{key}", path)
+def _check_form(path: Path, name: str, settings: Any) -> None:
+    """Raises PersresError for keys that are no text, and for other values where the schema's own code reads mappings."""
+    problems = list(_odd_keys(settings))
+    train = settings.get("train") if isinstance(settings, dict) else None
+    for key in ("default", "variants"):
+        if isinstance(train, dict) and not isinstance(train.get(key, {}), dict):
+            problems.append(f"train.{key}: must be a mapping of settings")
+    if problems:
+        raise PersresError(f"{path} has these problems:\n{_as_lines(name, problems)}")
+
+
+def _odd_keys(value: Any, path: str = "") -> Iterator[str]:
+    """A line for every key that is no text: YAML reads 5 and null without quotes as others."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        if isinstance(value, dict) and not isinstance(key, str):
+            yield f"{path}{key}: the key {key!r} is no text; write it in quotes"
+        yield from _odd_keys(inner, f"{path}{key}.")
+
+
+def _as_lines(profile: str, problems: list[str]) -> str:
+    lines = [f"  {profile}.{printable(line, LONGEST_LINE)}" for line in problems[:MOST_LINES]]
+    more = len(problems) - MOST_LINES
+    return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])
 
 
 def _unknown_variants(raw: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import HEADLINE_SCORES, SCORES, score_columns
 from persres.metrics.summary import MIN_FOR_INTERVAL, difference
 from persres.report.table_text import parameter_text
-from persres.untrusted.documents import read_csv
+from persres.untrusted.documents import read_csv, read_file
 from persres.untrusted.text import printable, quoted
 
 WIDTH = 100
+MOST_SCORES = 1 << 30  # bytes
 
 
 def _console() -> Console:
@@ -51,10 +53,29 @@ def _read_scores(path: Path) -> pd.DataFrame:
     missing = {"config", *counts} - set(rows)
     if missing or not len(rows):
         raise PersresError(f"{path} has no {', '.join(sorted(missing)) or 'rows'}; {fix}")
-    if not all(pd.api.types.is_numeric_dtype(rows[name]) for name in (*counts, *score_columns(rows))) or rows[
-        counts
-    ].isna().any(axis=None):
-        raise PersresError(f"{path} has scores or counts that are no numbers; {fix}")
+    _check_numbers(rows, [*counts, *score_columns(rows)], path, fix)
+    if not rows[counts].abs().lt(2**53).all(axis=None):  # false for NaN too
+        raise PersresError(f"{path} has counts that are no numbers; {fix}")
+    return rows
+
+
+def _check_numbers(rows: pd.DataFrame, columns: list[str], path: Path, fix: str) -> None:
+    texts = [name for name in columns if not pd.api.types.is_numeric_dtype(rows[name])]
+    if texts:
+        raise PersresError(f"{path} has scores or counts that are no numbers ({texts[0]}); {fix}")
+
+
+def _read_units(path: Path) -> pd.DataFrame:
+    """The scores of all images. Raises PersresError where the file is another."""
+    fix = "run persres run score"
+    data = read_file(path, MOST_SCORES, fix)
+    try:
+        rows = _current_names(pd.read_parquet(io.BytesIO(data)))
+    except Exception as error:  # Arrow raises a dozen kinds
+        raise PersresError(f"{path} is not valid ({printable(error)}); {fix}") from error
+    if missing := {"config", "concept"} - set(rows):
+        raise PersresError(f"{path} has no {', '.join(sorted(missing))}; {fix}")
+    _check_numbers(rows, score_columns(rows), path, fix)
     return rows
 
 
@@ -92,7 +113,7 @@ def show_difference(data: Path, config: str, against: str) -> None:
     source = data / "scores" / "scores.parquet"
     if not source.exists():
         raise PersresError(f"no {source}; run make repro first")
-    rows = _current_names(pd.read_parquet(source))
+    rows = _read_units(source)
     known = list(dict.fromkeys(rows["config"]))
     for name in (config, against):
         if name not in known:

@@ -8,12 +8,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel
 
 from persres.units.context import Context
 from persres.units.files import write_atomic
 from persres.units.unit import Unit, facts
+from persres.untrusted.documents import read_csv
 
+FIX = "remove it and run dvc repro"
 FOLDER, TRAIN, SAMPLE = "costs", "train.csv", "sample.csv"
+
+
+class _Trained(BaseModel):
+    """A row of ``train.csv``, as far as it is read."""
+
+    variant: str
+    seconds: float | None
+    class_images_seconds: float | None
+    peak_mib: float | None
+
+
+class _Sampled(BaseModel):
+    """A row of ``sample.csv``, as far as it is read."""
+
+    config: str | int | float
+    variant: str | None
+    image_seconds: float | None
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -71,7 +91,8 @@ def read_costs(context: Context) -> pd.DataFrame:
     Seconds are minima over the concepts, since a busy machine only adds to them; memory is the maximum.
     """
     # variants as text: pandas would read a column that is all empty, as for the base model alone, as numbers
-    train, sample = (pd.read_csv(context.data / FOLDER / name, dtype={"variant": str}) for name in (TRAIN, SAMPLE))
+    train = read_csv(context.data / FOLDER / TRAIN, _Trained, FIX, ("variant",))
+    sample = read_csv(context.data / FOLDER / SAMPLE, _Sampled, FIX, ("variant",))
     trained = train.groupby("variant").agg(
         train_s=("seconds", "min"), class_images_s=("class_images_seconds", "min"), train_mib=("peak_mib", "max")
     )

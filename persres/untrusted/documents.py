@@ -20,6 +20,7 @@ from persres.untrusted.text import printable
 MOST_BYTES = 64 << 20
 MOST_DEPTH = 60
 MOST_NODES = 200_000  # of a YAML file with its aliases written out
+MOST_DIGITS = 100
 SHOWN = 5  # problems in one message
 Model = TypeVar("Model")
 
@@ -90,20 +91,22 @@ def parse_yaml(data: bytes | str, model: type[Model] | Any, name: object, fix: s
         raise _wrong(name, " ".join(str(error).split()), fix) from error
 
 
-def read_csv(path: Path, row: type[Any], fix: str = "replace or remove it", most: int = MOST_BYTES) -> Any:
+def read_csv(path: Path, row: type[Any], fix: str = "replace or remove it", text: tuple[str, ...] = ()) -> Any:
     """Read a CSV file as a data frame whose rows are valid for the model ``row``; columns that it does not name stay as they are.
 
-    Raises PersresError as :func:`read_json`.
+    Columns named in ``text`` stay text where they look like numbers. Raises PersresError as :func:`read_json`.
     """
-    return parse_csv(read_file(path, most, fix), row, path, fix)
+    return parse_csv(read_file(path, MOST_BYTES, fix), row, path, fix, text)
 
 
-def parse_csv(data: bytes, row: type[Any], name: object, fix: str = "replace or remove it") -> Any:
+def parse_csv(
+    data: bytes, row: type[Any], name: object, fix: str = "replace or remove it", text: tuple[str, ...] = ()
+) -> Any:
     """Read CSV from memory, as :func:`read_csv`."""
     import pandas as pd
 
     try:
-        table = pd.read_csv(io.BytesIO(data))
+        table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, str))
         TypeAdapter(list[row]).validate_python(table.astype(object).where(table.notna(), None).to_dict("records"))
     except ValidationError as error:
         raise _wrong(name, _problems(error), fix) from error
@@ -134,6 +137,15 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"it has more than {MOST_NODES} values")
         self.sizes.setdefault(node, self.nodes - start)
         return node
+
+
+def _integer(loader: _BoundedLoader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MOST_DIGITS:  # Python prints none of more than 4300
+        raise yaml.YAMLError(f"a number has more than {MOST_DIGITS} digits")
+    return loader.construct_yaml_int(node)
+
+
+_BoundedLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def _problems(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from persres.errors import PersresError
 from persres.versions.git_dvc import commit_hash, git
 
-MOST_BYTES = 64 << 20  # of one text file
+MOST_BYTES = 4 << 20  # of one text file
 FETCH_SECONDS = 1800.0
 
 

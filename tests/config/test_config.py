@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -148,3 +151,50 @@ def test_profile_selects_one_and_changes_nothing_else(repo, tmp_path, capsys):
     assert path.read_text() == before.replace("profile: mini", "profile: paper", 1)
     assert main(["profile", "nonsense", "--params", str(path)]) == 1
     assert "no profile 'nonsense'" in capsys.readouterr().err and "profile: paper" in path.read_text()
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))  # fmt: skip
+STRANGE = [
+    b"\xff\xfe\x00", b"profile: \xc3\x28", b"\0", b"[" * 5000, BOMB.encode(), b"profile: &a [*a]", b"profile: [a]\na: {}", b"profile: {a: b}", b"profile: 5\n5: {}",
+    b"profile: null", b"profile: a\na: 5", b"profile: a\na: [x]", b"profile: a\na: text", b"profile: a\na: 0", b"profile: a\na: {5: 5, null: 1}", b"? [a]\n: b",
+    b"profile: a\na: {train: {lr: 0x" + b"f" * 5000 + b"}}", b"profile: a\na: {train: {lr: " + b"9" * 5000 + b"}}", b"profile: a\na: {train: {lr: .nan}}",
+    b"profile: a\na: {train: {variants: [1]}}", b"profile: a\na: {train: {variants: null, default: 5}}", b"profile: a\na: {train: {variants: {x: {method: [1]}}}}", b"profile: a\na: {tables: {rows: {5: 5}}}", b"profile: a\na: {train: {variants: {x: 5}}}", b"profile: a\na: {sample: {configs: {x: {variant: [1]}}}}",
+    b"profile: a\na: {sample: {configs: {x: {variant: {}}, 5: {}}}}", b"profile: a\na: {base: {model: [1]}}", b"profile: a\na: {fetch: {dataset: 2020-01-01}}",
+    b"profile: !!python/object/apply:os.system ['touch ran']", b"profile: a\n1: {}\nb: {}", b"profile: a\na: {\"\x1b[31m\": 1}", b"profile: a\na: {" + b"x" * 3000 + b": 1}",
+    b"profile: a\na: {" + b", ".join(b"k%d: 1" % n for n in range(5000)) + b"}", b"profile: a\na: 2020-99-99", b"profile: a\na: 1:1:1:1", b"profile: a\na: !!binary x", b"%YAML 9.9\n---\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", STRANGE, ids=lambda data: repr(data[:25]))
+def test_strange_settings_are_one_message(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_bytes(data)
+    with pytest.raises(PersresError, match=r"params\.yaml") as error:
+        load_profile(path)
+    text = str(error.value)
+    assert len(text) < 30_000 and text.replace("\n", "").isprintable() and "Traceback" not in text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("profile", ["", "profile", "\x1b[31m", "x" * 5000, "\\1"])
+def test_a_profile_that_is_none(repo, profile):
+    with pytest.raises(PersresError, match="no profile") as error:
+        load_profile(repo / "params.yaml", profile or "-")
+    assert len(str(error.value)) < 600 and str(error.value).isprintable()
+
+
+def test_settings_from_pipes_devices_and_folders_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"#" * (5 << 20))
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "large", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(PersresError, match=str(path)):
+            load_profile(path)
+
+
+def test_settings_of_other_systems_are_read(tmp_path):
+    text = "profile: a\na: {fetch: {dataset: miniworld}}"
+    for number, data in enumerate((text.replace("\n", "\r\n").encode("utf-8-sig"), text.encode("utf-16"))):
+        path = tmp_path / f"{number}.yaml"
+        path.write_bytes(data)
+        load_profile(path)
