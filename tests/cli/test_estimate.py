@@ -146,7 +146,7 @@ def test_the_size_of_every_dataset(tmp_path):
         (tmp_path / name / "concept.json").write_text(json.dumps(given_settings))
     assert size(dataset="folder", folder=str(tmp_path)) == (2, 9)
     (tmp_path / "a" / "concept.json").write_text("{")
-    with pytest.raises(PersresError, match="not valid JSON"):
+    with pytest.raises(PersresError, match=r"not valid \(Invalid JSON"):
         size(dataset="folder", folder=str(tmp_path))
 
 
