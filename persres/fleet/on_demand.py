@@ -56,9 +56,15 @@ def personalize_from_store(request: Request, work: Path) -> list[str]:
             _download(source, fresh, printable(redacted(request.photos)))
         out = folder / digest_folder(folder / "photos")[:16]  # other photos at the same address are another run
         options = {"macro_class": request.macro_class, "prompts": request.prompts, "profile": request.profile}
-        personalize(folder / "photos", name=name, out=out, **options)
+        try:
+            personalize(folder / "photos", name=name, out=out, **options)
+        except PersresError:
+            _upload(out, target, name)  # a residual may be finished
+            raise
         keys = _upload(out, target, name)
         shutil.rmtree(folder, ignore_errors=True)
+    if not keys:
+        raise PersresError(f"{name}: personalize left no result; run it again")
     return keys
 
 
@@ -78,11 +84,8 @@ def _download(source: Store, folder: Path, address: str) -> None:
 
 
 def _upload(out: Path, target: Store, name: str) -> list[str]:
-    """Upload the results; returns their keys. Raises PersresError if there is none."""
-    files = [out / pattern.format(name) for pattern in RESULTS]
-    made = [path for path in files if path.is_file()]
-    if not made:
-        raise PersresError(f"{name}: no result in {out}; run it again")
+    """Upload the results that were made, and nothing else of their folder; returns their keys."""
+    made = [path for pattern in RESULTS if (path := out / pattern.format(name)).is_file()]
     for path in made:
         target.upload(path, f"{name}/{path.name}")
     return sorted(f"{name}/{path.name}" for path in made)
