@@ -27,6 +27,8 @@ from prefect.workers.process import ProcessWorker
 
 from persres.errors import PersresError
 from persres.logging import show_logs
+from tasks.server import call_server
+from tasks.views import clean
 
 log = logging.getLogger("persres.fleet.setup")  # as a program this module has another name
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,7 @@ def connect() -> SyncPrefectClient:
         error = client.api_healthcheck()
     if error is not None:
         raise PersresError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); start one with prefect server start"
+            f"no Prefect server answers at PREFECT_API_URL={clean(url)} ({clean(error)}); start one with prefect server start"
         )
     return get_client(sync_client=True)
 
@@ -97,7 +99,7 @@ def deploy() -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PersresError(f"prefect deploy --all failed\n{(done.stdout + done.stderr)[-2000:]}")
+        raise PersresError(f"prefect deploy --all failed\n{clean((done.stdout + done.stderr)[-2000:])}")
     log.info("deployments of prefect.yaml")
 
 
@@ -146,9 +148,9 @@ def main() -> int:
     """The command line; returns 0 on success, 1 with an error message."""
     show_logs()
     try:
-        set_up()
+        call_server(set_up)
     except PersresError as error:
-        print(f"flows.setup: {error}", file=sys.stderr)
+        print(f"flows.setup: {clean(error)}", file=sys.stderr)
         return 1
     return 0
 

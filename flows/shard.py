@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed, State
 
 from persres.fleet.cache import CACHE_GB
 from persres.fleet.worker import GRACE, WorkerSettings, run_shard
-from tasks.views import logs_in_the_run
+from tasks.views import clean, logs_in_the_run
 
 
 @flow(name="persres-shard")
@@ -31,5 +31,5 @@ def shard(
     reasons = [*report.failed.values(), *report.unfinished.values()]
     if reasons:
         counts = f"{len(report.failed)} units failed, {len(report.unfinished)} unfinished"
-        return Failed(message=f"{counts}: {'; '.join(reasons[:5])}")
+        return Failed(message=clean(f"{counts}: {'; '.join(reasons[:5])}"))
     return Completed(message="every unit is in the store")

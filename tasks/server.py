@@ -40,7 +40,7 @@ def call_server(call: Callable[[], T], on_retry: Callable[[], None] = lambda: No
         if isinstance(error, RuntimeError):
             raise
         raise PersresError(
-            f"the Prefect server refused ({error}); check PREFECT_API_URL and its credentials"
+            f"the Prefect server refused ({error}); check PREFECT_API_URL and PREFECT_API_AUTH_STRING"
         ) from error
 
 

@@ -18,9 +18,12 @@ from prefect.artifacts import (
 )
 from prefect.logging.handlers import APILogHandler
 
+from persres.errors import PersresError
 from persres.fleet.scheduler import Progress
 from persres.fleet.store import Store
+from persres.logging import LONGEST
 from persres.units.context import Context
+from persres.untrusted.text import printable, redacted
 from tasks.server import try_to_show
 
 log = logging.getLogger("persres.fleet")
@@ -103,13 +106,29 @@ def show_sheets(context: Context, store: Store) -> None:
         try_to_show(partial(create_image_artifact, link, **labels))
 
 
+class _Clean(logging.Formatter):
+    """Log lines without terminal escapes and secrets, as on standard error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
+def clean(text: object) -> str:
+    """Text for Prefect's pages, which more people see than a terminal: no escapes, passwords, tokens or signatures."""
+    return printable(redacted(text), LONGEST, lines=True)
+
+
 @contextmanager
 def logs_in_the_run() -> Iterator[None]:
-    """Send this library's log lines to the run's log, which Prefect's pages show."""
+    """Send this library's log lines to the run's log, which Prefect's pages show, and clean the message of an error, which they show too."""
     logger, handler = logging.getLogger("persres"), APILogHandler()
+    handler.setFormatter(_Clean())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
+    except PersresError as error:
+        error.args = (clean(error),)
+        raise
     finally:
         logger.removeHandler(handler)

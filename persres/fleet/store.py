@@ -242,7 +242,7 @@ class S3Store:
         except (BaseError, FileNotFoundError) as error:
             if absent and isinstance(error, FileNotFoundError):
                 return absent["absent"]
-            reason = printable(str(error).partition("\n")[0])
+            reason = printable(redacted(str(error).partition("\n")[0]))
             known = (
                 "remove or rename that object"
                 if "invalid path" in reason
