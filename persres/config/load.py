@@ -39,7 +39,7 @@ def read_params(path: Path) -> dict[str, Any]:
 def read_setting(path: Path, profile: str | None, section: str, key: str) -> Any:
     """One setting, unchecked, without importing anything heavy; None if the file does not set it."""
     raw = read_params(path)
-    value: Any = raw.get(profile or raw["profile"])
+    value: Any = raw.get(raw["profile"] if profile is None else profile)
     for name in (section, key):
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -48,7 +48,7 @@ def read_setting(path: Path, profile: str | None, section: str, key: str) -> Any
 def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profile:
     """The selected profile. Raises PersresError with all problems in one message; old names are refused with the new ones."""
     raw = read_params(path)
-    name = profile or raw["profile"]
+    name = raw["profile"] if profile is None else profile
     if name not in raw or name == "profile":
         known = ", ".join(sorted(raw.keys() - {"profile"}))
         raise PersresError(f"{path}: no profile {printable(name, 100)!r}; one of {printable(known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def check_disk(stage: str, work: Path, needed: int | None = None, published: Pat
     if needed is not None:
         existing = folder_bytes(work / stage) + (folder_bytes(published) if published else 0)
         least = max(LEAST, needed - existing)
-    folder = next(path for path in (work, *work.absolute().parents) if path.exists())
+    folder = next(path for path in (work, *work.absolute().parents) if os.path.exists(path))
     free = shutil.disk_usage(folder).free
     if free < least:
         raise PersresError(
