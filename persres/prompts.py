@@ -28,7 +28,8 @@ def fill(template: str, phrase: str) -> str:
 def numbered(token: str, number: int) -> str:
     """V* of concept ``number`` in a multi-concept prompt: ``<v*>`` -> ``<v1*>``. The tokens may share one embedding; separate tokens
     have separate positions in the attention."""
-    return re.sub(r"(\W*)$", rf"{number}\1", token, count=1)
+    end = re.match(r"(?:.*\w)?", token, re.DOTALL).end()  # a search for \W*$ takes quadratic time
+    return f"{token[:end]}{number}{token[end:]}"
 
 
 def fill_each(template: str, phrases: dict[str, str]) -> str:

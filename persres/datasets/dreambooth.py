@@ -29,7 +29,7 @@ LICENCE = "github.com/google/dreambooth, CC BY 4.0; photos from Unsplash under t
 MOST_LIST = 64 << 10  # bytes; the published lists have 4 and 7 KB
 LIVE = ("cat", "dog")  # the classes that the list's "live subject" prompts are for
 _SUBJECT = re.compile(r"^([a-z0-9_]+),([a-z ]+)$", re.MULTILINE)
-_PROMPT = re.compile(r"^'(.*\{0\} \{1\}.*)'\.format", re.MULTILINE)
+_PROMPT = re.compile(r"^'(.*)'\.format", re.MULTILINE)
 
 
 def fetch(settings: Fetch, root: Path) -> int:
@@ -73,7 +73,10 @@ def read_list(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     head, _, rest = text.partition("Object Prompts")
     parts = dict(zip(DREAMBOOTH, rest.partition("Live Subject Prompts")[::2], strict=True))
     classes = {name: word for name, word in _SUBJECT.findall(head) if name != "subject_name"}
-    prompts = {kind: [p.replace("{0} {1}", "{}") for p in _PROMPT.findall(part)] for kind, part in parts.items()}
+    prompts = {
+        kind: [p.replace("{0} {1}", "{}") for p in _PROMPT.findall(part) if "{0} {1}" in p]
+        for kind, part in parts.items()
+    }
     if not classes or any(len(texts) != PROMPTS for texts in prompts.values()):
         raise PersresError(f"{path} is not DreamBooth's list of classes and prompts; restore it")
     return classes, prompts

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from persres.datasets import customconcept101, download, dreambooth, folder
 from persres.datasets.layout import Concept, check_concept, check_name, read_concept, read_concepts, write_concept
 from persres.datasets.wordnet import load_candidates
 from persres.errors import PersresError
+from persres.prompts import numbered
 from persres.untrusted.documents import read_text
 
 DEEP = "[" * 100_000
@@ -324,3 +327,20 @@ def test_a_servers_odd_answer_is_one_clear_error(server, tmp_path, monkeypatch, 
         download.from_web(f"{server.url}/a.zip", tmp_path / "a.zip")
     except PersresError as error:
         assert "a.zip" in str(error) and [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_long_texts_take_no_time(tmp_path):
+    """Searches that try every place again from every place take minutes here."""
+    start = time.monotonic()
+    assert numbered("!" * 100_000 + "a" + ">" * 100_000, 2) == "!" * 100_000 + "a2" + ">" * 100_000
+    for line in ("'" + "{0} {1}" * 9000, "'{0} {1}'.format" * 4000, "a:\n \n" * 10_000, "a" * 60_000 + ":"):
+        (tmp_path / "list.txt").write_text(f"Object Prompts\n{line}")
+        with pytest.raises(PersresError):
+            dreambooth.read_list(tmp_path / "list.txt")
+        dreambooth._credits(tmp_path / "list.txt")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("token", ["<v*>", "v", "", "***", "<é_1>\n", "²"])
+def test_a_tokens_number_stands_behind_its_last_letter(token):
+    assert numbered(token, 2) == re.sub(r"(\W*)$", r"2\1", token, count=1)
