@@ -1,6 +1,12 @@
 """persres: personalized residuals and localized attention-guided sampling for Stable Diffusion.
 
-The names below are read when they are first used, so that ``import persres`` takes no time.
+The names below are read when they are first used, so that ``import persres`` takes no time. A script that starts worker processes
+guards its calls, since workers import it again:
+
+    import persres
+
+    if __name__ == "__main__":
+        persres.personalize("my-dog", macro_class="dog")
 """
 
 from __future__ import annotations
