@@ -41,8 +41,10 @@ Data = Annotated[Path, typer.Option(parser=path, help="folder of the stages' res
 Work = Annotated[Path, typer.Option(parser=path, help="scratch folder with finished units")]
 Out = Annotated[Path, typer.Option(parser=path, help="output folder")]
 Repo = Annotated[str, typer.Option(help="a folder or a git URL")]
-Remote = Annotated[str | None, typer.Option(help="DVC remote; default: the repository's")]
-Endpoint = Annotated[str | None, typer.Option(help="address of the S3 server from this machine")]
+Remote = Annotated[
+    str | None, typer.Option(help="DVC remote, which may have your credentials; default: the repository's")
+]
+Endpoint = Annotated[str | None, typer.Option(help="address of the S3 server from this machine; it may have them too")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]

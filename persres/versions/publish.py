@@ -136,8 +136,8 @@ def _push(plan: Plan, folder: Path) -> None:
 
 def remote_refs(folder: Path, remote: str, *names: str) -> dict[str, str]:
     """Those of the references that a git remote has: name -> object. Raises PersresError if it answers otherwise."""
-    lines = git(folder, "ls-remote", "--", remote, *names).splitlines()
-    entries = (line.partition("\t") for line in lines)
+    lines = git(folder, "ls-remote", "--", remote, *names).split("\n")  # names may have other line ends
+    entries = (line.partition("\t") for line in lines if line)
     return {name: commit_hash(commit) for commit, _, name in entries}
 
 

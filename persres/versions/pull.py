@@ -64,7 +64,9 @@ def _cards(file: StoredFile, rev: str, repository: Repository) -> list[StoredFil
     """The model card and the preview of a residual, if the version has them."""
     name = _name_of(file)
     try:
-        cards = [card for card in repository.files(rev, CARDS) if card.path.rpartition(".")[0] == f"{CARDS}/{name}"]
+        cards = [
+            card for card in repository.files(rev, CARDS) if card.path in (f"{CARDS}/{name}.md", f"{CARDS}/{name}.png")
+        ]
     except PersresError as error:
         log.debug("no cards at %s: %s", rev, error)
         cards = []

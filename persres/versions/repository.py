@@ -21,7 +21,7 @@ from persres.units.files import written_whole
 from persres.untrusted.documents import read_file
 from persres.untrusted.names import argument, digest
 from persres.untrusted.text import printable, redacted
-from persres.versions.git_dvc import CommandError, git
+from persres.versions.git_dvc import CommandError, all_settings, git, remote_errors
 from persres.versions.git_url import comparable, git_url, remote_urls, top_level
 from persres.versions.remote import Remote, checkout_remote, foreign_remote
 from persres.versions.snapshot import Snapshot, fetched_snapshot, local_snapshot
@@ -55,7 +55,7 @@ class Repository:
     def _tags(self) -> list[str]:
         """Its versions at the first call: a command needs them several times, and each request goes over the network."""
         arguments = ("--tags", "--refs", "--sort=-version:refname", "--", self._url())
-        lines = git(Path(), "ls-remote", *arguments, seconds=ANSWER_SECONDS).splitlines()
+        lines = git(Path(), "ls-remote", *arguments, seconds=ANSWER_SECONDS).split("\n")
         names = [line.partition("\t")[2].removeprefix("refs/tags/") for line in lines]
         return [name for name in names if is_version(name)]  # others are DVC's, of single artifacts, or nobody's
 
@@ -149,7 +149,7 @@ class Repository:
     def _download(self, rev: str, name: str, what: str, target: Path) -> None:
         """Copy an object of DVC from the cache of a folder of this machine, else from the remote, and compare its digest."""
         md5, key = name.removesuffix(DIRECTORY), f"files/md5/{name[:2]}/{name[2:]}"
-        local = Path(self.where) / ".dvc" / "cache" / key
+        local = self._cache() / key
         if self.is_local and local.is_file() and md5_of(local) == md5:
             shutil.copyfile(local, target)
             return
@@ -160,6 +160,14 @@ class Repository:
                 f"{what} at {rev}: the remote has digest {actual}, the version {md5}; it was damaged or replaced there,"
                 " so push it again from a clone that has it"
             )
+
+    def _cache(self) -> Path:
+        """DVC's cache in a folder of this machine; the user's checkout may have it elsewhere."""
+        root = self.checkout or Path(self.where)
+        if self.checkout is None or not (root / ".dvc").is_dir():
+            return root / ".dvc" / "cache"
+        with remote_errors("config"):
+            return Path(all_settings(root)["cache"].get("dir") or root / ".dvc" / "cache")
 
     def copy(self, rev: str, file: StoredFile, target: Path) -> None:
         """Write the file to ``target``, whole or not at all. Raises PersresError as :meth:`read` does."""

@@ -65,7 +65,7 @@ class Listener:
 def settings(endpoint: str, **more: str) -> str:
     """A .dvc/config whose default remote is in S3."""
     lines = {"url": "s3://bucket/team", "endpointurl": endpoint} | more
-    text = "".join(f"    {key} = {value}\n" for key, value in lines.items())
+    text = "".join(f"    {key} = {value}\n" for key, value in lines.items() if value)
     return f"[core]\n    remote = store\n['remote \"store\"']\n{text}"
 
 

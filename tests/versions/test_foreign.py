@@ -375,6 +375,53 @@ def test_credentials_go_where_the_user_says(stranger, listener, tmp_path, monkey
     other.stop()
 
 
+def test_a_web_server_gets_a_password_only_with_the_option(stranger, listener, place):
+    address = f"{listener.endpoint}/bucket/team"
+    text = settings("", url=address, auth="basic", user="u", password="secret")
+    commit(stranger, "v2", **{".dvc__config": text})
+    assert main(["pull", "dog7", f"--repo={stranger}", "--remote", "store"]) == 0
+    assert "authorization" in listener.seen[-1] and files_of(place) == ["dog7.safetensors"]
+
+
+def test_an_option_as_an_address_runs_nothing_in_a_checkout(stranger, place):
+    """There git has a remote to which it would apply the option."""
+    git(place, "init", "-q")
+    git(place, "remote", "add", "origin", url(stranger))
+    assert main(["list", f"--repo=--upload-pack=touch {place}/ran;git-upload-pack"]) == 1
+    assert not (place / "ran").exists()
+
+
+def test_cards_are_a_page_and_a_picture(stranger, listener, place):
+    """Not a file that replaces the residual, nor a program."""
+    names = ["dog7.md", "dog7.png", "dog7.safetensors", "dog7.py", "dog7", "dog7.md.sh"]
+    listing = listing_of([{"md5": listener.hold(name.encode()), "relpath": f"ours/{name}"} for name in names])
+    outs = json.loads(lock_of(listener.hold(listing, ".dir") + ".dir", "data/cards"))["stages"]["train"]
+    lock = json.loads((stranger / "dvc.lock").read_text())
+    lock["stages"]["cards"] = outs
+    commit(stranger, "v2", **{"dvc.lock": json.dumps(lock)})
+    assert main(["pull", "dog7", f"--repo={url(stranger)}"]) == 0
+    assert files_of(place) == ["dog7.md", "dog7.png", "dog7.safetensors"]
+    assert Path("dog7.safetensors").read_bytes() == CONTENT
+
+
+def test_the_cache_of_a_folder_is_used_and_checked(stranger, listener, place, monkeypatch, tmp_path):
+    """Also where the user's checkout has it elsewhere."""
+    objects = {path.partition("/files/md5/")[2]: data for path, data in listener.objects.items()}
+    listener.objects.clear()
+    for root in (stranger / ".dvc" / "cache", tmp_path / "elsewhere"):
+        for key, data in objects.items():
+            path = root / "files" / "md5" / key
+            path.parent.mkdir(parents=True)
+            path.write_bytes(data)
+        assert main(["pull", "dog7", f"--repo={stranger}"]) == 0
+        shutil.rmtree(tmp_path / "cache")
+        shutil.rmtree(root) if root == stranger / ".dvc" / "cache" else None
+        (stranger / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path}/elsewhere\n")
+        monkeypatch.chdir(stranger)
+    (tmp_path / "elsewhere" / "files" / "md5" / md5(CONTENT)[:2] / md5(CONTENT)[2:]).write_bytes(b"other")
+    assert main(["pull", "dog7"]) == 1
+
+
 @pytest.mark.parametrize("setting", ["profile = team", "credentialpath = {keys}", "configpath = {keys}"])
 def test_a_stranger_does_not_choose_among_the_users_credentials(stranger, listener, tmp_path, monkeypatch, setting):
     """Even with --remote."""
