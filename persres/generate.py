@@ -25,6 +25,7 @@ from persres.models.loading import pick_device
 from persres.pipeline import PersonalizedPipeline
 from persres.prompts import fill, fill_each
 from persres.residuals.file import load_residual
+from persres.residuals.header_validation import check_structure
 from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
@@ -73,6 +74,8 @@ def generate(
     files, withheld = (residual, *others), []
     _check_prompts(prompts, files)
     _check_options(out, options)
+    for file in files:
+        check_structure(file)
     if options.subject is not None and others:
         raise PersresError("--subject reads one LoRA, which is used alone; leave out --with")
     base = load_residual(residual).header.base if options.subject is None else _base_of_lora(residual, options.model)

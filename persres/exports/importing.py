@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,9 +17,11 @@ from persres.models.diffusion import load_diffusion
 from persres.models.loading import model_identity
 from persres.residuals.file import save_residual
 from persres.residuals.header import without_folders
+from persres.residuals.header_validation import check_structure
 from persres.residuals.lora import Delta, read_lora
 from persres.residuals.targets import find_targets
 from persres.units.files import digest_file
+from persres.untrusted.text import plain_text, quoted
 
 
 def import_lora(path: Path, unet: nn.Module) -> dict[str, Delta]:
@@ -59,11 +62,13 @@ def import_residual(
     target = (out or lora.parent) / f"{name}.safetensors"
     if target.resolve() == lora.resolve():
         raise PersresError(f"{target} is the LoRA itself; give another --name or --out")
-    if not macro_class.strip():
+    if not plain_text(macro_class, "--class").strip():
         raise PersresError("--class is empty; name the class of the subject, e.g. --class dog")
-    base = Base(model=model, rare_token=options.rare_token)
+    check_structure(lora)  # before the model loads
+    base = _base({"model": model, "rare_token": options.rare_token})
     diffusion = load_diffusion(base, "cpu")
-    base = _sized(base, options.resolution or diffusion.unet.config.sample_size * diffusion.latent_shape[1])
+    pixels = options.resolution or diffusion.unet.config.sample_size * diffusion.latent_shape[1]
+    base = _base(base.model_dump() | {"resolution": pixels})
     spec = {
         "base": base.model_dump(),
         "model": model_identity(model),
@@ -76,8 +81,11 @@ def import_residual(
     return target
 
 
-def _sized(base: Base, pixels: int) -> Base:
+def _base(settings: dict[str, Any]) -> Base:
     try:
-        return Base(**base.model_dump() | {"resolution": pixels})
+        return Base(**settings)
     except ValidationError as error:
-        raise PersresError(f"resolution {pixels}: {error.errors()[0]['msg']}; give --resolution, e.g. 512") from error
+        problem = error.errors()[0]
+        field = problem["loc"][0]
+        option = str(field).replace("_", "-")
+        raise PersresError(f"{field} {quoted(settings[field])}: {problem['msg']}; give another --{option}") from error

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 
 from persres.config.schema import Base, SamplingConfig
+from persres.errors import PersresError
 from persres.exports.formats import EMBEDDINGS
 from persres.exports.quiet_loading import quiet_loading
 from persres.models.diffusion import Diffusion, load_diffusion
@@ -17,6 +17,7 @@ from persres.models.weight_patching import TOKEN, patched_weights
 from persres.package_paths import located
 from persres.residuals.bank import merged_weights
 from persres.residuals.file import ResidualFile, load_residual
+from persres.residuals.header_validation import read_checked
 from persres.sampling.samplers import guided, sample_ddim, starting_noise
 from persres.seeding import generator
 
@@ -79,9 +80,11 @@ def load_embedding(pipe: DiffusionPipeline, path: Path, token: str) -> None:
     """Loads an exported embedding into a plain pipeline, as docs/diffusers.md shows: ``load_textual_inversion`` for each text tower.
 
     SDXL's pooled prompt must then be read at its end token. Old configs call that number 2, and transformers then takes the highest number,
-    which the new word now has.
+    which the new word now has. Raises PersresError where the file is broken or of another kind.
     """
-    vectors = load_file(path)
+    vectors, _ = read_checked(path)
+    if set(vectors) not in map(set, EMBEDDINGS.values()):
+        raise PersresError(f"{path} is not an embedding that persres exported; run persres export --embedding")
     for key, part in zip(EMBEDDINGS[len(vectors)], ("", "_2"), strict=False):
         tokenizer, encoder = getattr(pipe, f"tokenizer{part}"), getattr(pipe, f"text_encoder{part}")
         pipe.load_textual_inversion(vectors[key], token=token, tokenizer=tokenizer, text_encoder=encoder)

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import nn
 
 from persres.config.schema import LearningRate
+from persres.errors import PersresError
 from persres.images import load_photo, square, to_tensor
 from persres.methods.common.base import LearnedFile, LoadedMethod
 from persres.methods.common.rival import Rival
@@ -215,11 +216,13 @@ def plan(diffusion: Diffusion, settings: ViCo, data: EncodedData) -> TrainingPla
 
 
 def load_blocks(diffusion: Diffusion, state: dict[str, torch.Tensor]) -> ImageBlocks:
-    """The trained blocks of a state, on the model's device."""
+    """The trained blocks of a state, on the model's device. Raises PersresError where they do not fit the model."""
     blocks = ImageBlocks(diffusion.unet)
-    blocks.load_state_dict(
-        {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    )
+    values = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    wanted = {name: value.shape for name, value in blocks.state_dict().items()}
+    if {name: value.shape for name, value in values.items()} != wanted:
+        raise PersresError("state is of another method or architecture: it has other image blocks; train it again")
+    blocks.load_state_dict(values)
     return blocks.to(diffusion.unet.device, diffusion.unet.dtype).eval().requires_grad_(False)
 
 

@@ -61,6 +61,8 @@ def patched_weights(model: Any, values: Mapping[str, torch.Tensor], token_id: in
             raise PersresError(
                 f"state is of another architecture: {name} is {list(values[name].shape)}, the model has {list(original.shape)}"
             )
+    if TOKEN in values:
+        _check_token(model.text_encoder, values[TOKEN])
     handle = _patch_token(model.text_encoder, token_id, values[TOKEN]) if TOKEN in values else None
     try:
         for name, (module, leaf) in targets.items():
@@ -74,6 +76,12 @@ def patched_weights(model: Any, values: Mapping[str, torch.Tensor], token_id: in
             setattr(module, leaf, originals[name])
         if handle is not None:
             handle.remove()
+
+
+def _check_token(text_encoder: nn.Module, vector: torch.Tensor) -> None:
+    width = text_encoder.get_input_embeddings().embedding_dim
+    if vector.shape != (width,):
+        raise PersresError(f"state is of another architecture: its V* is {list(vector.shape)}, the model has [{width}]")
 
 
 def _patch_token(text_encoder: nn.Module, token_id: int, vector: torch.Tensor) -> torch.utils.hooks.RemovableHandle:

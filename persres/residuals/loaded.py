@@ -45,7 +45,11 @@ def read_trained(path: Path, unet: nn.Module, text_encoder: nn.Module, model: st
     header, vector = residual.header, residual.token
     if model is not None:
         check_base(path, header.model, model_identity(model))
-    bank, width = residual.bank(unet), text_encoder.get_input_embeddings().embedding_dim
+    try:
+        bank = residual.bank(unet)
+    except PersresError as error:
+        raise PersresError(f"{path}: {error}") from error
+    width = text_encoder.get_input_embeddings().embedding_dim
     if vector is not None and len(vector) != width:
         raise PersresError(
             f"{path}: its V* has {len(vector)} numbers, this model's embeddings {width}; load the model it was trained on"

@@ -95,8 +95,13 @@ def test_the_command_makes_a_residual_that_loads(tiny_pipeline, tmp_path, capsys
     [
         (["--class", "mug"], "is the LoRA itself; give another --name or --out"),
         (["--class", " ", "--name", "b"], "--class is empty"),
-        (["--class", "mug", "--name", "b", "--rare-token", "two words"], "rare_token 'two words' is 7 tokens"),
+        (
+            ["--class", "mug", "--name", "b", "--rare-token", "two words"],
+            "rare_token 'two words': String should match .*; give another --rare-token",
+        ),
+        (["--class", "mug", "--name", "b", "--rare-token", "twowords"], "rare_token 'twowords' is .* tokens"),
         (["--class", "mug", "--name", "b", "--resolution", "33"], "resolution 33: .*--resolution"),
+        (["--class", "mug\x1b[31m", "--name", "b"], "--class .* has a character that is no text"),
     ],
 )
 def test_what_can_not_be_imported_is_one_clear_error(tiny_pipeline, tmp_path, capsys, more, message):

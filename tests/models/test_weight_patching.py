@@ -73,6 +73,9 @@ def test_only_the_token_gets_the_vector(model):
             {"unet.0.weight": torch.ones(2, 3), "unet.1.weight": torch.ones(2)},
             r"unet\.1\.weight is \[2\], the model has \[1, 2\]",
         ),
+        ({"unet.0.weight": torch.ones(2, 3), TOKEN: torch.ones(4)}, r"its V\* is \[4\], the model has \[3\]"),
+        ({"unet.0.weight": torch.ones(2, 3), TOKEN: torch.ones(2, 3)}, r"its V\* is \[2, 3\]"),
+        ({TOKEN: torch.ones(0)}, r"its V\* is \[0\]"),
     ],
 )
 def test_nothing_is_patched_where_one_value_does_not_fit(model, values, message):
