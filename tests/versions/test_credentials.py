@@ -89,7 +89,7 @@ def test_the_environment_wins_over_credentialpath_as_in_dvc(files, monkeypatch):
     assert key_used(remote_with()) == "KEYOFENVIRONMENT" and key_used(remote_with(profile="team")) == "HOMEOFTEAM"
 
 
-def test_dvcs_own_configuration_is_read(files):
+def test_the_configuration_of_dvc_is_read(files):
     """A relative credentialpath is relative to the file that names it; the health check signs with its key."""
     listener = Listener()
     git(files, "init", "-q")
@@ -101,7 +101,7 @@ def test_dvcs_own_configuration_is_read(files):
     listener.stop()
 
 
-BROKEN = [
+WRONG_REMOTES = [
     {"profile": "nobody"}, {"profile": "\x1b[31m"}, {"credentialpath": "binary"}, {"credentialpath": "."}, {"configpath": "binary"}, {"region": "a b/c"},
     {"endpointurl": "nothing"}, {"endpointurl": "http://"}, {"endpointurl": "file:///etc"}, {"endpointurl": "http://user:hunter2@127.0.0.1:9"},
     {"url": "s3://"}, {"url": "s3://a b/c"}, {"url": "s3://../x"}, {"ssl_verify": "/nowhere"}, {"access_key_id": "x"}, {"secret_access_key": "hunter2"},
@@ -110,7 +110,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(
     "options",
-    BROKEN,
+    WRONG_REMOTES,
     ids=lambda options: " ".join(options.items().__iter__().__next__()).encode("unicode_escape").decode(),
 )
 def test_doctor_says_what_is_wrong_with_a_remote(files, monkeypatch, options):
