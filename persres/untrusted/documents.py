@@ -107,6 +107,8 @@ def parse_csv(
 
     try:
         table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, str))
+        if missing := [name for name in getattr(row, "model_fields", ()) if name not in table]:
+            raise ValueError(f"it has no column {missing[0]}")  # a table without rows too
         TypeAdapter(list[row]).validate_python(table.astype(object).where(table.notna(), None).to_dict("records"))
     except ValidationError as error:
         raise _wrong(name, _problems(error), fix) from error

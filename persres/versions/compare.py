@@ -68,6 +68,8 @@ def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None
     table = read_csv(repository.read(rev, file), dict[str, Any], FIX)
     table = table.set_index(table.columns[0])
     scores = [column for column in table if f"{column}_low" in table]  # each score has an interval
+    if not scores:
+        raise PersresError(f"{MAIN} of {rev} has no scores; {FIX}")
     for column in scores:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     return {
