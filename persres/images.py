@@ -48,6 +48,8 @@ _TURNS = {
 
 def list_photos(folder: Path) -> list[Path]:
     """Returns the photos of a folder, sorted by name. Raises PersresError where there is none."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise PersresError(f"{folder} is not a folder; name the folder that holds the photos")
     if not folder.is_dir():
         raise PersresError(f"no folder {folder}; create it and put 3 to 15 photos of one subject in it")
     photos = sorted(path for path in folder.iterdir() if _is_photo(path))

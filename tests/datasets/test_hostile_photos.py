@@ -286,6 +286,16 @@ def test_any_file_name_is_read_and_an_error_about_it_is_one_line(tmp_path, name,
     assert capsys.readouterr().err.strip().replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize(
+    "place_of", [os.mkfifo, Path.touch, lambda path: path.symlink_to("/nowhere"), lambda path: path.symlink_to(path)]
+)
+def test_photos_in_what_is_no_folder(tmp_path, place_of):
+    place_of(tmp_path / "x")
+    for read in (list_photos, find_photos):
+        with pytest.raises(PersresError, match="x is not a folder; name the folder"):
+            read(tmp_path / "x")
+
+
 def test_system_files_and_folders_named_like_photos_are_left_out(tmp_path, logged):
     NOISE.save(tmp_path / "a.png")
     for name in ("._a.png", ".hidden.jpg"):
