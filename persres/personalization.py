@@ -53,6 +53,8 @@ def personalize(
     ``out`` belongs to these photos: other photos or names are refused there, and a second process waits, or is refused. The residual is
     written as soon as it is trained.
 
+    A script must call it below ``if __name__ == "__main__":``, since its worker processes import the script.
+
     Raises PersresError naming the wrong photo, prompt, setting, model or folder, before anything is written.
     """
     from persres.methods.common.registry import load_profile

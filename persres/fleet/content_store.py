@@ -17,7 +17,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -123,6 +123,7 @@ def _fetch(store: Store, digest: str, path: Path) -> None:
     if listing is None:
         raise Damaged(f"{blob_key(digest)} ({path.name}) is not in the store; run the stage again to upload it")
     fresh = path.with_name(f".{path.name}.fresh")
+    fresh.mkdir(parents=True, exist_ok=True)
     for name, inner in listing.items():
         if not _download(store, inner, fresh / name):
             raise Damaged(
@@ -139,7 +140,10 @@ def _read_listing(store: Store, digest: str) -> dict[str, str] | None:
     def check(data: bytes) -> dict[str, str]:
         if hashlib.sha256(data).hexdigest() != digest:
             raise PersresError("its bytes do not match its digest")
-        return parse_json(data, dict[Key, Sha256], key)
+        files = parse_json(data, dict[Key, Sha256], key)
+        if any(str(above) in files for name in files for above in PurePosixPath(name).parents):
+            raise PersresError("one of its files is also a folder")
+        return files
 
     return _read_checked(store, key, check)
 

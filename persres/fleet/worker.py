@@ -114,7 +114,9 @@ def _unfinished(shard: Shard, error: PersresError) -> ShardReport:
 
 
 def _run_units(stored: StoredJob, shard: Shard, settings: WorkerSettings) -> ShardReport:
-    shutil.rmtree(stored.notes, ignore_errors=True)
+    with suppress(NotADirectoryError):
+        shutil.rmtree(stored.notes, ignore_errors=True)
+        stored.notes.unlink(missing_ok=True)  # a stray file, or a link
     stored.notes.mkdir(parents=True)
     report, units = ShardReport(), []
     for raw in shard.units:

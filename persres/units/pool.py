@@ -62,6 +62,7 @@ def warm_up(module: str) -> None:
 
     It is a clean process: a fork of this one could inherit CUDA or a lock that another thread holds.
     """
+    refuse_repeated_script()
     get_context("forkserver").set_forkserver_preload([PRELOAD, module])
     forkserver.ensure_running()
 

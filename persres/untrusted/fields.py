@@ -28,4 +28,4 @@ UnitHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$", max_lengt
 FileName = Annotated[str, checked(relative_path)]  # below one folder, of files that this library names
 Key = Annotated[str, checked(object_key)]  # below one folder, of files that a person names
 Identifier = Annotated[str, checked(identifier)]
-ShortText = Annotated[str, StringConstraints(max_length=1024)]
+ShortText = Annotated[str, StringConstraints(max_length=4096)]

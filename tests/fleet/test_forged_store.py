@@ -36,6 +36,8 @@ from persres.units.specs import FileRef, Spec
 from persres.units.unit import MANIFEST, READY, RESULTS, Unit, finish, finish_interrupted, is_done
 
 UNIT = Unit("noop", "n/1", NoopSpec(number=1))
+EMPTY = hashlib.sha256(b"").hexdigest()
+TWICE = json.dumps({"a": EMPTY, "a/b": EMPTY}).encode()
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
@@ -207,12 +209,19 @@ def test_a_listing_cannot_name_a_file_elsewhere(store, tmp_path, outside, name):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("listing", [b"", b"[]", b'{"a": 5}', b'{"a": "../x"}', b'{"a": null}', DEEP])
+@pytest.mark.parametrize("listing", [b"", b"[]", b'{"a": 5}', b'{"a": "../x"}', b'{"a": null}', DEEP, TWICE])
 def test_a_malformed_listing_is_damaged(store, tmp_path, listing):
     digest = hashlib.sha256(listing).hexdigest()
     store.write(folder_key(digest), listing)
     with pytest.raises(Damaged, match=digest):
         get_input(store, FileRef(path="images", digest=digest), tmp_path / "cache")
+
+
+def test_an_empty_folder_is_an_input_too(store, tmp_path):
+    (tmp_path / "images").mkdir()
+    reference = FileRef.of(tmp_path / "images")
+    put_input(store, reference)
+    assert not list(Path(get_input(store, reference, tmp_path / "cache").path).iterdir())
 
 
 @pytest.mark.parametrize(
@@ -338,6 +347,21 @@ def test_a_spec_that_this_code_cannot_read_is_left_unfinished(store, tmp_path, s
     store.write(shard.key, shard.model_dump_json().encode())
     report = run_shard(str(store.root), shard.id, tmp_path / "work")
     assert "deploy the same commit" in report.unfinished["0" * 16] and not report.failed
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_in_the_place_of_the_notes_blocks_no_shard(store, tmp_path, kind):
+    shard = make_shard([unit_to_json(UNIT)], 0, "cpu", {})
+    store.write(shard.key, shard.model_dump_json().encode())
+    path = tmp_path / "work" / "shards" / shard.id
+    path.parent.mkdir(parents=True)
+    {
+        "file": lambda: path.write_text("stray"),
+        "folder": lambda: path.mkdir(),
+        "link": lambda: path.symlink_to(tmp_path),
+    }[kind]()
+    report = run_shard(str(store.root), shard.id, tmp_path / "work")
+    assert not report.failed and not report.unfinished and store.has(manifest_key(UNIT))
 
 
 def test_options_that_the_job_does_not_have_are_left_unfinished(store, tmp_path):
