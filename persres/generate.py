@@ -85,6 +85,10 @@ def generate(
     settings |= {"model": options.model or base.model} | _identity(files)
     texts = [_filled(pipe, prompt) for prompt in prompts]
     pipe.check_call(texts, options.lag, options.steps)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PersresError(f"cannot write to {out}: {error.strerror}; give another folder with --out") from error
     with progress(residual.stem, len(prompts) * options.count, "image") as advance:
         for prompt, text in zip(prompts, texts, strict=True):
             stem = f"{_name(residual, prompt, settings | {'prompt': text})}_{options.seed}"

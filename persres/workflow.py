@@ -15,7 +15,7 @@ from persres.errors import PersresError, UnitFailures
 from persres.estimate import make_estimate, read_measured_seconds
 from persres.methods.common.registry import load_profile, make_profile
 from persres.stages import STAGES
-from persres.stages.checks import check_profile
+from persres.stages.checks import check_folders, check_profile
 from persres.units.context import Context
 from persres.units.disk import check_disk
 
@@ -67,6 +67,8 @@ def run_chain(context: Context, stages: Sequence[str] = STAGES) -> PersresError 
     if "train" in stages:
         check_profile(context.profile)
         check_space(context)
+    if "score" in stages:
+        check_folders(context.profile)
     for stage in stages:
         try:
             context = _run_with_less(stage, context, problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 from persres.config.schema import Profile
@@ -11,12 +12,14 @@ from persres.errors import PersresError
 from persres.methods.common.registry import check_available, method_named
 from persres.models.diffusion import load_scheduler, load_tokenizer
 from persres.models.text_encoding import check_length
+from persres.package_paths import located
 from persres.prompts import fill
 from persres.sampling.samplers import ddim_scheduled
 from persres.units.context import Context
 from persres.units.outputs import read_macro_classes
 
 log = logging.getLogger(__name__)
+LOCAL = "local-dir:"  # open_clip's and timm's prefix of a model in a folder
 
 
 def check_profile(profile: Profile) -> None:
@@ -42,17 +45,31 @@ def _steps(profile: Profile) -> Iterator[tuple[str, int]]:
         yield "train.class_images.steps", profile.train.class_images.steps
 
 
+def check_folders(profile: Profile) -> None:
+    """Raises PersresError for a folder of an encoder or of the attribute classifier that is missing, which only scoring would need."""
+    folders = {
+        f"encoders.{name}.model": model.removeprefix(LOCAL)
+        for name, model in (("clip", profile.encoders.clip.model), ("dino", profile.encoders.dino.model))
+        if model.startswith(LOCAL)
+    }
+    if profile.score.attribute_classifier is not None:
+        folders["score.attribute_classifier"] = profile.score.attribute_classifier
+    for path, folder in folders.items():
+        if not os.path.isdir(located(folder)):
+            raise PersresError(f"{path}: no folder {folder}; correct the setting, or put the model there")
+
+
 def check_prompts(context: Context) -> None:
     """Raises PersresError where LAG could not find the concept in a prompt, since it lies beyond the last token that the model reads.
 
     Logs other prompts that are cut there.
     """
     tokenizer = load_tokenizer(context.profile.base)
-    for text, phrase, located in sorted(_prompts(context)):
+    for text, phrase, needed in sorted(_prompts(context)):
         try:
             check_length(tokenizer, fill(text, phrase), phrase)
         except PersresError as error:
-            if located:
+            if needed:
                 raise
             log.warning("%s", error)
 
