@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import Endpoint, Json, Remote, Repo
+from persres.cli.options import Endpoint, Json, Remote, Repo, finite, path
 
 
 def _repository(where: str, remote: str | None, endpoint: str | None):
@@ -35,7 +35,7 @@ def pull(
     concept: Annotated[str, typer.Argument(help="its name, or variant/name if several variants trained it")],
     rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; default: the newest")] = None,
     repo: Repo = ".",
-    out: Annotated[Path, typer.Option(help="output folder")] = Path(),
+    out: Annotated[Path, typer.Option(parser=path, help="output folder")] = Path(),
     remote: Remote = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
@@ -50,7 +50,7 @@ def pull(
 def link(
     concept: Annotated[str, typer.Argument(help="its name, or variant/name")],
     rev: Annotated[str | None, typer.Option(help="a version; default: the newest")] = None,
-    hours: Annotated[float, typer.Option(min=0.01, max=168, help="lifetime of the link")] = 24,
+    hours: Annotated[float, typer.Option(min=0.01, max=168, callback=finite, help="lifetime of the link")] = 24,
 ) -> None:
     """Print a presigned S3 link to a residual, for users without an S3 key."""
     from persres.versions.pull import make_link

@@ -124,6 +124,21 @@ def test_run_refuses_a_folder_that_cannot_be_written(photos, capsys, option, pla
     assert code == 1 and "cannot write to" in message
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(["link", "dog7", f"--hours={hours}"] for hours in ("nan", "inf", "0", "-1", "x")),
+        *(["pull", "dog7", f"--out={out}"] for out in ("", "a\nb", "\x1b", "\udcff", "x" * 5000)),
+        *(
+            ["import", "a.safetensors", "--model=m", "--class=dog", f"--resolution={n}"]
+            for n in ("0", "-8", "1e9", "99999", "")
+        ),
+    ],
+)
+def test_other_commands_refuse_a_wrong_call(photos, capsys, call):
+    assert refused(capsys, *call)[0] == 2
+
+
 FILES = {
     "plain": "profile: a\na: {fetch: {folder: x}}\nb-1: {fetch: {folder: x}}\n",
     "twice in a line": "{profile: a, a: {fetch: {folder: x}}, b-1: {fetch: {folder: x}}}\n",
