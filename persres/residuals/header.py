@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import unicodedata
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from persres.config.legacy import translate
 from persres.config.schema import Base
 from persres.errors import PersresError
 from persres.residuals.header_validation import check_structure
-from persres.untrusted.text import printable, quoted
+from persres.untrusted.documents import parse_json
+from persres.untrusted.text import printable
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown: the dataset does not say"
@@ -80,15 +80,7 @@ def read_info(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """Returns the ``persres`` entry of a file's metadata, None where there is none. Raises PersresError where it is not a JSON object."""
     if "persres" not in metadata:
         return None
-    try:
-        info = json.loads(metadata["persres"])
-    except (ValueError, RecursionError) as error:
-        raise PersresError(f"{path}: its 'persres' entry is not JSON ({error}); fetch or train it again") from error
-    if not isinstance(info, dict):
-        raise PersresError(
-            f"{path}: its 'persres' entry is not a mapping but {quoted(str(info)[:40])}; fetch or train it again"
-        )
-    return info
+    return parse_json(metadata["persres"], dict[str, Any], f"{path}: its 'persres' entry", "fetch or train it again")
 
 
 def read_header(path: Path) -> dict[str, Any]:

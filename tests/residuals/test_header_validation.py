@@ -121,10 +121,11 @@ def entry(**changes) -> str:
 
 HEADERS = {
     "none": (None, "not a persres residual; .*subject="),
-    "no JSON": ("{", "its 'persres' entry is not JSON"),
-    "too deep": ("[" * 100_000, "its 'persres' entry is not JSON"),
-    "a list": ("[1]", r"its 'persres' entry is not a mapping but '\[1\]'"),
-    "null": ("null", "is not a mapping"),
+    "no JSON": ("{", "its 'persres' entry is not valid .*JSON"),
+    "too deep": ("[" * 100_000, "its 'persres' entry is not valid .*JSON"),
+    "deep where it may be": (entry(more=json.loads("[" * 300 + "]" * 300)), "is not valid .*recursion limit"),
+    "a list": ("[1]", r"its 'persres' entry is not valid .*object"),
+    "null": ("null", "its 'persres' entry is not valid .*object"),
     "a rival's": ('{"format": "persres-rival-1"}', "not a persres residual"),
     "no format": (json.dumps({"spec": SPEC}), "not a persres residual"),
     "no spec": ('{"format": "persres-residual-1"}', r"no usable spec\.model"),
@@ -146,7 +147,7 @@ HEADERS = {
     "a long model": (entry(base={"model": "a" * 100_000}), r"no usable spec\.base"),
     "a class of two lines": (entry(macro_class="a\nb"), r"no usable spec\.macro_class"),
     "a concept with an escape": (entry(concept="\x1b[2J"), r"no usable spec\.concept"),
-    "a class of half a character": (entry(macro_class="\ud800"), r"no usable spec\.macro_class"),
+    "a class of half a character": (entry(macro_class="\ud800"), "is not valid .*hex escape"),
     "no target": (entry(settings=SETTINGS | {"target": None}), r"spec\.settings\.target"),
 }
 
