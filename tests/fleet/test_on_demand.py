@@ -59,7 +59,7 @@ def test_only_the_files_that_were_made_go_up_and_nothing_stays(tmp_path, request
     ]
 
 
-def test_requests_of_one_name_have_folders_of_their_own(tmp_path, request_of, runs):
+def test_requests_of_one_name_have_separate_folders(tmp_path, request_of, runs):
     """Each fails at its end, so that its folder stays as a left-over for the next."""
     requests = [
         request_of(), request_of("others"), request_of(prompts=("a {}",)), request_of(macro_class="cup"), request_of(to=str(tmp_path / "b")),

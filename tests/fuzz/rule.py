@@ -21,7 +21,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """A reader. ``read(folder, data)`` puts the data into the folder as it likes, reads it, and writes only below ``folder / "out"``."""
 
     name: str
@@ -29,7 +29,7 @@ class Target:
     read: Callable[[Path, bytes], object]
 
 
-def check(target: Target, data: bytes) -> bool:
+def check(target: FuzzTarget, data: bytes) -> bool:
     """Return whether the reader accepts the data. Raises AssertionError, or what the reader raises, where the rule is broken."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name) / "a" / "b"
@@ -42,7 +42,7 @@ def check(target: Target, data: bytes) -> bool:
     return accepted
 
 
-def _read(target: Target, folder: Path, data: bytes) -> bool:
+def _read(target: FuzzTarget, folder: Path, data: bytes) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,12 +62,12 @@ def _check_message(message: str) -> None:
     assert all(c.isprintable() or c == "\n" for c in shown)
 
 
-def saved(target: Target) -> list[Path]:
+def saved(target: FuzzTarget) -> list[Path]:
     """Inputs of a target that once failed."""
     return sorted((CORPUS / target.name).glob("*"))
 
 
-def save(target: Target, data: bytes) -> Path:
+def save(target: FuzzTarget, data: bytes) -> Path:
     """Add an input to the corpus."""
     path = CORPUS / target.name / hashlib.sha256(data).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ from persres.versions.remote import foreign_remote
 from persres.versions.repository import Repository
 from persres.versions.tracked import StoredFile, tracked_files
 from tests.fuzz.inputs import as_json, as_yaml, damaged, damaged_bytes, json_files, yaml_files
-from tests.fuzz.rule import Target
+from tests.fuzz.rule import FuzzTarget
 from tests.support.small_models import tiny_unet
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def file_target(
     inputs: st.SearchStrategy[bytes],
     read: Callable[[Path], object],
     others: dict[str, bytes] | None = None,
-) -> Target:
+) -> FuzzTarget:
     """A reader of one file of that name. ``others``: files next to it."""
 
     def put_and_read(folder: Path, data: bytes) -> object:
@@ -67,7 +67,7 @@ def file_target(
             (folder / path).write_bytes(content)
         return read(folder / file)
 
-    return Target(name, inputs, put_and_read)
+    return FuzzTarget(name, inputs, put_and_read)
 
 
 # Photos
@@ -439,19 +439,19 @@ TARGETS = (
     file_target("dreambooth", "prompts_and_classes.txt", damaged_bytes((DREAM,)), dreambooth.read_list),
     file_target("unit_manifest", f"train/{UNIT.hash}/{MANIFEST}", json_files(*manifests()), read_local_manifest, FILES),
     file_target("batch_manifests", "train/batch-0/ready.json", json_files(list(manifests())), read_ready, FILES),
-    Target("store_manifest", json_files(*manifests()), read_store_manifest),
+    FuzzTarget("store_manifest", json_files(*manifests()), read_store_manifest),
     file_target("macro_classes", "macro_class/macro_class.json", json_files(CLASSES), lambda path: read_macro_classes(context(path))),
     file_target("index", "samples/index.json", json_files(INDEX), lambda path: read_index(context(path))),
-    Target("zip", archives(), lambda folder, data: ((folder / "x.zip").write_bytes(data), unpack(folder / "x.zip", folder / "out", "a/"))),
+    FuzzTarget("zip", archives(), lambda folder, data: ((folder / "x.zip").write_bytes(data), unpack(folder / "x.zip", folder / "out", "a/"))),
     file_target("image_archive", "x.zip", damaged_bytes((image_archive(),)), unzip_images),
-    Target("shard", json_files(SHARD), read_stored_shard),
-    Target("shard_report", json_files(REPORT), lambda folder, data: parse_json(data, ShardReport, "report")),
-    Target("dvc_lock", yaml_files(LOCK), lambda folder, data: read_tracked({"dvc.lock": data}, as_json(LISTING))),
-    Target("dvc_yaml", yaml_files(PIPELINE), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK), "dvc.yaml": data}, as_json(LISTING))),
-    Target("dvc_listing", json_files(LISTING), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK)}, data)),
-    Target("dvc_config", damaged_bytes((REMOTE,)), read_remote),
-    Target("tags", refs(), read_tags),
-    Target("other_settings", yaml_files(*params()), read_other_settings),
+    FuzzTarget("shard", json_files(SHARD), read_stored_shard),
+    FuzzTarget("shard_report", json_files(REPORT), lambda folder, data: parse_json(data, ShardReport, "report")),
+    FuzzTarget("dvc_lock", yaml_files(LOCK), lambda folder, data: read_tracked({"dvc.lock": data}, as_json(LISTING))),
+    FuzzTarget("dvc_yaml", yaml_files(PIPELINE), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK), "dvc.yaml": data}, as_json(LISTING))),
+    FuzzTarget("dvc_listing", json_files(LISTING), lambda folder, data: read_tracked({"dvc.lock": as_yaml(LOCK)}, data)),
+    FuzzTarget("dvc_config", damaged_bytes((REMOTE,)), read_remote),
+    FuzzTarget("tags", refs(), read_tags),
+    FuzzTarget("other_settings", yaml_files(*params()), read_other_settings),
     file_target("other_table", "table1.csv", damaged_bytes((TABLE,)), read_other_table),
     file_target("card", "x.md", damaged((CARD,)).map(card) | damaged_bytes((card(CARD),)), lambda path: _card_facts(path, "d" * 16)),
 )  # fmt: skip
