@@ -9,8 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from persres.errors import PersresError
+from persres.untrusted.text import printable, redacted
 from persres.versions.git_dvc import dvc, git
 from persres.versions.publish import remote_refs
+
+
+LONGEST = 10_000_000  # characters of DVC's output
 
 
 def collect_garbage(delete: bool = False, old_commits: bool = False, folder: Path = Path()) -> str:
@@ -23,7 +27,8 @@ def collect_garbage(delete: bool = False, old_commits: bool = False, folder: Pat
         _check_fetched(folder, remote, old_commits)
     scope = ["--workspace", "--all-tags", "--all-branches", *([] if old_commits else ["--all-commits"])]
     label = f"gc: {'deletes' if delete else 'lists'} unused data"
-    output = dvc(folder, "gc", *scope, "--cloud", "--force" if delete else "--dry", label=label)
+    raw = dvc(folder, "gc", *scope, "--cloud", "--force" if delete else "--dry", label=label)
+    output = printable(redacted(raw), LONGEST, lines=True)
     return output if delete else f"{output}Nothing was deleted: run again with --delete, while nobody publishes.\n"
 
 
