@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import LARGEST_SEED, Device, Json, Params, finite, path
+from persres.cli.options import LARGEST_SEED, Device, Json, Params, finite, path, words
 
 
 def personalize(
@@ -61,7 +61,10 @@ def generate(
         float, typer.Option(min=1, max=1000, callback=finite, help="classifier-free guidance scale")
     ] = 6.0,
     model: Annotated[
-        str | None, typer.Option(help="another copy of the base model, a hub name or a folder; a LoRA's base model")
+        str | None,
+        typer.Option(
+            callback=words, help="another copy of the base model, a hub name or a folder; a LoRA's base model"
+        ),
     ] = None,
     other_base: Annotated[
         bool, typer.Option("--other-base", help="allow a --model with other weights than the residual was trained on")
@@ -105,7 +108,7 @@ def import_file(
     lora: Annotated[
         Path, typer.Argument(parser=path, help="a LoRA of output projections, with PEFT's or kohya's keys")
     ],
-    model: Annotated[str, typer.Option(help="its base model, a hub name or a folder")],
+    model: Annotated[str, typer.Option(callback=words, help="its base model, a hub name or a folder")],
     macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
     name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
     rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",

@@ -26,6 +26,16 @@ def path(text: str | Path) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
+def words(text: str | None) -> str | None:
+    """Text that a user typed. Raises typer.BadParameter for an empty one, and for control characters."""
+    try:
+        if text is not None and not plain_text(text, "text", longest=LONGEST_PATH).strip():
+            raise typer.BadParameter("it is empty; give a text, or leave the option out")
+        return text
+    except PersresError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def finite(number: float | None) -> float | None:
     """A number that a user typed. Raises typer.BadParameter for nan, which passes every comparison, and infinity."""
     if number is not None and not math.isfinite(number):
@@ -45,7 +55,7 @@ Remote = Annotated[
     str | None, typer.Option(help="DVC remote, which may have your credentials; default: the repository's")
 ]
 Endpoint = Annotated[str | None, typer.Option(help="address of the S3 server from this machine; it may have them too")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto")]
+Device = Annotated[str, typer.Option(callback=words, help="cpu, cuda, mps or auto")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 DATA, WORK = Path("data"), Path(".work")

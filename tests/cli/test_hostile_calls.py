@@ -86,6 +86,8 @@ GENERATE = [
     ("--steps", ["0", "-1", "1001", "1.5", "x", str(10**20)]),
     ("--masks", ["", "x", "AUTO", "auto ", "\x1b"]),
     ("--out", ["", "a\nb", "\x1b", "\udcff", "x" * 5000]),
+    ("--model", ["", " ", "a\nb", "\x1b", "\udcff"]),
+    ("--device", ["", " ", "a\nb", "\x1b", "\udcff"]),
     ("--with", ["", "a\nb", "\x1b", "\udcff", "x" * 5000]),
 ]
 

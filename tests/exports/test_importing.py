@@ -97,7 +97,7 @@ def test_the_command_makes_a_residual_that_loads(tiny_pipeline, tmp_path, capsys
         (["--class", " ", "--name", "b"], "--class is empty"),
         (
             ["--class", "mug", "--name", "b", "--rare-token", "two words"],
-            "rare_token 'two words': String should match .*; give another --rare-token",
+            "rare_token 'two words' is 7 tokens",
         ),
         (["--class", "mug", "--name", "b", "--rare-token", "twowords"], "rare_token 'twowords' is .* tokens"),
         (["--class", "mug", "--name", "b", "--resolution", "33"], "resolution 33: .*--resolution"),
