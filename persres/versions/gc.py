@@ -13,7 +13,6 @@ from persres.untrusted.text import printable, redacted
 from persres.versions.git_dvc import dvc, git
 from persres.versions.publish import remote_refs
 
-
 LONGEST = 10_000_000  # characters of DVC's output
 
 

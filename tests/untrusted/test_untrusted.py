@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from persres.errors import PersresError
 from persres.untrusted.documents import parse_csv, parse_json, parse_yaml, read_file, read_json, read_yaml
-from persres.untrusted.names import digest, identifier, relative_name, relative_path
+from persres.untrusted.names import argument, digest, identifier, relative_name, relative_path
 from persres.untrusted.text import markdown, printable, redacted
 
 
@@ -188,3 +188,30 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     with pytest.raises(PersresError, match="larger"):
         read_file(tmp_path / "large", most=99)
     assert len(read_file(tmp_path / "large", most=100)) == 100
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "-x", "--upload-pack=touch x", "a\0b", "a\nb", "\x1b[31m", "a\x7f", None, 5, ["a"], b"a"]
+)
+def test_what_is_no_argument(text):
+    with pytest.raises(PersresError, match="^version ") as error:
+        argument(text, "version")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["v1", "a b", "ünï", "a-b", "/x", "main~1", "x;y"])
+def test_arguments(text):
+    assert argument(text) == text
+
+
+@pytest.mark.parametrize("text", ["9" * 101, "0x" + "f" * 200, "1" + ":1" * 100])
+def test_numbers_too_long_to_print_are_refused(text):
+    with pytest.raises(PersresError, match="more than 100 digits"):
+        parse_yaml(f"a: {text}", dict, "settings")
+
+
+def test_a_table_needs_the_columns_of_its_model_and_keeps_text():
+    for data in (b"count\n", b"count\n1\n", b"\0\n"):
+        with pytest.raises(PersresError, match="no column name"):
+            parse_csv(data, Row, "table.csv")
+    assert parse_csv(b"name,count\n007,1\n", Row, "table.csv", text=("name",))["name"][0] == "007"
