@@ -62,11 +62,12 @@ def personalize(
 
     refuse_repeated_script()
     photos = Path(photos)
-    name = identifier(name if name is not None else _name_of(photos), "concept name")
     settings = load_profile(Path(params or default_params()), profile)
-    folder = Path(os.path.realpath(out if out is not None else Path("personal", name)))
     _check_words(prompts, macro_class)
     files = find_photos(photos)
+    name = identifier(name if name is not None else _name_of(photos), "concept name")
+    out = Path("personal", name) if out is None else Path(out)
+    folder = _resolved(out)
     check_output_folder(folder, photos, name)
     for photo in files:  # here, so that errors have the names of the user's files
         check_photo(photo)
@@ -87,7 +88,13 @@ def personalize(
             _write_sheet(context, name, folder)
         except PersresError as error:
             raise PersresError(f"{error}\nthe residual is finished: {folder / name}.safetensors") from error
-    return Path(out if out is not None else Path("personal", name))
+    return out
+
+
+def _resolved(out: Path) -> Path:
+    """An output folder without links. Raises PersresError where its path is no text, which a setting could not hold."""
+    plain_text(str(out), "the output folder", allowed="\n\t")
+    return Path(plain_text(os.path.realpath(out), "the output folder", allowed="\n\t"))
 
 
 def _name_of(photos: Path) -> str:

@@ -18,7 +18,7 @@ Scale = Annotated[float, Field(ge=1, le=1000)]  # of classifier-free guidance
 
 def _check_text(text: str) -> None:
     try:
-        plain_text(text, "this text", longest=2000, allowed="\n\t")
+        plain_text(text, "this text", longest=5000, allowed="\n\t")
     except PersresError as error:
         raise ValueError(str(error)) from error
 

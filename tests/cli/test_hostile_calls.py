@@ -10,7 +10,7 @@ from PIL import Image
 
 from persres.cli.main import main
 from persres.errors import PersresError
-from persres.personalization import check_output_folder
+from persres.personalization import check_output_folder, personalize
 
 
 @pytest.fixture
@@ -205,6 +205,15 @@ def test_an_output_folder_in_the_way_of_other_files_is_refused(photos, monkeypat
 def test_other_output_folders_are_fine(photos, place):
     (photos.parent / "empty").mkdir()
     check_output_folder(Path(os.path.realpath(photos.parent / place)), photos, "dog")
+
+
+@pytest.mark.parametrize("out", ["a\0b", "a\x1bb", "\udcff", "x" * 6000])
+def test_an_output_folder_of_the_library_is_text_too(photos, out, monkeypatch):
+    monkeypatch.setattr("persres.personalization.check_models", lambda *arguments: pytest.fail("work begins"))
+    with pytest.raises(PersresError, match="the output folder"):
+        personalize(photos, macro_class="mug", out=out, profile="mini")
+    with pytest.raises(PersresError, match="no folder"):
+        personalize(f"{photos}\0", macro_class="mug", profile="mini")
 
 
 @pytest.mark.parametrize("inner", ["", ".run/photos/dog", ".run/data"])
