@@ -194,7 +194,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     "text", ["", "-", "-x", "--upload-pack=touch x", "a\0b", "a\nb", "\x1b[31m", "a\x7f", None, 5, ["a"], b"a"]
 )
 def test_what_is_no_argument(text):
-    with pytest.raises(PersresError, match="^version ") as error:
+    with pytest.raises(PersresError, match=r"^version ") as error:
         argument(text, "version")
     assert str(error.value).isprintable()
 
