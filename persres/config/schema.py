@@ -13,13 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
 from persres.config.problems import no_variant, problem_lines, with_paths
 from persres.config.section import Name, Scale, Section, Sha256, Word
@@ -39,9 +33,8 @@ class Base(Section):
     resolution: int = Field(512, ge=16, le=8192, multiple_of=8)  # pixels, short side after the centre crop
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen model; residuals train in float32
     token: Word = "<v*>"  # V* in prompts
-    rare_token: str = Field(
-        "sks", min_length=1, max_length=64
-    )  # V* has its embedding, frozen (paper 3.2: "a rarely occurring token")
+    # V* has its embedding, frozen (paper 3.2: "a rarely occurring token")
+    rare_token: str = Field("sks", min_length=1, max_length=64)
 
 
 class Clip(Section):
