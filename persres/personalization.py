@@ -25,6 +25,7 @@ from persres.units.claims import RUN, Inputs, check_claim, claimed, recorded_inp
 from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
 from persres.units.main_module import refuse_repeated_script
+from persres.units.pool import check_script
 from persres.untrusted.names import identifier
 from persres.untrusted.text import code_span, plain_text, printable
 
@@ -74,6 +75,7 @@ def personalize(
     derived = derive(settings, name, folder / RUN / "photos", macro_class is None)
     inputs = Inputs.of(name, files, _settings_digest(derived, macro_class, prompts))
     check_claim(folder, inputs)
+    check_script(derived.runtime.workers, "persres.methods.common.sample_units")
     check_models(derived, prompts, macro_class)
     _advise(files, settings.base.resolution, profile)
     context = Context(derived, folder / RUN / "data", folder / RUN / "work")

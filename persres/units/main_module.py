@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from multiprocessing import current_process
+from pathlib import Path
 
 from persres.errors import PersresError
 
@@ -26,6 +28,22 @@ def refuse_repeated_script() -> None:
     if PRELOAD in sys.modules:
         os._exit(1)
     raise PersresError(f"a worker process imports this script and so runs it again; put its calls below {GUARD}")
+
+
+def is_unguarded() -> bool:
+    """Whether the running script called us from a statement outside of every ``if`` about ``__name__``, as far as its text says."""
+    frame = sys._getframe()
+    while frame and (frame.f_code.co_name, frame.f_globals.get("__name__")) != ("<module>", "__main__"):
+        frame = frame.f_back
+    if frame is None:  # another thread's
+        return False
+    try:
+        statements = ast.parse(Path(frame.f_code.co_filename).read_bytes()).body
+    except (OSError, ValueError, SyntaxError):  # from standard input: nothing to import again
+        return False
+    (here,) = [node for node in statements if node.lineno <= frame.f_lineno <= (node.end_lineno or 0)][:1] or [None]
+    names = ast.walk(here.test) if isinstance(here, ast.If) else ()
+    return not any(isinstance(node, ast.Name) and node.id == "__name__" for node in names)
 
 
 def no_worker_began() -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from persres.errors import PersresError, UnitFailures
 from persres.logging import remaining, show_logs
 from persres.units.batches import Job, Run, UnitFunction, WorkerStartError, plan_batches
-from persres.units.main_module import PRELOAD, no_worker_began, refuse_repeated_script
+from persres.units.main_module import PRELOAD, is_unguarded, no_worker_began, refuse_repeated_script
 from persres.units.oom_retry import run_batch
 from persres.units.unit import Unit, finish_interrupted, is_done
 
@@ -65,6 +65,22 @@ def warm_up(module: str) -> None:
     refuse_repeated_script()
     get_context("forkserver").set_forkserver_preload([PRELOAD, module])
     forkserver.ensure_running()
+
+
+def check_script(workers: int, module: str) -> None:
+    """Start one worker process, if the script does not look guarded and ``workers`` will be several; it imports ``module``.
+
+    Raises WorkerStartError if the process cannot begin: before the work instead of in its midst.
+    """
+    refuse_repeated_script()
+    if workers == 1 or _cores() == 1 or not is_unguarded():
+        return
+    warm_up(module)
+    process = get_context("forkserver").Process(target=abs, args=(0,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise WorkerStartError(no_worker_began())
 
 
 def _cores() -> int:

@@ -12,6 +12,7 @@ PARTS = {
     "units": "run_units(units, work, noop_unit, 2, 'cpu')",
     "a stage": "with stage_lock(work, 'noop'):\n        run_units(units, work, noop_unit, 2, 'cpu')",
     "a measured batch": "run_units(units, work, Job(noop_unit, run_many=print, batch_key=lambda unit: 'a', batch_size=print), 2, 'cpu')",
+    "a check before the work": "check_script(2, 'persres.stages.noop')",
     "caught": "run_units(units, work, noop_unit, 2, 'cpu')",
 }
 SCRIPT = """
@@ -21,7 +22,7 @@ from pathlib import Path
 from persres.stages.noop import NoopSpec, noop_unit
 from persres.units.batches import Job
 from persres.units.locks import stage_lock
-from persres.units.pool import run_units
+from persres.units.pool import check_script, run_units
 from persres.units.unit import Unit
 
 work = Path(sys.argv[1])
@@ -74,3 +75,28 @@ def test_a_workers_import_in_another_pool_is_refused_with_the_sentence(tmp_path)
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
     )
     assert done.stdout == "1\n" and "put its calls below" in done.stderr and os.listdir(tmp_path) == ["script.py"]
+
+
+@pytest.mark.parametrize(
+    "text,unguarded",
+    [
+        ("print(is_unguarded())", True),
+        ("if True:\n    print(is_unguarded())", True),
+        ("def f():\n    print(is_unguarded())\nf()", True),
+        ("if __name__ == '__main__':\n    print(is_unguarded())", False),
+        ("def f():\n    print(is_unguarded())\nif '__main__' == __name__:\n    if True:\n        f()", False),
+        ("import threading\nt = threading.Thread(target=lambda: print(is_unguarded()))\nt.start(); t.join()", False),
+    ],
+)
+def test_whether_a_script_looks_guarded(tmp_path, text, unguarded):
+    (tmp_path / "script.py").write_text(f"from persres.units.main_module import is_unguarded\n{text}\n")
+    for options, piped in (
+        (["script.py"], None),
+        (["-m", "script"], None),
+        (["-"], (tmp_path / "script.py").read_text()),
+    ):
+        command = [sys.executable, *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, cwd=tmp_path, input=piped, check=False
+        )
+        assert done.stdout == f"{unguarded and piped is None}\n", done.stderr
