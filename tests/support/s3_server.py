@@ -105,7 +105,9 @@ def signed_with(secret: str, environ) -> bool:
     signed = {name: name.upper().replace("-", "_") for name in parts["SignedHeaders"].split(";")}
     headers = {name: environ.get(f"HTTP_{field}", environ.get(field)) for name, field in signed.items()}
     path, _, query = environ["RAW_URI"].partition("?")
-    query = urlencode(parse_qsl(query, keep_blank_values=True), quote_via=quote, safe="-_.~")  # however a client wrote it
+    query = urlencode(
+        parse_qsl(query, keep_blank_values=True), quote_via=quote, safe="-_.~"
+    )  # however a client wrote it
     url = f"http://{environ['HTTP_HOST']}{path}{'?' if query else ''}{query}"
     request = AWSRequest(environ["REQUEST_METHOD"], url, headers)
     request.context["timestamp"] = headers["x-amz-date"]
