@@ -114,7 +114,7 @@ def _begin(target: Path) -> tuple[Path, int]:
     """A fresh folder and a descriptor with its lock, which marks a live writer; after removing what killed writers left."""
     if target.is_file() and not target.is_symlink():
         raise PersresError(f"{target} is a file where a folder of results goes; move it away")
-    with _locked(target.parent):  # so that a fresh folder without its lock is not taken for a left-over
+    with locked(target.parent):  # so that a fresh folder without its lock is not taken for a left-over
         for name in _leftovers(target):
             if name.suffix == ".old" and not os.path.lexists(target):
                 with suppress(FileNotFoundError):
@@ -144,7 +144,7 @@ def _modified(path: Path) -> float:
 
 def _put(fresh: Path, target: Path) -> None:
     """Put the fresh folder in the target's place; a kill at any point leaves one of the two there, or the old one to be restored."""
-    with _locked(target.parent):
+    with locked(target.parent):
         if not os.path.lexists(target):
             os.rename(fresh, target)
         elif not exchange(fresh, target):  # else the old content has the fresh name now, which the caller removes
@@ -183,20 +183,22 @@ def _sync_one(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder among the writers of this machine, for a moment."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder among its writers; yields whether the file system has locks. Renames keep folders whole where it has none."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _lock(descriptor)
-        yield
+        yield _lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Wait for a lock that ends with the descriptor. Network file systems may have none; there renames alone keep folders whole."""
-    with suppress(OSError):
+def _lock(descriptor: int) -> bool:
+    """Wait for a lock that ends with the descriptor. Network file systems may have none."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -105,8 +105,9 @@ def s3_address(text: str, what: str = "store") -> tuple[str, str]:
 
 
 def _is_plain(part: str) -> bool:
-    """Whether a part of a path names one file on every system."""
-    return _is_name(part) and part.isprintable() and not any(c in "\\:" for c in part)
+    """Whether a part of a path names one file on every system. Zs: macOS writes a narrow space into the names of screenshots."""
+    visible = all(c.isprintable() or unicodedata.category(c) == "Zs" for c in part)
+    return _is_name(part) and visible and not any(c in "\\:" for c in part)
 
 
 def _is_name(part: str) -> bool:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from persres.errors import PersresError
-from persres.units.files import written_whole
+from persres.units.files import locked, written_whole
 from persres.untrusted.documents import read_file
 from persres.untrusted.names import argument, digest
 from persres.untrusted.text import printable, redacted
@@ -29,6 +29,7 @@ from persres.versions.tracked import DIRECTORY, StoredFile, tracked_files
 
 log = logging.getLogger(__name__)
 CACHE = "PERSRES_CACHE"  # environment variable: the folder of downloads
+PARTIAL = ".pull-"  # the start of the names of downloads that have not ended
 ANSWER_SECONDS = 60.0  # until a git server has listed its tags
 MOST_LISTING, MOST_FILE, MOST_CONFIG = 64 << 20, 64 << 30, 1 << 20  # bytes
 
@@ -140,10 +141,13 @@ class Repository:
         if cached.is_file() and md5_of(cached) == file.md5:
             return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".pull-") as scratch:
-            fresh = Path(scratch) / "file"
-            self._download(rev, file.md5, file.path, fresh)
-            os.replace(fresh, cached)
+        with locked(cached.parent) as alone:
+            for left in cached.parent.glob(f"{PARTIAL}*") if alone else ():  # by a pull that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent, prefix=PARTIAL) as scratch:
+                fresh = Path(scratch) / "file"
+                self._download(rev, file.md5, file.path, fresh)
+                os.replace(fresh, cached)
         return cached
 
     def _download(self, rev: str, name: str, what: str, target: Path) -> None:

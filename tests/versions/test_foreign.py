@@ -439,6 +439,14 @@ def test_the_cache_of_a_folder_is_used_and_checked(stranger, listener, place, mo
     assert main(["pull", "dog7"]) == 1
 
 
+def test_what_a_killed_pull_left_goes_with_the_next(stranger, place, tmp_path):
+    left = tmp_path / "cache" / "files" / md5(CONTENT)[:2] / ".pull-abandoned"
+    left.mkdir(parents=True)
+    (left / "file").write_bytes(b"half")
+    assert main(["pull", "dog7", f"--repo={url(stranger)}"]) == 0
+    assert not left.exists() and Path("dog7.safetensors").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("setting", ["profile = team", "credentialpath = {keys}", "configpath = {keys}"])
 def test_a_stranger_does_not_choose_among_the_users_credentials(stranger, listener, tmp_path, monkeypatch, setting):
     """Even with --remote."""
