@@ -34,7 +34,9 @@ def test_names_that_lead_elsewhere_are_refused(text, tmp_path):
         assert str(error.value).isprintable() and len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["a", "a/b.png", "at 10.00\u202fAM.png", "ünï/çode.txt", "a b", "..a", "a..", "-x", "x" * 255])
+@pytest.mark.parametrize(
+    "text", ["a", "a/b.png", "at 10.00\u202fAM.png", "ünï/çode.txt", "a b", "..a", "a..", "-x", "x" * 255]
+)
 def test_plain_names_are_accepted(text, tmp_path):
     assert relative_name(text, tmp_path) == tmp_path / text
 
