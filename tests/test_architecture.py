@@ -226,6 +226,16 @@ def test_importing_takes_no_time():
         assert seconds_of(f"import sys, {name}; assert not {heavy} & set(sys.modules)") < 0.3, name
 
 
+def test_stages_that_sample_nothing_import_no_diffusers():
+    """Every stage is a process of its own, and diffusers takes seconds."""
+    slow = "{'diffusers', 'transformers', 'open_clip', 'timm'}"
+    code = (
+        f"import sys, persres.workflow, persres.stages.fetch, persres.stages.tables; print({slow} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_public_names_are_the_same_at_every_use():
     """A module with a public name would replace it from the second use on."""
     import persres

@@ -10,11 +10,8 @@ from persres.config.schema import Profile
 from persres.datasets.layout import read_concepts, spread_concepts, spread_prompts
 from persres.errors import PersresError
 from persres.methods.common.registry import check_available, method_named
-from persres.models.diffusion import load_scheduler, load_tokenizer
-from persres.models.text_encoding import check_length
 from persres.package_paths import located
 from persres.prompts import fill
-from persres.sampling.samplers import ddim_scheduled
 from persres.units.context import Context
 from persres.units.outputs import read_macro_classes
 
@@ -25,6 +22,10 @@ LOCAL = "local-dir:"  # open_clip's and timm's prefix of a model in a folder
 def check_profile(profile: Profile) -> None:
     """Raises PersresError for a base model that is missing or that a variant does not support, a rare token of several tokens, and a
     number of sampling steps that the model's scheduler can't take."""
+    # here: the other stages do without diffusers, which takes seconds to import
+    from persres.models.diffusion import load_scheduler, load_tokenizer
+    from persres.sampling.samplers import ddim_scheduled
+
     check_available(profile.base, profile.train)
     load_tokenizer(profile.base)
     scheduler = load_scheduler(profile.base.model)
@@ -64,6 +65,9 @@ def check_prompts(context: Context) -> None:
 
     Logs other prompts that are cut there.
     """
+    from persres.models.diffusion import load_tokenizer
+    from persres.models.text_encoding import check_length
+
     tokenizer = load_tokenizer(context.profile.base)
     for text, phrase, needed in sorted(_prompts(context)):
         try:
