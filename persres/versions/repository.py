@@ -186,8 +186,8 @@ class Repository:
 
 
 def is_version(name: str) -> bool:
-    """Whether a name can be a version: letters, digits, dots and dashes, the first a letter or digit."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", name) is not None
+    """Whether a name can be a version: ASCII letters, digits, dots, dashes and underscores, the first a letter or digit."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", name) is not None
 
 
 def md5_of(path: Path) -> str:

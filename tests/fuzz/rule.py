@@ -76,6 +76,7 @@ def save(target: FuzzTarget, data: bytes) -> Path:
 
 
 def quiet() -> None:
-    """Drop log lines; remove what an earlier failure left outside."""
+    """Drop log lines and warnings; remove what an earlier failure left outside."""
+    warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     shutil.rmtree(OUTSIDE, ignore_errors=True)

@@ -23,7 +23,8 @@ from safetensors.torch import save
 from persres.config.load import load_params
 from persres.datasets import customconcept101, dreambooth
 from persres.datasets.folder import describe
-from persres.datasets.layout import read_concept
+from persres.datasets.layout import Concept, check_concept, read_concept
+from persres.datasets.prompt_groups import DREAMBOOTH, grouped
 from persres.datasets.unpack import unpack
 from persres.exports.metadata import _card_facts
 from persres.fleet.content_store import blob_key, get_unit, manifest_key
@@ -181,6 +182,9 @@ CONCEPT = {
 }
 
 
+DESCRIPTION = {key: value for key, value in CONCEPT.items() if key not in ("name", "notes")}
+
+
 def read_whole_concept(path: Path) -> object:
     """Read a concept and use its text as a card does."""
     concept = read_concept(path.parent)
@@ -196,20 +200,32 @@ CUSTOM = [
         "prompt_filename": "prompts/pet.txt",
     }
 ]
-DREAM = b"""subject_name,class
+PROMPT = "'a {0} {1} in scene %d'.format(unique_token, class_token),"
+PROMPTS = "\n".join(PROMPT % number for number in range(dreambooth.PROMPTS))
+DREAM = f"""subject_name,class
 backpack,backpack
 dog,dog
 
 Object Prompts
 prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
+{PROMPTS}
 ]
 
 Live Subject Prompts
 prompt_list = [
-'a {0} {1} in the snow'.format(unique_token, class_token),
+{PROMPTS}
 ]
-"""
+""".encode()
+
+
+def read_dream(path: Path) -> object:
+    """The list's concepts, each checked."""
+    classes, prompts = dreambooth.read_list(path)
+    return [
+        check_concept(Concept(name, kind, word, grouped(prompts[kind], DREAMBOOTH[kind])), path)
+        for name, word in classes.items()
+        for kind in prompts
+    ]
 
 
 # Units, stores, outputs
@@ -434,9 +450,9 @@ TARGETS = (
     file_target("lora_bytes", "x.safetensors", damaged_bytes((lora_file(), lora_file([1.0, 2.0]))), read_as_lora),
     file_target("params", "params.yaml", yaml_files(*params()), lambda path: load_params(path, None, settings_types())),
     file_target("concept", "mug/concept.json", json_files(CONCEPT), read_whole_concept),
-    file_target("concept_of_folder", "concept.json", json_files(CONCEPT), lambda path: describe(path.parent), {"1.png": photos()[0]}),
+    file_target("concept_of_folder", "concept.json", json_files(DESCRIPTION), lambda path: describe(path.parent), {"1.png": photos()[0]}),
     file_target("customconcept101", "dataset.json", json_files(CUSTOM), customconcept101._entries),
-    file_target("dreambooth", "prompts_and_classes.txt", damaged_bytes((DREAM,)), dreambooth.read_list),
+    file_target("dreambooth", "prompts_and_classes.txt", damaged_bytes((DREAM,)), read_dream),
     file_target("unit_manifest", f"train/{UNIT.hash}/{MANIFEST}", json_files(*manifests()), read_local_manifest, FILES),
     file_target("batch_manifests", "train/batch-0/ready.json", json_files(list(manifests())), read_ready, FILES),
     FuzzTarget("store_manifest", json_files(*manifests()), read_store_manifest),

@@ -106,7 +106,9 @@ class Personalize(Command):
 
     def results(self, folder: Path) -> list[Path]:
         out = folder / "work" / "out"
-        return [path for path in (*out.glob("*"), *(out / ".run" / "data").rglob("*")) if path.is_file()]
+        data = out / ".run" / "data"  # costs are seconds of this run, no result
+        paths = (*out.glob("*"), *(path for path in data.rglob("*") if data / "costs" not in path.parents))
+        return [path for path in paths if path.is_file()]
 
 
 class Repro(Command):

@@ -96,7 +96,7 @@ def test_files_that_belong_to_no_run_are_refused(work, junk):
 
 
 def test_an_invalid_or_existing_version_is_refused(work, tmp_path):
-    for name in ("", "-f", "a b", "v1..2/x"):
+    for name in ("", "-f", "a b", "v1..2/x", "v\u0661", "v\u00e9"):
         with pytest.raises(PersresError, match="is not a valid version"):
             plan(work, name)
     git(tmp_path / "origin.git", "tag", "v1", "main")
