@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from persres.config.schema import Base
 from persres.errors import PersresError
 from persres.exports.quiet_loading import quiet_loading
+from persres.images import check_finite
 from persres.logging import progress
 from persres.models.loading import pick_device
 from persres.pipeline import PersonalizedPipeline
@@ -177,7 +178,7 @@ def _identity(files: tuple[Path, ...]) -> dict[str, Any]:
 def _sample(
     pipe: PersonalizedPipeline, text: str, number: int, resolution: int, options: GenerateOptions
 ) -> Image.Image | None:
-    """The image, None where the model's safety checker put a black one in its place."""
+    """The image, None where the model's safety checker put a black one in its place. Raises PersresError for NaN."""
     side = resolution // pipe.vae_scale_factor
     draw = generator("generate", options.seed, text, number)
     noise = starting_noise([draw], (pipe.unet.config.in_channels, side, side))
@@ -190,8 +191,12 @@ def _sample(
         guidance_scale=options.cfg_scale,
         height=resolution,
         width=resolution,
+        output_type="np",
     )
-    return None if any(getattr(sampled, "nsfw_content_detected", None) or ()) else sampled.images[0]
+    if any(getattr(sampled, "nsfw_content_detected", None) or ()):
+        return None
+    check_finite(torch.from_numpy(sampled.images))
+    return pipe.image_processor.numpy_to_pil(sampled.images)[0]
 
 
 def _name(residual: Path, prompt: str, settings: dict[str, Any]) -> str:

@@ -206,8 +206,17 @@ def to_tensor(images: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def check_finite(pixels: torch.Tensor) -> None:
+    """Raises PersresError for NaN and infinity, which a PNG would hold as black and white."""
+    if not bool(pixels.isfinite().all()):
+        raise PersresError(
+            "sampling gave NaN or infinity: the model's numbers overflow; use dtype float32 or bfloat16, or a smaller cfg_scale or strength"
+        )
+
+
 def to_images(tensor: torch.Tensor) -> list[Image.Image]:
-    """Returns float [n, 3, h, w] in [-1, 1] as RGB images."""
+    """Returns float [n, 3, h, w] in [-1, 1] as RGB images. Raises PersresError for NaN and infinity."""
+    check_finite(tensor)
     pixels = ((tensor.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(p) for p in pixels]
 

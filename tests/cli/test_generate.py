@@ -176,6 +176,23 @@ def test_the_command_fails_where_an_image_is_withheld(residual, tmp_path, monkey
     assert len(printed.out.split()) == 1 and "1 of 2 images are withheld" in printed.err
 
 
+@pytest.mark.parametrize("where", [(..., 0, 0), (slice(None), 1), ...])
+def test_an_image_of_nan_is_no_result(residual, tmp_path, monkeypatch, where):
+    from diffusers import AutoencoderKL
+
+    decode = AutoencoderKL.decode
+
+    def broken(self, *rest, **options):
+        sample = decode(self, *rest, **options)[0]
+        sample[where] = float("nan")
+        return (sample,)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", broken)
+    with pytest.raises(PersresError, match=r"NaN or infinity.*use dtype float32 or bfloat16"):
+        images_of(residual, tmp_path / "o")
+    assert not list((tmp_path / "o").glob("*"))
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [

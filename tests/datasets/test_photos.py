@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from persres.config.schema import Base
@@ -103,6 +104,14 @@ def test_square_and_tensors_round_trip():
     assert photo.size == (32, 32)
     (back,) = to_images(to_tensor([photo]))
     assert np.array_equal(np.asarray(back), np.asarray(photo))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_of_nan_or_infinity_is_no_image(value):
+    pixels = torch.zeros(2, 3, 4, 4)
+    pixels[1, 2, 0, 3] = value
+    with pytest.raises(PersresError, match="NaN or infinity"):
+        to_images(pixels)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "../x", "a b", "-x", "a\\b", "ü", "x" * 65, ".hidden"])

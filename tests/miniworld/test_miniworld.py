@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from persres.datasets.wordnet import COUNT, load_candidates, load_nouns
+from persres.errors import PersresError
 from persres.experiments.miniworld_training.captions import full_caption, random_caption
 from persres.experiments.miniworld_training.recipe import RECIPE
 from persres.experiments.miniworld_training.scenes import scene_at
@@ -178,6 +179,27 @@ def test_interrupted_training_of_a_mini_model_goes_on_to_the_same_weights(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "broken", stop=6)
     assert torch.equal(learn(tmp_path / "broken"), whole)
+
+
+@pytest.mark.parametrize(("step", "value"), [(1, "nan"), (5, "inf"), (7, "nan")])
+def test_training_of_a_mini_model_that_diverges_overwrites_no_checkpoint(tmp_path, step, value):
+    from persres.experiments.miniworld_training.loop import Budget, fit
+    from persres.units.checkpoints import read_tensors
+
+    model = torch.nn.Linear(4, 1)
+
+    def loss(at: int, seed: int) -> torch.Tensor:
+        return model(torch.randn(8, 4)).pow(2).mean() * (float(value) if at == step else 1.0)
+
+    with pytest.raises(
+        PersresError, match=r"training of toy diverged: .* at step [48] of 8 with learning rate 0.01; set"
+    ):
+        fit("toy", model, loss, Budget(8, 1e-2, 2, save_every=4), tmp_path, 0)
+    saved = tmp_path / "toy.safetensors"
+    assert saved.exists() == (step > 3)
+    if step > 3:
+        tensors, metadata = read_tensors(saved)
+        assert metadata["step"] == "4" and all(t.isfinite().all() for t in tensors.values())
 
 
 def test_wordnet_holds_all_noun_lemmas(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 
 from persres.experiments.miniworld_training.muon import Muon
 from persres.seeding import seed_from
+from persres.training.divergence import check_losses, check_weights, step_and_rate
 from persres.units.checkpoints import load_training, save_training
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def fit(
     for parameters whose names start so.
 
     Random draws follow from the step's seed, so a resumed run equals an uninterrupted one. The main worker writes a checkpoint to
-    ``folder/name.safetensors``.
+    ``folder/name.safetensors``. Raises DivergedError, before it is written, for NaN and infinity in loss or weights.
     """
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
     averaged = {k: p.detach().clone() for k, p in trained.items()}
@@ -95,6 +96,8 @@ def fit(
             clock, last = time.monotonic(), done
             log.info("%s %d/%d loss %.4f %.2f steps/s", name, done, budget.steps, value.item(), pace)
         if main_worker and (done % budget.save_every == 0 or done == budget.steps):
+            check_losses({name: value.item()}, step_and_rate(done, budget.steps, budget.lr))
+            check_weights({name: trained.values()}, step_and_rate(done, budget.steps, budget.lr))
             save_training(path, trained, optimizer, done, state)
     with torch.no_grad():
         for key, parameter in trained.items():

@@ -22,6 +22,7 @@ from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.text_encoding import prompt_states
 from persres.seeding import generator, seed_from
 from persres.training.batches import EncodedImages, random_rows
+from persres.training.divergence import check_losses, step_and_rate
 from persres.training.residual_training import diffusion_target
 from persres.units.checkpoints import write_tensors
 from persres.units.specs import FileRef, Spec
@@ -114,6 +115,7 @@ def train_lora(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        check_losses({spec.concept: losses[-1]}, step_and_rate(step + 1, recipe.steps, recipe.lr))
     return losses
 
 
