@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from persres.miniworld.concepts import CONCEPTS, views
+from persres.report.table_text import markdown
 from persres.units.files import digest_file
 from persres.units.provenance import versions
 from persres.versions.git_dvc import dvc, git
@@ -38,6 +39,15 @@ TEMPORARY = (
     ".gone",
     ".pull-",
 )  # parts of the names of files that only a run may have
+TITLES = (
+    "command",
+    "rounds",
+    "kill -9",
+    "results with other bytes",
+    "finished units run again",
+    "files left",
+    "errors",
+)
 MOST_RUNS = 12  # of a round: then the last one may end
 BIN = Path(sys.executable).parent
 
@@ -309,25 +319,18 @@ def campaign(name: str, kills: int, seed: int) -> Outcome:
     return outcome
 
 
-def write(outcomes: list[Outcome], seed: int) -> None:
-    """The record and its table."""
+def write(outcome: Outcome, seed: int) -> None:
+    """The record and its table, with this command's row in place of an earlier one."""
     OUT.mkdir(parents=True, exist_ok=True)
-    record = {
-        "commit": versions().get("commit", "unknown"),
-        "seed": seed,
-        "commands": [asdict(outcome) for outcome in outcomes],
-    }
-    (OUT / "kills.json").write_text(json.dumps(record, indent=1) + "\n")
-    rows = [
-        f"| {o.command} | {o.rounds} | {o.kills} | {o.changed} | {o.lost} | {o.leftovers} | {len(o.errors)} |"
-        for o in outcomes
-    ]
-    head = "| command | rounds | kill -9 | results with other bytes | finished units run again | files left | errors |\n|---|---|---|---|---|---|---|"
-    (OUT / "kills.md").write_text(
-        f"# Random kill -9 of whole commands\n\n`make kill` at commit {record['commit']}.\n\n{head}\n"
-        + "\n".join(rows)
-        + "\n"
-    )
+    path, row = OUT / "kills.json", {"commit": versions().get("commit", "unknown"), "seed": seed} | asdict(outcome)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    found = {entry["command"]: entry for entry in rows} | {outcome.command: row}
+    rows = [found[name] for name in COMMANDS if name in found]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    columns = ("command", "rounds", "kills", "changed", "lost", "leftovers")
+    body = [[*(str(entry[name]) for name in columns), str(len(entry["errors"])), entry["commit"][:7]] for entry in rows]
+    table = markdown([*TITLES, "commit"], body)
+    (OUT / "kills.md").write_text(f"# Random kill -9 of whole commands\n\n`make kill`, by command.\n\n{table}")
 
 
 def main() -> int:
@@ -338,10 +341,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     names = arguments.commands or list(COMMANDS)
-    outcomes = [campaign(name, -(-arguments.kills // len(names)), arguments.seed) for name in names]
-    if not arguments.commands:
-        write(outcomes, arguments.seed)
-    return int(not all(outcome.clean for outcome in outcomes))
+    clean = True
+    for name in names:
+        outcome = campaign(name, -(-arguments.kills // len(names)), arguments.seed)
+        write(outcome, arguments.seed)
+        clean = clean and outcome.clean
+    return int(not clean)
 
 
 if __name__ == "__main__":
