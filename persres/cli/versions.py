@@ -72,7 +72,8 @@ def publish(
     print(plan.as_json() if as_json else plan.text())
     if not dry_run:
         push(plan, message)
-        print(f"published {version}", file=sys.stderr if as_json else sys.stdout)
+        done = f"{version} is published already, from this commit" if plan.done else f"published {version}"
+        print(done, file=sys.stderr if as_json else sys.stdout)
 
 
 def diff(

@@ -3,7 +3,7 @@
 The data go first, so no tag names data that can't be pulled. If the data push fails, there is no commit and no tag, and the next try
 continues it; data of an unpublished version are harmless, since DVC names files by digest. Of two publishers at the same time, git
 accepts one; the other's commit and tag are undone, with an error. If git's answer is lost, the remote's refs decide before anything is
-undone.
+undone. A publication that was killed goes on with the next try: tags that only this clone has, of this commit, are its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from persres.versions.git_dvc import NoRemote, commit_hash, configuration, dvc, 
 from persres.versions.remote import read_config
 from persres.versions.repository import is_version
 from persres.versions.tracked import Lock, Pipeline
+from persres.versions.version_tags import TagState, state_of
 
 log = logging.getLogger(__name__)
 RUN_FILES = ("dvc.lock", "params.yaml")  # what a run changes outside of data/
@@ -34,7 +35,7 @@ SECRETS = ("access_key_id", "secret_access_key", "session_token", "password")
 @dataclass(frozen=True)
 class Plan:
     """What a publication does. ``changed``: files to commit; ``remote``: DVC's; ``git``: git's remote or None; ``commits``: unpushed
-    commits of ``branch``, which are pushed too, newest first."""
+    commits of ``branch``, which are pushed too, newest first; ``done``: nothing, the version is published from this commit already."""
 
     version: str
     remote: str
@@ -45,6 +46,7 @@ class Plan:
     tags: list[str]
     residuals: int
     bytes: int
+    done: bool = False
 
     def text(self) -> str:
         """Lines for people."""
@@ -69,7 +71,7 @@ class Plan:
 def plan_publication(version: str, folder: Path = Path()) -> Plan:
     """Check everything before the first change. Raises PersresError for an invalid or existing version, a detached HEAD, no remote,
     secrets in DVC's committed configuration, missing or stale outputs, changes outside of a run, and a branch with newer remote commits."""
-    _check_name(version, folder)
+    _check_name(version)
     branch = _branch(folder)
     _check_no_merge(folder)
     remote = default_remote(configuration(folder))
@@ -78,15 +80,21 @@ def plan_publication(version: str, folder: Path = Path()) -> Plan:
     changed = _changes(folder, lock)
     remotes = git(folder, "remote").split()
     upstream = ("origin" if "origin" in remotes else remotes[0]) if remotes else None
-    commits = _unpushed(folder, upstream, branch, version) if upstream else []
-    _check_up_to_date(folder)  # last, since it reads all outputs
     tags = [version, *artifact_tags(version, folder)]
-    return Plan(version, remote, upstream, branch, commits, changed, tags, *_outputs(folder, lock))
+    heads, tag = f"refs/heads/{branch}", f"refs/tags/{version}"
+    refs = remote_refs(folder, upstream, heads, tag) if upstream else {}
+    state = state_of(folder, tags, upstream, refs.get(tag), clean=not changed)
+    commits = _unpushed(folder, upstream, branch, refs.get(heads)) if upstream else []
+    _check_up_to_date(folder)  # last, since it reads all outputs
+    done = state is TagState.DONE
+    return Plan(version, remote, upstream, branch, commits, changed, tags, *_outputs(folder, lock), done)
 
 
 def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> None:
     """Push the data, commit, tag, push both. After a PersresError there is no commit and no tag, local or remote; if git's remote no
     longer answers, the outcome is unknown and the message says how to finish."""
+    if plan.done:
+        return
     dvc(folder, "push", label=f"publish: data to {plan.remote}")
     before = git(folder, "rev-parse", "HEAD").strip()
     text = message or f"{plan.version}: {plan.residuals} residuals"
@@ -94,7 +102,8 @@ def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> No
         if plan.changed:
             git(folder, "update-index", "--add", "--remove", "--", *plan.changed)  # git add refuses staged deletions
             git(folder, "commit", "-q", f"--message={text}", "--", *plan.changed)
-        for tag in plan.tags:
+        existing = git(folder, "tag").split()  # of a publication that was killed
+        for tag in (tag for tag in plan.tags if tag not in existing):
             git(folder, "tag", "-a", f"--message={text}", "--", tag)
         if plan.git:
             _push(plan, folder)
@@ -160,14 +169,9 @@ def _check_no_merge(folder: Path) -> None:
     raise PersresError("not published: a merge is not finished; git commit (or git merge --abort), then publish")
 
 
-def _unpushed(folder: Path, remote: str, branch: str, version: str) -> list[str]:
-    """Commits of the branch that the remote lacks. Raises PersresError if it has the version, or commits that this clone lacks."""
-    existing = remote_refs(folder, remote, f"refs/heads/{branch}", f"refs/tags/{version}")
-    if f"refs/tags/{version}" in existing:
-        raise PersresError(
-            f"{remote} has {version} already, and a version never changes; git fetch --tags, then use another name"
-        )
-    tip = existing.get(f"refs/heads/{branch}")
+def _unpushed(folder: Path, remote: str, branch: str, tip: str | None) -> list[str]:
+    """Commits of the branch that the remote, where it ends at ``tip``, lacks. Raises PersresError if it has commits that this clone
+    lacks."""
     if tip is None:
         return git(folder, "log", "--format=%h %s", "HEAD", "--not", f"--remotes={remote}").splitlines()
     try:
@@ -203,13 +207,11 @@ def _undo(folder: Path, tags: list[str], before: str) -> None:
     git(folder, "reset", "-q", before)
 
 
-def _check_name(version: str, folder: Path) -> None:
+def _check_name(version: str) -> None:
     if not is_version(version):
         raise PersresError(
             f"{version!r} is not a valid version; use letters, digits, dots and dashes, e.g. v3 or dogs-2026-11"
         )
-    if git(folder, "tag", "--list", "--", version).strip():
-        raise PersresError(f"{version} exists already, and a version never changes; use another name (persres list)")
 
 
 def default_remote(settings: dict[str, str]) -> str:

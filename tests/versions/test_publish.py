@@ -5,6 +5,7 @@ DVC is replaced here; with DVC and a server: test_versions.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from pathlib import Path
@@ -92,6 +93,85 @@ def test_files_that_belong_to_no_run_are_refused(work, junk):
     (work / junk).parent.mkdir(exist_ok=True)
     (work / junk).write_text("mine")
     with pytest.raises(PersresError, match=f"{junk} changed and belong to no run"):
+        plan(work)
+
+
+@pytest.fixture
+def with_artifact(work) -> Path:
+    """The clone with a model in dvc.yaml, so that a version has two tags."""
+    (work / "dvc.yaml").write_text("artifacts:\n  residuals: {path: data/learned, type: model}\n")
+    git(work, "commit", "-qam", "a model")
+    git(work, "push", "-q", "origin", "main")
+    return work
+
+
+class Killed(BaseException):
+    """In the place of kill -9: nothing after it runs, not even what undoes."""
+
+
+def killed_at(call: int, monkeypatch) -> None:
+    """Let git die at this call of ``publish``, as do all later calls."""
+    git_itself, calls = publishing.git, []
+
+    def dying(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) >= call:
+            raise Killed
+        return git_itself(*arguments, **options)
+
+    monkeypatch.setattr(publishing, "git", dying)
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_publication_that_was_killed_goes_on_with_the_next_try(with_artifact, tmp_path, monkeypatch, call):
+    """At every call of git: nothing has changed yet, the commit exists, the tag, the other tags, or the push has arrived."""
+    work = with_artifact
+    (work / "params.yaml").write_text("profile: tiny\ntiny: {base: {}}\n")
+    first = plan(work)
+    with monkeypatch.context() as patched:
+        killed_at(call, patched)
+        with contextlib.suppress(Killed):
+            publish(first, None, work)
+    again = plan(work)
+    publish(again, None, work)
+    origin = tmp_path / "origin.git"
+    assert git(origin, "rev-parse", "v1^{commit}") == git(origin, "rev-parse", "main") == git(work, "rev-parse", "HEAD")
+    assert set(git(origin, "tag").split()) == set(first.tags) == {"v1", "residuals@v1.0.0"}
+    assert git(origin, "show", "main:params.yaml") == (work / "params.yaml").read_text()
+    assert plan(work).done and len(git(origin, "log", "--format=%h", "main").split()) == 3
+
+
+def test_a_tag_of_another_commit_is_not_published_as_this_one(with_artifact):
+    work = with_artifact
+    git(work, "tag", "-a", "-m", "mine", "v1")
+    git(work, "tag", "-a", "-m", "mine", "residuals@v1.0.0")
+    assert not plan(work).done, "a tag of this commit alone goes on"
+    (work / "params.yaml").write_text("profile: tiny\ntiny: {base: {}}\n")
+    with pytest.raises(
+        PersresError, match=r"v1 is a tag of this clone that origin lacks.*git tag -d v1 residuals@v1.0.0, then"
+    ):
+        plan(work)
+    git(work, "commit", "-qam", "other settings")
+    with pytest.raises(PersresError, match="v1 is a tag of this clone that origin lacks, and not of this commit"):
+        plan(work)
+    with pytest.raises(PersresError, match=r"the tag residuals@v1.0.0 of v1.0 exists already; use another name"):
+        plan(work, "v1.0")
+    git(work, "tag", "-d", "v1", "residuals@v1.0.0")
+    assert plan(work).commits
+    git(work, "tag", "v1")
+    with pytest.raises(PersresError, match="not of this commit"):
+        plan(work)
+
+
+def test_a_clone_without_a_git_remote_goes_on_too(with_artifact):
+    work = with_artifact
+    git(work, "remote", "remove", "origin")
+    git(work, "tag", "-a", "-m", "v1", "v1")
+    assert not plan(work).done
+    publish(plan(work), None, work)
+    assert set(git(work, "tag").split()) == {"v1", "residuals@v1.0.0"} and plan(work).done
+    git(work, "commit", "-q", "--allow-empty", "-m", "later")
+    with pytest.raises(PersresError, match="v1 exists already"):
         plan(work)
 
 
