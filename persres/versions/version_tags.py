@@ -30,11 +30,11 @@ def state_of(folder: Path, tags: list[str], remote: str | None, there: str | Non
         raise PersresError(
             f"{remote} has {version} already, and a version never changes; git fetch --tags, then use another name"
         )
-    own = clean and all(is_of_head(folder, tag) for tag in taken)
-    if own and there is None:
+    matches = clean and all(is_of_head(folder, tag) for tag in taken)
+    if matches and there is None:
         finished = remote is None and None not in here.values()
         return TagState.DONE if finished else TagState.UNFINISHED
-    if own and there == here[version]:
+    if matches and there == here[version]:
         return TagState.DONE
     if remote is not None and there is None:
         raise PersresError(

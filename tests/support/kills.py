@@ -324,8 +324,8 @@ def write(outcome: Outcome, seed: int) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     path, row = OUT / "kills.json", {"commit": versions().get("commit", "unknown"), "seed": seed} | asdict(outcome)
     rows = json.loads(path.read_text()) if path.exists() else []
-    found = {entry["command"]: entry for entry in rows} | {outcome.command: row}
-    rows = [found[name] for name in COMMANDS if name in found]
+    entries = {row["command"]: row for row in rows} | {outcome.command: row}
+    rows = [entries[name] for name in COMMANDS if name in entries]
     path.write_text(json.dumps(rows, indent=1) + "\n")
     columns = ("command", "rounds", "kills", "changed", "lost", "leftovers")
     body = [[*(str(entry[name]) for name in columns), str(len(entry["errors"])), entry["commit"][:7]] for entry in rows]
