@@ -182,12 +182,12 @@ def test_an_image_of_nan_is_no_result(residual, tmp_path, monkeypatch, where):
 
     decode = AutoencoderKL.decode
 
-    def broken(self, *rest, **options):
+    def overflowing(self, *rest, **options):
         sample = decode(self, *rest, **options)[0]
         sample[where] = float("nan")
         return (sample,)
 
-    monkeypatch.setattr(AutoencoderKL, "decode", broken)
+    monkeypatch.setattr(AutoencoderKL, "decode", overflowing)
     with pytest.raises(PersresError, match=r"NaN or infinity.*use dtype float32 or bfloat16"):
         images_of(residual, tmp_path / "o")
     assert not list((tmp_path / "o").glob("*"))

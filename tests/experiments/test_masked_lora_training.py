@@ -24,11 +24,11 @@ def test_a_lora_that_diverges_stops_at_the_step(tiny_profile, monkeypatch, varia
     diffusion = load_diffusion(base, "cpu")
     target, calls = train.diffusion_target, []
 
-    def broken(*given):
+    def overflowing(*given):
         calls.append(1)
         return target(*given) * (float(value) if len(calls) == at else 1.0)
 
-    monkeypatch.setattr(train, "diffusion_target", broken)
+    monkeypatch.setattr(train, "diffusion_target", overflowing)
     images = EncodedImages.of(diffusion, [Image.new("RGB", (base.resolution,) * 2, "red")])
     unet, encoder = train.add_adapters(diffusion, spec)
     with pytest.raises(PersresError, match=rf"training of dog7 diverged: its loss is .* at step {at} of 5.*smaller lr"):
