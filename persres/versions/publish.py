@@ -22,7 +22,7 @@ from persres.versions.git_dvc import NoRemote, commit_hash, configuration, dvc, 
 from persres.versions.remote import read_config
 from persres.versions.repository import is_version
 from persres.versions.tracked import Lock, Pipeline
-from persres.versions.version_tags import TagState, state_of
+from persres.versions.version_tags import is_published, local_tags
 
 log = logging.getLogger(__name__)
 RUN_FILES = ("dvc.lock", "params.yaml")  # what a run changes outside of data/
@@ -83,10 +83,9 @@ def plan_publication(version: str, folder: Path = Path()) -> Plan:
     tags = [version, *artifact_tags(version, folder)]
     heads, tag = f"refs/heads/{branch}", f"refs/tags/{version}"
     refs = remote_refs(folder, upstream, heads, tag) if upstream else {}
-    state = state_of(folder, tags, upstream, refs.get(tag), clean=not changed)
+    done = is_published(folder, tags, upstream, refs.get(tag), clean=not changed)
     commits = _unpushed(folder, upstream, branch, refs.get(heads)) if upstream else []
     _check_up_to_date(folder)  # last, since it reads all outputs
-    done = state is TagState.DONE
     return Plan(version, remote, upstream, branch, commits, changed, tags, *_outputs(folder, lock), done)
 
 
@@ -102,8 +101,10 @@ def publish(plan: Plan, message: str | None = None, folder: Path = Path()) -> No
         if plan.changed:
             git(folder, "update-index", "--add", "--remove", "--", *plan.changed)  # git add refuses staged deletions
             git(folder, "commit", "-q", f"--message={text}", "--", *plan.changed)
-        existing = git(folder, "tag").split()  # of a publication that was killed
-        for tag in (tag for tag in plan.tags if tag not in existing):
+        existing = local_tags(folder, plan.tags)  # of a publication that was killed
+        for tag in plan.tags:
+            if tag in existing:
+                continue
             git(folder, "tag", "-a", f"--message={text}", "--", tag)
         if plan.git:
             _push(plan, folder)
@@ -202,7 +203,7 @@ def _pipeline(folder: Path) -> Pipeline:
 
 
 def _undo(folder: Path, tags: list[str], before: str) -> None:
-    for tag in set(tags) & set(git(folder, "tag").split()):
+    for tag in local_tags(folder, tags):
         git(folder, "tag", "-d", "--", tag)
     git(folder, "reset", "-q", before)
 

@@ -39,15 +39,16 @@ TEMPORARY = (
     ".gone",
     ".pull-",
 )  # parts of the names of files that only a run may have
-TITLES = (
-    "command",
-    "rounds",
-    "kill -9",
-    "results with other bytes",
-    "finished units run again",
-    "files left",
-    "errors",
-)
+COLUMNS = {
+    "command": "command",
+    "rounds": "rounds",
+    "kills": "kill -9",
+    "changed": "results with other bytes",
+    "lost": "finished units run again",
+    "leftovers": "files left",
+    "errors": "errors",
+    "commit": "commit",
+}
 MOST_RUNS = 12  # of a round: then the last one may end
 BIN = Path(sys.executable).parent
 
@@ -327,9 +328,8 @@ def write(outcome: Outcome, seed: int) -> None:
     entries = {row["command"]: row for row in rows} | {outcome.command: row}
     rows = [entries[name] for name in COMMANDS if name in entries]
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    columns = ("command", "rounds", "kills", "changed", "lost", "leftovers")
-    body = [[*(str(entry[name]) for name in columns), str(len(entry["errors"])), entry["commit"][:7]] for entry in rows]
-    table = markdown([*TITLES, "commit"], body)
+    cells = [entry | {"errors": len(entry["errors"]), "commit": entry["commit"][:7]} for entry in rows]
+    table = markdown(list(COLUMNS.values()), [[str(entry[name]) for name in COLUMNS] for entry in cells])
     (OUT / "kills.md").write_text(f"# Random kill -9 of whole commands\n\n`make kill`, by command.\n\n{table}")
 
 

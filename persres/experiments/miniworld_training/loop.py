@@ -96,8 +96,9 @@ def fit(
             clock, last = time.monotonic(), done
             log.info("%s %d/%d loss %.4f %.2f steps/s", name, done, budget.steps, value.item(), pace)
         if main_worker and (done % budget.save_every == 0 or done == budget.steps):
-            check_losses({name: value.item()}, step_and_rate(done, budget.steps, budget.lr))
-            check_weights({name: trained.values()}, step_and_rate(done, budget.steps, budget.lr))
+            at = step_and_rate(done, budget.steps, budget.lr)
+            check_losses({name: value.item()}, at)
+            check_weights({name: trained.values()}, at)
             save_training(path, trained, optimizer, done, state)
     with torch.no_grad():
         for key, parameter in trained.items():
