@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DDIMScheduler
@@ -33,6 +33,7 @@ from persres.units.files import digest_file, write_atomic
 from persres.untrusted.text import plain_text, printable
 
 log = logging.getLogger(__name__)
+DTYPES = get_args(Base.model_fields["dtype"].annotation)
 PROMPT_LENGTH = 48  # characters of the prompt in a file's name; four bytes each at most, of 255
 
 
@@ -42,7 +43,7 @@ class GenerateOptions:
 
     ``count`` images of each prompt. ``lag``: True for the paper's masks, ``auto`` for ours, False for none. ``subject`` reads the file as
     any LoRA, whose subject replaces ``{}``. ``model`` is the base model's present name, a LoRA's base model; with ``other_base`` its weights
-    may differ from those that the residual was trained on.
+    may differ from those that the residual was trained on. ``dtype`` is the precision of all weights; None is the one of training.
     """
 
     count: int = 1
@@ -55,6 +56,7 @@ class GenerateOptions:
     device: str = "auto"
     subject: str | None = None
     other_base: bool = False
+    dtype: str | None = None
 
 
 def generate(
@@ -84,6 +86,9 @@ def generate(
     resolution = base.resolution if options.subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
     settings = {key: getattr(options, key) for key in ("lag", "strength", "steps", "cfg_scale", "seed")}
     settings |= {"model": options.model or base.model} | _identity(files)
+    settings |= (
+        {} if options.dtype is None else {"dtype": options.dtype}
+    )  # so that files of earlier versions keep their names
     texts = [_filled(pipe, prompt) for prompt in prompts]
     pipe.check_call(texts, options.lag, options.steps)
     try:
@@ -127,6 +132,8 @@ def _check_options(out: Path, options: GenerateOptions) -> None:
             raise PersresError(f"{name} is {getattr(options, name)}; give a finite number")
     if options.count < 1 or not -(2**63) <= options.seed < 2**63:
         raise PersresError(f"count {options.count}, seed {options.seed}: give a count from 1 on, and a seed of 64 bits")
+    if options.dtype not in (None, *DTYPES):
+        raise PersresError(f"dtype {options.dtype!r} is not known; give {', '.join(DTYPES)}")
     if out.exists() and not out.is_dir():
         raise PersresError(f"{out} is a file; give --out, a folder")
 
@@ -148,10 +155,11 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
 
 def _pipeline(base: Base, files: tuple[Path, ...], options: GenerateOptions) -> PersonalizedPipeline:
     quiet_loading()
+    device = pick_device(options.device)
     # A stranger's header names the model, so no pickled weights.
-    dtype = getattr(torch, base.dtype)
+    dtype = getattr(torch, options.dtype or base.dtype)
     pipe = PersonalizedPipeline.from_pretrained(options.model or base.model, dtype=dtype, use_safetensors=True)
-    pipe.to(pick_device(options.device))
+    pipe.to(device)
     for file in files:
         pipe.load_residual(file, file.stem, subject=options.subject, allow_other_base=options.other_base)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)

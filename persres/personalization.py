@@ -27,7 +27,7 @@ from persres.units.files import publishing, write_atomic
 from persres.units.main_module import refuse_repeated_script
 from persres.units.pool import check_script
 from persres.untrusted.names import identifier
-from persres.untrusted.text import code_span, plain_text, printable
+from persres.untrusted.text import as_literal, code_span, plain_text
 
 log = logging.getLogger(__name__)
 MIN_PHOTOS = 3  # the paper's benchmark has 3 to 15 photos per concept
@@ -240,8 +240,11 @@ def _write_sheet(context: Context, name: str, out: Path) -> None:
 
 def usage_text(profile: Profile, name: str, macro_class: str) -> str:
     """The README below the hub's front matter, with code for diffusers. Its prompts use the rare token, whose embedding V* has."""
+    from persres.models.base_model import loading_code
+
     model, phrase = profile.base.model, f"{profile.base.rare_token} {macro_class}"
-    model = str(Path(located(model)).resolve()) if Path(located(model)).is_dir() else model
+    model = str(Path(located(model)).resolve()) if Path(located(model)).exists() else model
+    load, kind = loading_code(model, 'torch.float16 if device == "cuda" else torch.float32')
     sampling, prompt = profile.sample, f"a photo of a {phrase} on the beach"
     return f"""# {name}
 
@@ -249,13 +252,13 @@ def usage_text(profile: Profile, name: str, macro_class: str) -> str:
 
 ```python
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, {kind}
 
-pipe = DiffusionPipeline.from_pretrained({_literal(model)})
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pipe = {load}.to(device)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".", weight_name="{name}.safetensors")
-pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-result = pipe({_literal(prompt)}, num_inference_steps={sampling.steps}, guidance_scale={sampling.cfg_scale})
+result = pipe({as_literal(prompt)}, num_inference_steps={sampling.steps}, guidance_scale={sampling.cfg_scale})
 result.images[0].save("beach.png")
 ```
 
@@ -263,8 +266,3 @@ result.images[0].save("beach.png")
 object (`ours_lag`, localized attention-guided sampling, with its masks). LAG needs persres; a LoRA loader gives `ours`.
 The single images are in `.run/data/samples/<config>/{name}.zip`. Photos and images keep the licences of your photos and of the model.
 """
-
-
-def _literal(text: str) -> str:
-    """The text as a string of Python code, on one line of a fenced block."""
-    return json.dumps(printable(text, 1000), ensure_ascii=False)

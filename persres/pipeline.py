@@ -29,11 +29,10 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from persres.errors import PersresError
-from persres.models.diffusion import PIPELINES, SDXL
+from persres.models.base_model import PIPELINES, SDXL, load_pipeline
 from persres.models.loading import unavailable
 from persres.models.text_encoding import add_concept_token
 from persres.models.weight_patching import TOKEN, patched_weights
-from persres.package_paths import located
 from persres.prompts import fill_each
 from persres.residuals.bank import residual_hooks, stack_banks
 from persres.residuals.loaded import Residual, check_subject, read_trained
@@ -90,7 +89,7 @@ class PersonalizedPipeline:
         Raises PersresError where the model can't be loaded.
         """
         try:
-            return cls(DiffusionPipeline.from_pretrained(located(str(model)), **arguments), str(model))
+            return cls(load_pipeline(model, **arguments), str(model))
         except (OSError, ValueError) as error:
             raise unavailable("the base model", str(model), error) from error
 

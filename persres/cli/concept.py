@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import LARGEST_SEED, Device, Json, Params, finite, path, words
+from persres.cli.options import LARGEST_SEED, Device, Dtype, Json, Params, finite, path, words
 
 
 def personalize(
@@ -63,20 +63,24 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            callback=words, help="another copy of the base model, a hub name or a folder; a LoRA's base model"
+            callback=words,
+            help="another copy of the base model, a hub name, a folder or one safetensors file; a LoRA's base model",
         ),
     ] = None,
     other_base: Annotated[
         bool, typer.Option("--other-base", help="allow a --model with other weights than the residual was trained on")
     ] = False,
     device: Device = "auto",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="precision of the weights; default: as the residual was trained")
+    ] = None,
 ) -> None:
     """Generate images with a residual, as PNG files with their settings inside."""
     from persres.generate import GenerateOptions
     from persres.generate import generate as sample
 
     where = masks == "paper" or "auto" if lag else False
-    options = GenerateOptions(count, seed, where, strength, steps, cfg_scale, model, device, subject, other_base)
+    options = GenerateOptions(count, seed, where, strength, steps, cfg_scale, model, device, subject, other_base, dtype)
     for image in sample(residual, tuple(prompt), out, options, tuple(others or ())):
         print(image)
 
@@ -108,7 +112,7 @@ def import_file(
     lora: Annotated[
         Path, typer.Argument(parser=path, help="a LoRA of output projections, with PEFT's or kohya's keys")
     ],
-    model: Annotated[str, typer.Option(callback=words, help="its base model, a hub name or a folder")],
+    model: Annotated[str, typer.Option(callback=words, help="its base model, a hub name, a folder or one file")],
     macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
     name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
     rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",

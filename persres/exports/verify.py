@@ -12,9 +12,9 @@ from persres.config.schema import Base, SamplingConfig
 from persres.errors import PersresError
 from persres.exports.formats import EMBEDDINGS
 from persres.exports.quiet_loading import quiet_loading
+from persres.models.base_model import load_pipeline
 from persres.models.diffusion import Diffusion, load_diffusion
 from persres.models.weight_patching import TOKEN, patched_weights
-from persres.package_paths import located
 from persres.residuals.bank import merged_weights
 from persres.residuals.file import ResidualFile, load_residual
 from persres.residuals.header_validation import read_checked
@@ -63,10 +63,8 @@ def _by_persres(
 
 def _plain_pipeline(base: Base, diffusion: Diffusion, exported: Path, embedding: Path | None) -> DiffusionPipeline:
     """A separate pipeline without any code of persres, with our noise schedule and the exported files."""
-    from diffusers import DiffusionPipeline
-
     quiet_loading()
-    pipe = DiffusionPipeline.from_pretrained(located(base.model), dtype=torch.float32)
+    pipe = load_pipeline(base.model, dtype=torch.float32)
     pipe.to(diffusion.unet.device)
     pipe.scheduler = type(diffusion.scheduler).from_config(diffusion.scheduler.config)
     pipe.set_progress_bar_config(disable=True)

@@ -18,8 +18,9 @@ import torch
 from persres.config.schema import Base
 from persres.images import to_tensor
 from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, TrainingData, TrainingResult
+from persres.models.base_model import SDXL
 from persres.models.conditioning import Conditioning
-from persres.models.diffusion import SDXL, Diffusion
+from persres.models.diffusion import Diffusion
 from persres.models.weight_patching import TOKEN, patched_weights, trainable_copies
 from persres.prompts import fill
 from persres.training.settings import ResidualSettings

@@ -20,17 +20,15 @@ from torch import nn
 
 from persres.config.schema import Base
 from persres.errors import PersresError
+from persres.models.base_model import SDXL, config_source, load_pipeline, supported_pipeline
 from persres.models.conditioning import Conditioning
 from persres.models.loading import pick_device, unavailable
 from persres.models.text_encoding import Tower, add_concept_token, prompt_states, rare_token_id, two_tower_states
-from persres.package_paths import located
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-SDXL = "StableDiffusionXLPipeline"
-PIPELINES = ("StableDiffusionPipeline", SDXL)
 _NO_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
 
@@ -118,16 +116,6 @@ class Diffusion:
                 part.to("cpu")
 
 
-def pipeline_name(model: str) -> str:
-    """The class name of a model's pipeline, from its ``model_index.json``. Raises PersresError without one."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        return DiffusionPipeline.load_config(located(model))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise unavailable("the base model", model, error) from error
-
-
 @lru_cache(maxsize=1)
 def load_diffusion(base: Base, device: str, cpu_offload: bool = False) -> Diffusion:
     """The model in ``base.dtype`` on the device, with its scheduler's settings as DDIM, the paper's sampler.
@@ -173,23 +161,8 @@ def assembled(pipe: DiffusionPipeline, base: Base, device: torch.device, cpu_off
 
 
 def _pipeline(base: Base) -> DiffusionPipeline:
-    import diffusers
-
-    name = pipeline_name(base.model)
-    if name not in PIPELINES:
-        raise PersresError(
-            f"base.model {base.model!r} is a {name}; residuals need a text-to-image model of Stable Diffusion 1.x, 2.x or XL"
-            f" ({', '.join(PIPELINES)})"
-        )
-    try:
-        return getattr(diffusers, name).from_pretrained(
-            located(base.model),
-            dtype=getattr(torch, base.dtype),
-            use_safetensors=True,
-            **({} if name == SDXL else _NO_CHECKER),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise unavailable("the base model", base.model, error) from error
+    no_checker = {} if supported_pipeline(base.model) == SDXL else _NO_CHECKER
+    return load_pipeline(base.model, dtype=getattr(torch, base.dtype), **no_checker)
 
 
 def load_scheduler(model: str) -> DDIMScheduler:
@@ -197,7 +170,7 @@ def load_scheduler(model: str) -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     try:
-        config = DDIMScheduler.load_config(located(model), subfolder="scheduler")
+        config = DDIMScheduler.load_config(config_source(model), subfolder="scheduler")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise unavailable("the base model", model, error) from error
     return _ddim(config, config.get("_class_name", "an unknown scheduler"), model)
@@ -209,7 +182,7 @@ def load_tokenizer(base: Base) -> CLIPTokenizer:
     import transformers
     from diffusers import DiffusionPipeline
 
-    name = located(base.model)
+    name = config_source(base.model)
     place = {"pretrained_model_name_or_path": str(Path(name, "tokenizer"))} if Path(name).is_dir() else {}
     try:
         kind = DiffusionPipeline.load_config(name)["tokenizer"][1]

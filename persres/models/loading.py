@@ -9,7 +9,7 @@ import torch
 
 from persres.errors import PersresError
 from persres.package_paths import located
-from persres.units.files import digest_folder
+from persres.units.files import digest_file, digest_folder
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,11 +39,11 @@ def unavailable(what: str, name: str, error: Exception) -> PersresError:
 
 
 def model_identity(name: str) -> str:
-    """Returns a model's identity in a spec: its name, and for a local folder the digest of its files."""
-    folder = Path(located(name).removeprefix("local-dir:"))
-    return f"{name}@{_folder_digest(folder)[:16]}" if folder.is_dir() else name
+    """Returns a model's identity in a spec: its name, and for a local folder or file the digest of its content."""
+    path = Path(located(name).removeprefix("local-dir:"))
+    return f"{name}@{_digest(path)[:16]}" if path.exists() else name
 
 
 @lru_cache
-def _folder_digest(folder: Path) -> str:
-    return digest_folder(folder)
+def _digest(path: Path) -> str:
+    return digest_folder(path) if path.is_dir() else digest_file(path)

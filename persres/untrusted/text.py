@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 
@@ -68,3 +69,8 @@ def markdown(text: object, longest: int = LONGEST) -> str:
 def code_span(text: object, longest: int = LONGEST) -> str:
     """Return the text as a code span of a Markdown page, one line."""
     return f"`{printable(text, longest).replace('`', chr(39))}`"
+
+
+def as_literal(text: str, longest: int = 1000) -> str:
+    """Returns the text as a string of Python code, on one line of a fenced block."""
+    return json.dumps(printable(text, longest), ensure_ascii=False)

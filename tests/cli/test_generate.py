@@ -224,3 +224,21 @@ def test_a_file_name_with_an_escape_is_printable_in_the_settings(residual, tmp_p
     odd = residual.rename(tmp_path / "m\x1b[2J\n.safetensors")
     (path,) = generate(odd, (PROMPT,), tmp_path / "o", GenerateOptions(steps=1, device="cpu", lag=False))
     assert settings_in(path)["residual"] == "m\\x1b[2J\\n.safetensors" and path.name.isprintable()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_precision_can_be_given(residual, tmp_path, capsys, dtype):
+    """The residual was trained in float32; a file name belongs to its precision, and the default has the name of earlier versions."""
+    call = arguments(residual, tmp_path / "o")
+    assert main(call) == 0 and main([*call, "--dtype", dtype]) == 0
+    plain, given = capsys.readouterr().out.split()
+    assert plain != given and settings_in(given)["dtype"] == dtype and "dtype" not in settings_in(plain)
+    same = np.array_equal(np.asarray(Image.open(plain)), np.asarray(Image.open(given)))
+    assert same == (dtype == "float32")
+
+
+def test_a_precision_that_is_none_is_refused_before_any_work(residual, tmp_path, capsys):
+    with pytest.raises(PersresError, match="dtype 'int8' is not known; give float32, bfloat16, float16"):
+        images_of(residual, tmp_path / "o", dtype="int8")
+    assert main([*arguments(residual, tmp_path / "o"), "--dtype", "half"]) == 2
+    assert not (tmp_path / "o").exists()

@@ -13,7 +13,7 @@ from persres.config.schema import Base, Profile, SettingsTypes, Train, VariantSe
 from persres.datasets.registry import DATASETS, DRAWN
 from persres.errors import PersresError
 from persres.methods.common.base import BatchedTraining, Method
-from persres.models.diffusion import pipeline_name
+from persres.models.base_model import pipeline_name
 
 DEFAULT = "ours"  # the method of a variant without ``method``: the paper's
 

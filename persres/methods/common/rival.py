@@ -15,7 +15,8 @@ from pydantic import Field
 from persres.config.schema import Base, SamplingConfig, VariantSettings
 from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, TrainingData, TrainingResult
 from persres.methods.common.state_file import load_state, save_state
-from persres.models.diffusion import SDXL, Diffusion
+from persres.models.base_model import SDXL
+from persres.models.diffusion import Diffusion
 from persres.models.weight_patching import patched_weights
 from persres.training.batches import EncodedData, EncodedImages, TrainingPlan
 
