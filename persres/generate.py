@@ -10,27 +10,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from persres.config.schema import Base
 from persres.errors import PersresError
-from persres.exports.quiet_loading import quiet_loading
 from persres.images import check_finite
 from persres.logging import progress
-from persres.models.loading import pick_device
-from persres.pipeline import PersonalizedPipeline
 from persres.prompts import fill, fill_each
-from persres.residuals.file import load_residual
 from persres.residuals.header_validation import check_structure
-from persres.sampling.samplers import starting_noise
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
 from persres.untrusted.text import plain_text, printable
+
+if TYPE_CHECKING:  # a wrong call is an error at once; torch and diffusers take seconds to import
+    from persres.pipeline import PersonalizedPipeline
 
 log = logging.getLogger(__name__)
 DTYPES = get_args(Base.model_fields["dtype"].annotation)
@@ -81,6 +77,8 @@ def generate(
         check_structure(file)
     if options.subject is not None and others:
         raise PersresError("--subject reads one LoRA, which is used alone; leave out --with")
+    from persres.residuals.file import load_residual
+
     base = load_residual(residual).header.base if options.subject is None else _base_of_lora(residual, options.model)
     pipe = _pipeline(base, files, options)
     resolution = base.resolution if options.subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
@@ -154,6 +152,13 @@ def _check_prompts(prompts: tuple[str, ...], files: tuple[Path, ...]) -> None:
 
 
 def _pipeline(base: Base, files: tuple[Path, ...], options: GenerateOptions) -> PersonalizedPipeline:
+    import torch
+    from diffusers import DDIMScheduler
+
+    from persres.exports.quiet_loading import quiet_loading
+    from persres.models.loading import pick_device
+    from persres.pipeline import PersonalizedPipeline
+
     quiet_loading()
     device = pick_device(options.device)
     # A stranger's header names the model, so no pickled weights.
@@ -187,6 +192,10 @@ def _sample(
     pipe: PersonalizedPipeline, text: str, number: int, resolution: int, options: GenerateOptions
 ) -> Image.Image | None:
     """The image, None where the model's safety checker put a black one in its place. Raises PersresError for NaN."""
+    import torch
+
+    from persres.sampling.samplers import starting_noise
+
     side = resolution // pipe.vae_scale_factor
     draw = generator("generate", options.seed, text, number)
     noise = starting_noise([draw], (pipe.unet.config.in_channels, side, side))

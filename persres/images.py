@@ -11,9 +11,9 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from persres.errors import PersresError
@@ -21,6 +21,9 @@ from persres.untrusted.archives import check_distinct, entry_path, open_zip, rea
 from persres.untrusted.documents import read_file
 from persres.untrusted.names import is_system_name
 from persres.untrusted.text import printable
+
+if TYPE_CHECKING:  # photos are checked in a moment, and torch takes seconds to import
+    import torch
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # by content. Of Pillow's other decoders, EPS would start a program.
@@ -203,6 +206,8 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
 
 def to_tensor(images: list[Image.Image]) -> torch.Tensor:
     """Returns RGB images of one size as float [n, 3, h, w] in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

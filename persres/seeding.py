@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_from(*parts: object) -> int:
@@ -15,4 +17,6 @@ def seed_from(*parts: object) -> int:
 
 def generator(*parts: object) -> torch.Generator:
     """A CPU generator seeded by the parts. Sample on the CPU and move the result: devices give different numbers."""
+    import torch
+
     return torch.Generator("cpu").manual_seed(seed_from(*parts))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persres.errors import PersresError
-from persres.exports.export import export, export_embedding
-from persres.exports.verify import largest_difference
+from persres.residuals.header_validation import check_structure
 
 TOLERANCE = 1e-4  # of final latents, in float32
 
@@ -28,6 +27,10 @@ def run_export(residual: Path, out: Path, options: ExportOptions) -> dict[str, A
 
     Raises PersresError, also where ``verify`` finds other latents.
     """
+    check_structure(residual)  # before torch and diffusers are imported, which takes seconds
+    from persres.exports.export import export, export_embedding
+    from persres.exports.verify import largest_difference
+
     to, v_star = options.to, None
     written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors"))}
     if options.embedding:

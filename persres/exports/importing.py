@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
-from torch import nn
 
 from persres.config.schema import Base
 from persres.datasets.layout import check_name
 from persres.errors import PersresError
-from persres.models.diffusion import load_diffusion
-from persres.models.loading import model_identity
-from persres.residuals.file import save_residual
 from persres.residuals.header import without_folders
 from persres.residuals.header_validation import check_structure
-from persres.residuals.lora import Delta, read_lora
 from persres.residuals.targets import find_targets
 from persres.units.files import digest_file
 from persres.untrusted.text import plain_text, quoted
+
+if TYPE_CHECKING:  # a wrong call is an error at once, and torch takes seconds to import
+    from torch import nn
+
+    from persres.residuals.lora import Delta
 
 
 def import_lora(path: Path, unet: nn.Module) -> dict[str, Delta]:
@@ -30,6 +29,10 @@ def import_lora(path: Path, unet: nn.Module) -> dict[str, Delta]:
     Every scale is in A, so alpha is 1 per rank. Layers that the LoRA leaves out are zero. Raises PersresError as
     :func:`~persres.residuals.lora.read_lora` does, and naming the first layer that takes no residual.
     """
+    import torch
+
+    from persres.residuals.lora import Delta, read_lora
+
     deltas = read_lora(path, "", unet, []).unet
     targets = find_targets(unet)
     others = sorted(set(deltas) - {target.path for target in targets})
@@ -66,6 +69,10 @@ def import_residual(
         raise PersresError("--class is empty; name the class of the subject, e.g. --class dog")
     check_structure(lora)  # before the model loads
     base = _base({"model": model, "rare_token": options.rare_token})
+    from persres.models.diffusion import load_diffusion
+    from persres.models.loading import model_identity
+    from persres.residuals.file import save_residual
+
     diffusion = load_diffusion(base, "cpu")
     pixels = options.resolution or diffusion.unet.config.sample_size * diffusion.latent_shape[1]
     base = _base(base.model_dump() | {"resolution": pixels})

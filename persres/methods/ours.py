@@ -2,7 +2,7 @@
 
 The paper's ablations are settings: other layers, a fixed rank, no class in the prompt, class images, a trained V*.
 
-Modules that need diffusers are imported where they are used: reading a profile needs the settings only, and must be quick.
+Modules that need torch or diffusers are imported where they are used: reading a profile needs the settings only, and must be quick.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from persres.config.schema import Base
 from persres.images import to_tensor
 from persres.methods.common.base import LearnedFile, LoadedMethod, OnStep, TrainingData, TrainingResult
-from persres.models.base_model import SDXL
-from persres.models.conditioning import Conditioning
-from persres.models.diffusion import Diffusion
-from persres.models.weight_patching import TOKEN, patched_weights, trainable_copies
 from persres.prompts import fill
 from persres.training.settings import ResidualSettings
 
 if TYPE_CHECKING:
+    import torch
+
+    from persres.models.conditioning import Conditioning
+    from persres.models.diffusion import Diffusion
     from persres.residuals.bank import ResidualBank
     from persres.training.residual_training import EncodedConcept
 
@@ -65,6 +63,8 @@ def _token(diffusion: Diffusion, base: Base, settings: Ours) -> Iterator[dict[st
     if not settings.train_token:
         yield {}
         return
+    from persres.models.weight_patching import TOKEN, patched_weights, trainable_copies
+
     token_id = diffusion.tokenizer.convert_tokens_to_ids(base.token)
     values = trainable_copies(diffusion, [TOKEN], token_id)
     with patched_weights(diffusion, values, token_id):
@@ -117,6 +117,8 @@ class PersonalizedResiduals:
 
     def refuses(self, settings: Ours, family: str) -> str | None:
         """``train_token`` for SDXL: V*'s embedding can train in one text encoder only."""
+        from persres.models.base_model import SDXL
+
         return "train_token" if settings.train_token and family == SDXL else None
 
     def can_cpu_offload(self, settings: Ours) -> bool:
@@ -138,6 +140,7 @@ class PersonalizedResiduals:
         self, diffusion: Diffusion, data: list[TrainingData], settings: Ours, checkpoint: Path, on_step: OnStep
     ) -> list[TrainingResult]:
         """Train all concepts in one bank. They share no parameter, and every random draw depends on a concept's name."""
+        from persres.models.weight_patching import TOKEN
         from persres.residuals.targets import find_targets
         from persres.training.residual_training import ResidualLoss, new_bank, train
 
@@ -155,6 +158,7 @@ class PersonalizedResiduals:
 
     def load(self, diffusion: Diffusion, source: LearnedFile, strength: float) -> LoadedMethod:
         """A bank of one concept, and V*'s embedding if it trained too."""
+        from persres.models.weight_patching import TOKEN, patched_weights
         from persres.residuals.file import load_residual
 
         residual = load_residual(source.path)

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from persres.errors import PersresError
-from persres.units.checkpoints import read_tensors
 from persres.untrusted.documents import open_regular
 from persres.untrusted.text import printable
+
+if TYPE_CHECKING:  # a wrong path is an error at once, and torch takes seconds to import
+    import torch
 
 MAX_HEADER = 4 << 20  # bytes; ours have about 10 KiB, a whole U-Net's 200
 MAX_TENSORS = 20_000  # a LoRA of every layer of SDXL has 3,000
 # What LoRAs, residuals and checkpoints hold; torch can't compute with packed 4-bit numbers, and others have no order.
-DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
-DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+DTYPES = {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
+DTYPES |= {"int64", "int32", "int16", "int8", "uint8", "bool"}
 _OTHER_FORMATS = {
     b"PK": "a ZIP archive, as pickled PyTorch files are",
     b"\x80": "a pickle",
@@ -36,6 +36,8 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises PersresError for a missing file, one that is not safetensors, is truncated, has trailing bytes or an absurd header, and for
     tensors with NaN or infinity.
     """
+    from persres.units.checkpoints import read_tensors
+
     check_structure(path)
     try:
         tensors, metadata = read_tensors(path)
@@ -48,8 +50,8 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def check_finite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Raises PersresError for a tensor that holds NaN or infinity, and for one of a type that no trained file has."""
     for name, value in tensors.items():
-        if value.dtype not in DTYPES:
-            kind = str(value.dtype).removeprefix("torch.")
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind not in DTYPES:
             raise PersresError(f"{path}: {printable(name)} is {kind}, which persres does not read; save it as float32")
         wide = value.float() if value.element_size() == 1 else value  # torch has no isfinite for 8-bit floats
         if value.is_floating_point() and not wide.isfinite().all():

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from persres.residuals.targets import TargetLayer
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+if TYPE_CHECKING:  # settings name parametrisations, and torch takes seconds to import
+    import torch
+
+    Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def _unchanged(up: torch.Tensor, down: torch.Tensor) -> Pair:
@@ -39,6 +41,8 @@ class Parametrisation:
 
 
 def _standard(target: TargetLayer, draw: torch.Generator) -> Pair:
+    import torch
+
     up = torch.randn(target.width, target.rank, generator=draw)
     return up, torch.randn(target.rank, target.width_in, generator=draw)
 
@@ -56,6 +60,8 @@ def _normal(target: TargetLayer, gain: float, draw: torch.Generator) -> Pair:
 
 def _lora(target: TargetLayer, gain: float, draw: torch.Generator) -> Pair:
     """A = 0 and B ~ U(±1/√m'), as LoRA starts."""
+    import torch
+
     up, down = _standard(target, draw)  # drawn all the same: the seeds of published runs count on it
     return up * 0, (torch.rand(down.shape, generator=draw) * 2 - 1) / math.sqrt(target.width_in)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from persres.errors import PersresError
+
+if TYPE_CHECKING:  # settings name targets, and torch takes seconds to import
+    from torch import nn
 
 
 def _cross_attention(block: nn.Module) -> list[str]:

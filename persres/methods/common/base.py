@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
 from PIL import Image
 
 from persres.config.schema import Base, VariantSettings
-from persres.models.diffusion import Diffusion
 from persres.units.specs import ImageSpec
 
-if TYPE_CHECKING:  # reading a profile needs the settings only, and diffusers takes seconds to import
+if TYPE_CHECKING:  # reading a profile needs the settings only; torch and diffusers take seconds to import
+    import torch
+
+    from persres.models.diffusion import Diffusion
     from persres.residuals.bank import ResidualBank
 
 OnStep = Callable[[int, float], None]  # step from 0, loss

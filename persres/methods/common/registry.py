@@ -13,7 +13,6 @@ from persres.config.schema import Base, Profile, SettingsTypes, Train, VariantSe
 from persres.datasets.registry import DATASETS, DRAWN
 from persres.errors import PersresError
 from persres.methods.common.base import BatchedTraining, Method
-from persres.models.base_model import pipeline_name
 
 DEFAULT = "ours"  # the method of a variant without ``method``: the paper's
 
@@ -71,6 +70,8 @@ def make_profile(settings: dict) -> Profile:
 
 def check_available(base: Base, train: Train) -> None:
     """Raises PersresError, before any work, for a variant that the base model's family does not support."""
+    from persres.models.base_model import pipeline_name
+
     family = pipeline_name(base.model)
     for name, settings in train.variants.items():
         unsupported = method_named(settings.method).refuses(settings, family)
