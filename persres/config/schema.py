@@ -154,6 +154,10 @@ class VariantSettings(Section):
         """The class images that training needs."""
         return None
 
+    def whole_photos(self) -> bool:
+        """Whether training frames the photos itself; else it is given centre squares."""
+        return False
+
     def lacks(self, sampling: SamplingConfig) -> str | None:
         """Why it can't be sampled with these settings, or None."""
         return None
@@ -323,6 +327,17 @@ class Tables(Section):
     rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
 
 
+class Previews(Section):
+    """Images that training samples every so many steps, of one prompt and noise, into ``<folder>/<concept>_step_0050.png``."""
+
+    every: int = Field(50, ge=1)
+    folder: str = "previews"
+    prompt: str = "a photo of a {}"
+    steps: int = Field(50, ge=1, le=1000)
+    cfg_scale: Scale = 6.0
+    seed: int = 0
+
+
 class Runtime(Section):
     """Where and how fast. Nothing here changes a result beyond float tolerance."""
 
@@ -333,6 +348,7 @@ class Runtime(Section):
     concepts_per_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: bool = False  # less memory, slower training
     cpu_offload: bool = False  # text encoders and autoencoder stay on the CPU while they are idle
+    previews: Previews | None = None  # of training; a residual's only
 
 
 class Profile(Section):

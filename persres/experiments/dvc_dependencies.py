@@ -24,6 +24,7 @@ SILENT = {
     for name in (
         "errors",
         "logging",
+        "training.previews",
         "config.legacy",
         "config.problems",
         "units.locks",

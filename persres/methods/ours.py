@@ -39,6 +39,7 @@ class Ours(ResidualSettings):
 
 def encode_concept(diffusion: Diffusion, data: TrainingData, settings: Ours) -> EncodedConcept:
     """The latents of the photos and the text states of the training prompt; the same of class images, if any."""
+    from persres.training.frames import encode_framed
     from persres.training.residual_training import EncodedConcept
 
     phrase = METHOD.phrase(settings, data.base, data.macro_class)
@@ -54,7 +55,11 @@ def encode_concept(diffusion: Diffusion, data: TrainingData, settings: Ours) -> 
     if data.class_images:
         images = data.class_images[: settings.num_class_images]
         prior = EncodedConcept(f"{data.concept}/prior", *diffusion.posterior(to_tensor(images)), plain)
-    return EncodedConcept(data.concept, *diffusion.posterior(to_tensor(data.photos)), text, prior)
+    if not settings.whole_photos():
+        return EncodedConcept(data.concept, *diffusion.posterior(to_tensor(data.photos)), text, prior)
+    factor = diffusion.latent_shape[1]
+    mean, std, frames = encode_framed(data.photos, data.base.resolution, settings.crop, factor, diffusion.posterior)
+    return EncodedConcept(data.concept, mean, std, text, prior, frames)
 
 
 @contextmanager
@@ -148,6 +153,12 @@ class PersonalizedResiduals:
         targets = find_targets(diffusion.unet, settings.rank_ratio, settings.rank, settings.target)
         bank = new_bank(targets, concepts, settings).to(diffusion.unet.device)
         loss = ResidualLoss(diffusion.unet, diffusion.scheduler, bank, settings)
+        if data[0].previews is not None:
+            from persres.training.previews import PreviewedConcept, PreviewSampler
+
+            phrases = [(one, self.phrase(settings, one.base, one.macro_class)) for one in data]
+            shown = [PreviewedConcept(one.concept, phrase, one.macro_class) for one, phrase in phrases]
+            on_step = PreviewSampler(data[0].previews, diffusion, bank, shown, data[0].base.resolution).after(on_step)
         with _token(diffusion, data[0].base, settings) as extra:
             rows = train(loss, concepts, checkpoint, on_step, extra)
         parameters = bank.count() + sum(value.numel() for value in extra.values())

@@ -52,6 +52,7 @@ def find_targets(
     for a model without transformer blocks.
     """
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from torch import nn
 
     if target not in TARGET_MODULES:
         raise PersresError(f"unknown target {target!r}; one of {', '.join(TARGET_MODULES)}")

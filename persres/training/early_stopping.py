@@ -28,9 +28,14 @@ def fixed_draws(
     ``mean`` [n, c, h, w] of its photos, which take turns. The timesteps are the midpoints of equal intervals.
     """
     draws = torch.arange(settings.early_stop_draws)
-    rows = (draws % len(mean)).to(mean.device)
+    rows = torch.tensor(fixed_photos(len(mean), settings)).to(mean.device)
     noise = torch.randn((len(draws), *mean.shape[1:]), generator=generator("settle", name, settings.seed))
     return mean[rows], noise, ((draws + 0.5) * timesteps / len(draws)).long()
+
+
+def fixed_photos(count: int, settings: ResidualSettings) -> list[int]:
+    """The photos of a concept's check, which take turns, [draws]."""
+    return [draw % count for draw in range(settings.early_stop_draws)]
 
 
 def relative_change(losses: list[float]) -> float:

@@ -21,7 +21,8 @@ from persres.models.conditioning import Conditioning, joined
 from persres.residuals.bank import ResidualBank, Routing, residual_hooks
 from persres.seeding import generator
 from persres.training.divergence import check_losses, check_weights, step_and_rate
-from persres.training.early_stopping import EarlyStopping, fixed_draws
+from persres.training.early_stopping import EarlyStopping, fixed_draws, fixed_photos
+from persres.training.frames import Frames, by_size, mean_error, samples_of, sized
 from persres.training.settings import ResidualSettings
 from persres.units.checkpoints import resume_training, save_training
 
@@ -34,7 +35,7 @@ class EncodedConcept:
 
     ``mean`` and ``std``: the autoencoder's posterior of the n reference images, [n, c, h, w], in the denoiser's scale. ``text``: the
     text states of the prompt, or a function that returns them if V*'s embedding trains too. ``name`` seeds the random draws.
-    ``prior``: class images, weighted by ``prior_weight``.
+    ``prior``: class images, weighted by ``prior_weight``. ``frames``: of photos that are no plain squares; their latents lie on a canvas.
     """
 
     name: str
@@ -42,6 +43,7 @@ class EncodedConcept:
     std: torch.Tensor
     text: torch.Tensor | Conditioning | Callable[[], Conditioning]
     prior: EncodedConcept | None = None
+    frames: Frames | None = None
 
     def states(self) -> Conditioning:
         """The current text states of the prompt."""
@@ -75,15 +77,20 @@ def diffusion_target(scheduler: DDIMScheduler, z: torch.Tensor, noise: torch.Ten
     raise ValueError(f"unknown prediction_type {kind!r}")
 
 
-def step_draws(concept: EncodedConcept, settings: ResidualSettings, step: int, timesteps: int) -> StepDraws:
-    """Latents, noise and timesteps of one concept's step, [batch, ...]. Every epoch shuffles the images anew."""
+def step_photos(concept: EncodedConcept, settings: ResidualSettings, step: int) -> list[int]:
+    """The photos of one concept's step, [batch]. Every epoch shuffles them anew."""
     count, batch = len(concept.mean), settings.batch_size
-    rows = []
+    photos = []
     for position in range(step * batch, (step + 1) * batch):
         order = torch.randperm(count, generator=generator("epoch", concept.name, settings.seed, position // count))
-        rows.append(order[position % count])
-    draw = generator("step", concept.name, settings.seed, step)
-    rows = torch.stack(rows).to(concept.mean.device)
+        photos.append(int(order[position % count]))
+    return photos
+
+
+def step_draws(concept: EncodedConcept, settings: ResidualSettings, step: int, timesteps: int) -> StepDraws:
+    """Latents, noise and timesteps of one concept's step, [batch, ...]."""
+    batch, draw = settings.batch_size, generator("step", concept.name, settings.seed, step)
+    rows = torch.tensor(step_photos(concept, settings, step)).to(concept.mean.device)
     shape = (batch, *concept.mean.shape[1:])
     t = torch.randint(0, timesteps, (batch,), generator=draw)
     posterior, noise = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
@@ -110,7 +117,8 @@ class ResidualLoss:
     def at_step(self, concepts: list[EncodedConcept], step: int, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Mean squared error of each concept at one step, [K], in one U-Net pass; without class images."""
         draws = [step_draws(concept, self.settings, step, self.timesteps) for concept in concepts]
-        return self.at_draws(concepts, draws, rows)
+        photos = [step_photos(concept, self.settings, step) for concept in concepts]
+        return self.at_draws(concepts, draws, rows, photos)
 
     def with_prior(self, concepts: list[EncodedConcept], step: int, rows: Sequence[int]) -> torch.Tensor:
         """:meth:`at_step` plus the weighted loss of the class images, [K]. Class images have draws of their own."""
@@ -121,19 +129,53 @@ class ResidualLoss:
         return losses + self.settings.prior_weight * self.at_step(priors, step, rows)
 
     def at_draws(
-        self, concepts: list[EncodedConcept], draws: list[StepDraws], rows: Sequence[int] | None = None
+        self,
+        concepts: list[EncodedConcept],
+        draws: list[StepDraws],
+        rows: Sequence[int] | None = None,
+        photos: Sequence[Sequence[int]] | None = None,
     ) -> torch.Tensor:
-        """Mean squared error of each concept, [K], at given draws, as many for each."""
+        """Mean squared error of each concept, [K], at given draws, as many for each. ``photos``: whose draws they are, for frames."""
+        if photos is not None and any(concept.frames is not None for concept in concepts):
+            return self._framed(concepts, draws, range(len(concepts)) if rows is None else rows, photos)
         device, repeats = concepts[0].mean.device, len(draws[0][0])
         z, noise, t = (torch.cat(part).to(device) for part in zip(*draws, strict=True))
         text = self.texts.states(concepts, repeats)
         rows = range(len(concepts)) if rows is None else rows
         routing = Routing(torch.tensor([list(rows)], device=device).repeat_interleave(repeats, 1), None)
+        error = self._errors((z, noise, t), text, routing)
+        return error.flatten(1).mean(1).view(len(concepts), -1).mean(1)
+
+    def _framed(
+        self,
+        concepts: list[EncodedConcept],
+        draws: list[StepDraws],
+        rows: Sequence[int],
+        photos: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """:meth:`at_draws` of photos of several sizes: one pass for the images of each size."""
+        device, repeats = concepts[0].mean.device, len(photos[0])
+        text = self.texts.states(concepts, repeats)
+        samples, latents = [], []
+        for concept, shown, (z, noise, t) in zip(concepts, photos, draws, strict=True):
+            samples += samples_of(concept.frames, shown, tuple(z.shape[-2:]), len(samples))
+            latents += zip(z, noise, t, strict=True)
+        errors: dict[int, torch.Tensor] = {}
+        for group in by_size(samples):
+            (height, width), numbers = group[0].size, [sample.number for sample in group]
+            z, noise = (torch.stack([latents[i][part][:, :height, :width] for i in numbers]) for part in range(2))
+            t = torch.stack([latents[i][2] for i in numbers])
+            routing = Routing(torch.tensor([[rows[i // repeats] for i in numbers]], device=device), None)
+            error = self._errors((z.to(device), noise.to(device), t.to(device)), sized(text, group), routing)
+            errors |= dict(zip(numbers, mean_error(error, group), strict=True))
+        return torch.stack([errors[i] for i in range(len(samples))]).view(len(concepts), -1).mean(1)
+
+    def _errors(self, draws: StepDraws, text: Conditioning, routing: Routing) -> torch.Tensor:
+        """Squared errors [n, c, h, w] of one pass."""
+        z, noise, t = draws
         with residual_hooks(self.unet, self.bank, routing):
             out = self.unet(self.scheduler.add_noise(z, noise, t).to(text.states.dtype), t, **text.arguments()).sample
-        target = diffusion_target(self.scheduler, z, noise, t)
-        error = F.mse_loss(out.float(), target.float(), reduction="none")
-        return error.flatten(1).mean(1).view(len(concepts), -1).mean(1)
+        return F.mse_loss(out.float(), diffusion_target(self.scheduler, z, noise, t).float(), reduction="none")
 
     def early_stopping(self, concepts: list[EncodedConcept]) -> EarlyStopping:
         """The rule that stops concepts early. A check reads one concept only."""
@@ -142,7 +184,8 @@ class ResidualLoss:
         def measure(index: int) -> float:
             concept = concepts[index]
             draws = fixed_draws(concept.name, concept.mean, self.settings, self.timesteps)
-            return float(self.at_draws([concept], [draws], [index])[0])
+            photos = fixed_photos(len(concept.mean), self.settings)
+            return float(self.at_draws([concept], [draws], [index], [photos])[0])
 
         return EarlyStopping(self.settings, self.bank, measure)
 

@@ -32,6 +32,7 @@ ORCHESTRATION = (
     "persres.workflow",
     "persres.untrusted.fields",  # types of what units record
     "persres.models.compat",  # lets torchvision be imported
+    "persres.training.previews",  # shows a training, and changes nothing of it
     "persres.methods.common.registry",
     "persres.methods.common.base",
     "persres.datasets.registry",

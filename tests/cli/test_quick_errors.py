@@ -55,7 +55,7 @@ CALLS = {
     "gc": "persres: ",
     "dev nothing": "No such command",
 }
-SCRIPT = """
+SCRIPT = f"HEAVY = {HEAVY}" + """
 import contextlib, io, json, shlex, sys
 from persres.cli.main import main
 results = {}
@@ -63,9 +63,9 @@ for call in json.load(sys.stdin):
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         code = main(shlex.split(call))
-    results[call] = [code, err.getvalue(), sorted(set(%r) & set(sys.modules))]
+    results[call] = [code, err.getvalue(), sorted(set(HEAVY) & set(sys.modules))]
 print(json.dumps(results))
-""" % (HEAVY,)
+"""
 
 
 @pytest.fixture(scope="module")

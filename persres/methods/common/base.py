@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from persres.config.schema import Base, VariantSettings
+from persres.config.schema import Base, Previews, VariantSettings
 from persres.units.specs import ImageSpec
 
 if TYPE_CHECKING:  # reading a profile needs the settings only; torch and diffusers take seconds to import
@@ -27,13 +27,15 @@ OnStep = Callable[[int, float], None]  # step from 0, loss
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The photos of one concept and its class images, square, at the training resolution."""
+    """The photos of one concept and its class images, square, at the training resolution; with ``whole_photos`` the photos as they are.
+    ``previews``: images of the training that a method may sample."""
 
     concept: str
     macro_class: str
     base: Base
     photos: list[Image.Image]
     class_images: list[Image.Image]
+    previews: Previews | None = None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
+from persres.config.schema import Previews
 from persres.errors import PersresError
 from persres.methods.common.base import TrainingData
 from persres.methods.common.registry import can_train_batched, method_named
@@ -37,10 +38,12 @@ def training_job(
     cpu_offload: bool = False,
     gradient_checkpointing: bool = False,
     concepts_per_batch: int | Literal["auto"] = "auto",
+    previews: Previews | None = None,
 ) -> Job:
     """The job that trains units, several concepts of a variant in one pass where the method can; ``auto``: as many as fit."""
-    options = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}
+    options: dict[str, Any] = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}
     size = partial(concepts_that_fit, **options) if concepts_per_batch == "auto" else concepts_per_batch
+    options |= {} if previews is None else {"previews": previews}
     return Job(partial(train_unit, **options), partial(train_units, **options), batch_key, size)
 
 

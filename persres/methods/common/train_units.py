@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import persres.models.preload  # noqa: F401  (in the process that workers are forked from)
+from persres.config.schema import Previews
 from persres.images import load_photo, square
 from persres.logging import progress
 from persres.methods.common.base import OnStep, TrainingData, TrainingResult
@@ -37,6 +38,7 @@ class TrainOptions:
     device: str
     cpu_offload: bool = False
     gradient_checkpointing: bool = False
+    previews: Previews | None = None
 
     def load(self, spec: TrainSpec) -> Diffusion:
         """The base model of the spec, as its method trains on it."""
@@ -48,7 +50,9 @@ class TrainOptions:
 def read_training_data(spec: TrainSpec) -> TrainingData:
     """The photos and class images of a spec. Raises PersresError naming the first unreadable one."""
     size = spec.base.resolution
-    photos = [square(load_photo(Path(photo.path)), size) for photo in spec.photos]
+    photos = [load_photo(Path(photo.path)) for photo in spec.photos]
+    if not spec.settings.whole_photos():
+        photos = [square(photo, size) for photo in photos]
     images = read_class_images(Path(spec.class_images.path), size) if spec.class_images else []
     return TrainingData(spec.concept, spec.macro_class, spec.base, photos, images)
 
@@ -65,27 +69,21 @@ def checkpointed_activations(unet: nn.Module, enabled: bool) -> Iterator[None]:
             unet.disable_gradient_checkpointing()
 
 
-def train_unit(
-    unit: Unit[TrainSpec], work: Path, device: str, cpu_offload: bool = False, gradient_checkpointing: bool = False
-) -> None:
-    """Train one concept and write ``learned.safetensors`` and ``log.jsonl``; resumes from its checkpoint after a kill."""
-    options = TrainOptions(device, cpu_offload, gradient_checkpointing)
+def train_unit(unit: Unit[TrainSpec], work: Path, device: str, **more: Any) -> None:
+    """Train one concept and write ``learned.safetensors`` and ``log.jsonl``; resumes from its checkpoint after a kill.
+
+    ``more``: fields of :class:`TrainOptions`."""
+    options = TrainOptions(device, **more)
     _train([unit], [read_training_data(unit.spec)], work, options, {})
 
 
-def train_units(
-    units: list[Unit[TrainSpec]],
-    work: Path,
-    device: str,
-    cpu_offload: bool = False,
-    gradient_checkpointing: bool = False,
-) -> dict[str, Exception]:
+def train_units(units: list[Unit[TrainSpec]], work: Path, device: str, **more: Any) -> dict[str, Exception]:
     """Train several concepts of one variant in one batch. Each unit gets the files and manifest that :func:`train_unit` writes.
 
     The batch has one checkpoint, from which it resumes after a kill. Returns errors by name of the units whose data cannot be read; the
     others train without them; so with units whose training diverges. Raises errors that a smaller batch may avoid: too little memory, and any before the first step.
     """
-    options = TrainOptions(device, cpu_offload, gradient_checkpointing)
+    options = TrainOptions(device, **more)
     data, errors = _read(units)
     readable = [unit for unit in units if unit.name in data]
     facts: dict[str, Any] = {}
@@ -110,7 +108,7 @@ def _without(
     shutil.rmtree(batch_folder(units, work), ignore_errors=True)
     diverged = {unit.name: error for unit in units if unit.spec.concept in error.concepts}
     rest = [unit for unit in units if unit.name not in diverged]
-    return diverged | train_units(rest, work, options.device, options.cpu_offload, options.gradient_checkpointing)
+    return diverged | train_units(rest, work, **vars(options))
 
 
 def _read(units: list[Unit[TrainSpec]]) -> tuple[dict[str, TrainingData], dict[str, Exception]]:
@@ -137,6 +135,7 @@ def _train(
             advance(note=f"loss {loss:.4f}")
 
         with checkpointed_activations(diffusion.unet, options.gradient_checkpointing):
+            data = [replace(one, previews=options.previews) for one in data]
             results = _results(diffusion, spec, data, folder / CHECKPOINT, on_step)
     _finish(units, results, work, facts | run)
 
