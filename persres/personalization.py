@@ -1,7 +1,8 @@
 """``persres personalize``: trains a residual on a folder of photos of one object and samples a sheet of images.
 
-It runs the stages fetch to sample with a profile derived from the selected one: its models and training settings, one variant (ours),
-and the configs base, ours and ours with LAG from the same noise. The stages work in ``<out>/.run``, so a second run continues there.
+It runs the stages fetch to sample with a profile derived from the selected one (persres/personal_options.py): its models and training
+settings, one variant (ours), and the configs base, ours and ours with LAG from the same noise. The stages work in ``<out>/.run``, so a
+second run continues there.
 """
 
 from __future__ import annotations
@@ -11,29 +12,58 @@ import json
 import logging
 import os
 import re
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from persres.config.load import default_params
 from persres.config.schema import Profile
 from persres.datasets.folder import NEUTRAL_PROMPTS
 from persres.datasets.photos import find_photos
 from persres.errors import PersresError
-from persres.images import check_photo
-from persres.package_paths import located
+from persres.images import check_photo, load_photo
+from persres.miniworld.vocabulary import TRAINED_KINDS, words
+from persres.package_paths import SCHEME, located
+from persres.personal_options import (
+    UNCHANGED,
+    Options,
+    check_words,
+    checked_options,
+    derive,
+    read_prompts,
+    with_previews,
+)
+from persres.personal_results import IMAGES, PREVIEWS, Result, RunFolder, write_images, write_sheet
 from persres.prompts import fill
+from persres.training.framing import frame_of
 from persres.units.claims import RUN, Inputs, check_claim, claimed, recorded_inputs
 from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
 from persres.units.main_module import refuse_repeated_script
 from persres.units.pool import check_script
 from persres.untrusted.names import identifier
-from persres.untrusted.text import as_literal, code_span, plain_text
+from persres.untrusted.text import as_literal, code_span, plain_text, printable, quoted
 
 log = logging.getLogger(__name__)
 MIN_PHOTOS = 3  # the paper's benchmark has 3 to 15 photos per concept
-CONFIGS = {"base": {}, "ours": {"variant": "ours"}, "ours_lag": {"variant": "ours", "lag": True}}
 TRAINING = ("fetch", "macro_class", "train")  # stages up to the residual; then it is written, and sample follows
-_NOT_SAMPLING_DEFAULTS = {"configs", "images_per_prompt", "prompts"}
+MINI_WORLD = f"{SCHEME}miniworld/"
+MUCH_CUT = 0.1  # share of a photo that a crop leaves out, from which on it is reported
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of :func:`personalize`."""
+
+    photos: Path
+    macro_class: str | None = None
+    name: str | None = None
+    prompts: tuple[str, ...] = ()
+    out: Path | None = None
+    params: Path | None = None
+    profile: str = "paper"
+    options: Options = UNCHANGED
 
 
 def personalize(
@@ -42,55 +72,101 @@ def personalize(
     macro_class: str | None = None,
     name: str | None = None,
     prompts: tuple[str, ...] = (),
+    prompts_file: str | Path | None = None,
     out: str | Path | None = None,
     params: str | Path | None = None,
     profile: str = "paper",
+    **options: Any,
 ) -> Path:
-    """Train and sample; write ``<name>.safetensors``, ``<name>.png`` and ``README.md``, and return their folder.
+    """Train and sample; write ``<name>.safetensors``, ``<name>.png``, ``README.md`` and ``images/``, and return their folder.
 
     Defaults: ``macro_class`` the zero-shot class (persres/metrics/zero_shot_class.py), logged with its confidence; ``name`` the folder's;
-    ``prompts`` neutral ones; ``out`` ``personal/<name>``; ``params`` ./params.yaml, else the package's.
+    ``prompts`` (and those of the lines of ``prompts_file``) neutral ones; ``out`` ``personal/<name>``; ``params`` ./params.yaml, else the
+    package's. ``options``: fields of :class:`persres.personal_options.Options`, which replace the profile's settings: steps, seed, rank,
+    lr, crop, model, device, dtype, count, preview_every.
 
     ``out`` belongs to these photos: other photos or names are refused there, and a second process waits, or is refused. The residual is
-    written as soon as it is trained.
+    written as soon as it is trained, previews in ``previews/`` while it trains.
 
     A script must call it below ``if __name__ == "__main__":``, since its worker processes import the script.
 
     Raises PersresError naming the wrong photo, prompt, setting, model or folder, before anything is written.
     """
+    refuse_repeated_script()
+    more = () if prompts_file is None else read_prompts(Path(prompts_file))
+    checked = checked_options(options)
+    out, params = (None if path is None else Path(path) for path in (out, params))
+    request = Request(Path(photos), macro_class, name, (*prompts, *more), out, params, profile, checked)
+    return personalized(request).folder
+
+
+def personalized(request: Request) -> Result:
+    """As :func:`personalize`; returns what was made."""
     from persres.methods.common.registry import load_profile
-    from persres.workflow import check_space, run_stage
 
     refuse_repeated_script()
-    photos = Path(photos)
-    settings = load_profile(Path(params or default_params()), profile)
-    _check_words(prompts, macro_class)
-    files = find_photos(photos)
-    name = identifier(name if name is not None else _name_of(photos), "concept name")
-    out = Path("personal", name) if out is None else Path(out)
+    macro_class, prompts, options = request.macro_class, request.prompts, request.options
+    check_words(prompts, macro_class)
+    files = find_photos(request.photos)
+    name = identifier(request.name if request.name is not None else _name_of(request.photos), "concept name")
+    out = Path("personal", name) if request.out is None else request.out
     folder = _resolved(out)
-    check_output_folder(folder, photos, name)
+    check_output_folder(folder, request.photos, name)
     for photo in files:  # here, so that errors have the names of the user's files
         check_photo(photo)
-    derived = derive(settings, name, folder / RUN / "photos", macro_class is None)
+    settings = load_profile(Path(request.params or default_params()), request.profile)
+    derived = derive(settings, name, folder / RUN / "photos", macro_class is None, options)
     inputs = Inputs.of(name, files, _settings_digest(derived, macro_class, prompts))
     check_claim(folder, inputs)
     check_script(derived.runtime.workers, "persres.methods.common.sample_units")
     check_models(derived, prompts, macro_class)
-    _advise(files, settings.base.resolution, profile)
-    context = Context(derived, folder / RUN / "data", folder / RUN / "work")
+    _advise(files, derived, request)
+    shown = with_previews(derived, options, prompts[0] if prompts else NEUTRAL_PROMPTS[0][1], folder / PREVIEWS)
+    run = RunFolder(Context(shown, folder / RUN / "data", folder / RUN / "work"), name, folder, _is_new(folder, inputs))
     with claimed(folder, inputs):
         _stage(files, macro_class, prompts, name, folder / RUN / "photos")
-        check_space(context)
-        for stage in TRAINING:
-            run_stage(stage, context)
-        _write_residual(context, name, folder)
+        _train(run, given=macro_class is not None)
         try:
-            run_stage("sample", context)
-            _write_sheet(context, name, folder)
+            _sample(run)
         except PersresError as error:
             raise PersresError(f"{error}\nthe residual is finished: {folder / name}.safetensors") from error
-    return out
+    return run.result(out)
+
+
+def _is_new(folder: Path, inputs: Inputs) -> bool:
+    """Whether the folder has nothing of a run of the same inputs and settings, which this one would go on with."""
+    return recorded_inputs(folder) != inputs
+
+
+def _train(run: RunFolder, given: bool) -> None:
+    """The stages up to the residual, which is written."""
+    from persres.workflow import check_space, run_stage
+
+    check_space(run.context)
+    begun = time.time()
+    for stage in TRAINING:
+        run_stage(stage, run.context)
+        if stage == "macro_class":
+            log.info("%s", class_line(run, given))
+    _write_residual(run, begun)
+
+
+def _sample(run: RunFolder) -> None:
+    from persres.workflow import run_stage
+
+    run_stage("sample", run.context)
+    write_images(run)
+    write_sheet(run)
+
+
+def class_line(run: RunFolder, given: bool) -> str:
+    """The class that prompts name, whence it is, and how to correct a prediction."""
+    entry = run.macro_class()
+    if given:
+        return f"class {entry['selected']}, as given"
+    others = [noun for noun, _ in entry["zero_shot_top"] if noun != entry["selected"]]
+    other = printable(others[0], 100) if others else "CLASS"
+    return f"class {printable(entry['selected'], 100)}, predicted, {entry['confidence']:.0%}; wrong? --class {other}"
 
 
 def _resolved(out: Path) -> Path:
@@ -108,15 +184,6 @@ def _name_of(photos: Path) -> str:
             f"the folder's name {folder!r} has no letter from a to z for the concept's name; give one with --name"
         )
     return name
-
-
-def _check_words(prompts: tuple[str, ...], macro_class: str | None) -> None:
-    for prompt in prompts:
-        fill(plain_text(prompt, "prompt", allowed="\n\t"), "thing")
-    if macro_class is not None and not macro_class.strip():
-        raise PersresError("--class is empty; give the object's class, e.g. --class dog, or leave it out")
-    if macro_class is not None and re.search(r"[{}/\\]", plain_text(macro_class, "class", longest=100)):
-        raise PersresError(f"--class {macro_class!r} is no class; give the object's class in words, e.g. --class dog")
 
 
 def _settings_digest(derived: Profile, macro_class: str | None, prompts: tuple[str, ...]) -> str:
@@ -143,7 +210,8 @@ def check_output_folder(folder: Path, photos: Path, name: str) -> None:
         raise PersresError(f"--out {folder} is a home folder or above one; {another}")
     if os.path.lexists(folder) and not folder.is_dir():
         raise PersresError(f"--out {folder} is a file; {another}")
-    files = [file for file in (f"{name}.safetensors", f"{name}.png", "README.md") if os.path.lexists(folder / file)]
+    made = (f"{name}.safetensors", f"{name}.png", "README.md", IMAGES, PREVIEWS)
+    files = [file for file in made if os.path.lexists(folder / file)]
     if files and recorded_inputs(folder) is None:
         raise PersresError(f"--out {folder} has a file {files[0]} that persres personalize did not write; {another}")
 
@@ -168,19 +236,60 @@ def check_models(profile: Profile, prompts: tuple[str, ...], macro_class: str | 
         load_clip(profile.encoders.clip, profile.runtime.device)
 
 
-def _advise(photos: list[Path], resolution: int, profile: str) -> None:
+def _advise(photos: list[Path], profile: Profile, request: Request) -> None:
     """Log advice for first users before the long part."""
     import torch
 
     if len(photos) < MIN_PHOTOS:
         few = "only %d photo(s); %d to 15 of the same object in other places and from other sides work better"
         log.warning(few, len(photos), MIN_PHOTOS)
-    if resolution >= 512 and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if profile.base.resolution >= 512 and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         slow = (
             "no GPU here; profile %s takes hours on a CPU. --profile mini runs in minutes with a tiny model of"
             " rendered scenes"
         )
-        log.warning(slow, profile)
+        log.warning(slow, request.profile)
+    strange = outside_mini_world(profile, request.macro_class, request.prompts)
+    if strange is not None:
+        log.warning("%s", printable(strange, 2000))
+    if (cut := crop_line(photos, profile)) is not None:
+        log.info("%s", cut)
+
+
+def outside_mini_world(profile: Profile, macro_class: str | None, prompts: tuple[str, ...]) -> str | None:
+    """What of a class and of prompts the mini world's model has never seen, as a warning; None if it has, or for another model."""
+    if not profile.base.model.startswith(MINI_WORLD):
+        return None
+    known = {*words(), "a", "an", "the", "{}"}
+    strange = [word for text in prompts for word in re.findall(r"[^\W\d_]+", text.lower()) if word not in known]
+    problems = []
+    if macro_class is not None and macro_class.lower().split()[-1] not in TRAINED_KINDS:
+        problems.append(
+            f"class {quoted(macro_class)} is outside the mini world, whose model draws only {', '.join(TRAINED_KINDS)}"
+        )
+    if strange:
+        problems.append(f"the mini world's model has never seen: {', '.join(dict.fromkeys(strange))}")
+    if not problems:
+        return None
+    return f"{'; '.join(problems)}; the images won't show it. For real photos take --profile paper (Stable Diffusion, a GPU)"
+
+
+def crop_line(photos: list[Path], profile: Profile) -> str | None:
+    """Which photos the crop of the training cuts, and by how much; None where it leaves almost nothing out."""
+    crop, resolution = profile.train.variant("ours").crop, profile.base.resolution
+    sizes = {path.name: load_photo(path).size for path in photos}
+    cut = {name: 1 - frame_of(size, resolution, crop).share(size) for name, size in sizes.items()}
+    worst = max(cut, key=cut.get)
+    if cut[worst] < MUCH_CUT:
+        return None
+    count, (width, height) = sum(share >= MUCH_CUT for share in cut.values()), sizes[worst]
+    fix = "the sheet shows what is used" + (
+        "; --crop bucket or --crop pad takes the whole photo" if crop == "center" else ""
+    )
+    return (
+        f"crop {crop}: {count} of {len(photos)} photos lose up to {cut[worst]:.0%} at their ends ({printable(worst, 100)},"
+        f" {width}×{height}); {fix}"
+    )
 
 
 def _stage(photos: list[Path], macro_class: str | None, prompts: tuple[str, ...], name: str, staged: Path) -> None:
@@ -194,48 +303,30 @@ def _stage(photos: list[Path], macro_class: str | None, prompts: tuple[str, ...]
         (fresh / name / "concept.json").write_text(json.dumps(description, ensure_ascii=False))
 
 
-def derive(profile: Profile, name: str, photos: Path, zero_shot: bool) -> Profile:
-    """The selected profile's models and training settings for this one concept, with few images."""
-    from persres.methods.common.registry import make_profile
-
-    macro = {"source": "zero_shot" if zero_shot else "dataset", "nearest": False, "zero_shot": False}
-    settings = profile.model_dump(include={"base", "encoders", "runtime"}) | {
-        "fetch": {"dataset": "folder", "folder": str(photos), "concepts": (name,)},
-        "macro_class": profile.macro_class.model_dump() | macro,
-        "train": profile.train.model_dump(exclude={"variants"}) | {"variants": {"ours": {}}},
-        "sample": profile.sample.model_dump(exclude=_NOT_SAMPLING_DEFAULTS)
-        | {"images_per_prompt": 1, "configs": CONFIGS},
-        "tables": {"sheet_scale": profile.tables.sheet_scale},
-    }
-    return make_profile(settings)
-
-
-def _write_residual(context: Context, name: str, out: Path) -> None:
+def _write_residual(run: RunFolder, begun: float) -> None:
     """Write the residual and its README as soon as they are finished, so that no later error costs them."""
     from persres.datasets.layout import read_concepts
     from persres.report.cards import front_matter
     from persres.residuals.header import header_facts, read_header
-    from persres.units.outputs import read_macro_classes
 
+    context, name, out = run.context, run.name, run.folder
     residual, note, sheet = out / f"{name}.safetensors", out / "README.md", out / f"{name}.png"
     data = (context.data / "learned" / "ours" / f"{name}.safetensors").read_bytes()
     if not residual.is_file() or residual.read_bytes() != data:
         sheet.unlink(missing_ok=True)  # of another residual
+        run.remove_old_previews(begun)
         write_atomic(residual, data)
     ((concept, _),) = read_concepts(context.data / "concepts")
     head = front_matter(header_facts(read_header(residual), concept.licence))
-    write_atomic(note, f"{head}\n{usage_text(context.profile, name, read_macro_classes(context)[name])}".encode())
+    text = usage_text(context.profile, name, run.macro_class()["selected"])
+    write_atomic(note, f"{head}\n{text}{_prompts_text([text for _, text in concept.prompts])}".encode())
     for label, path in (("residual", residual), ("how to load it", note)):
         log.info("%-15s %s", label, path)
 
 
-def _write_sheet(context: Context, name: str, out: Path) -> None:
-    from persres.report.sheets import write_sheets
-
-    with publishing(context.data / "sheets") as sheets:
-        write_sheets(context, sheets, every_prompt=True)
-    write_atomic(out / f"{name}.png", (context.data / "sheets" / f"{name}.png").read_bytes())
-    log.info("%-15s %s", "images", out / f"{name}.png")
+def _prompts_text(prompts: list[str]) -> str:
+    lines = (f"| {number:02d} | {code_span(prompt, 1000)} |\n" for number, prompt in enumerate(prompts))
+    return f"\n| number | prompt |\n|---|---|\n{''.join(lines)}"
 
 
 def usage_text(profile: Profile, name: str, macro_class: str) -> str:
@@ -263,6 +354,8 @@ result.images[0].save("beach.png")
 ```
 
 `{name}.png` shows the photos, then each prompt by the base model, with the residual (`ours`), and with the residual only at the
-object (`ours_lag`, localized attention-guided sampling, with its masks). LAG needs persres; a LoRA loader gives `ours`.
-The single images are in `.run/data/samples/<config>/{name}.zip`. Photos and images keep the licences of your photos and of the model.
+object (`ours_lag`, localized attention-guided sampling; `where it acts` dims what its masks leave out). LAG needs persres; a LoRA loader gives `ours`.
+The first row has the photos, dark where the crop of the training leaves them out, and the loss of its steps; columns `after … steps` are
+previews of the training, which lie in `{PREVIEWS}/`. `{IMAGES}/` has the single images, `<config>_<prompt>_<image>.png`. Photos and
+images keep the licences of your photos and of the model.
 """

@@ -44,6 +44,8 @@ LAYERS = [
     "stages",
     "estimate",
     "workflow",
+    "personal_options",
+    "personal_results",
     "personalization",
     "fleet",
     "generate",

@@ -24,14 +24,39 @@ def personalize(
     ] = "paper",
     params: Params = None,
     out: Annotated[Path | None, typer.Option(parser=path, help="output folder; default: personal/<name>")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(parser=path, help="text file with a prompt in each line; # starts a comment")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="images per prompt")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="of training; default: the profile's")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, max=100_000, help="of the residual in every layer")] = None,
+    lr: Annotated[float | None, typer.Option(callback=finite, help="learning rate")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="of training and of the images")
+    ] = None,
+    crop: Annotated[
+        Literal["center", "pad", "bucket"] | None,
+        typer.Option(help="center square; pad: the whole photo with a border; bucket: its aspect. Default: center"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(callback=words, help="base model, a hub name or a folder; default: the profile's")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="of the base model; default: the profile's")] = None,
+    device: Annotated[
+        str | None, typer.Option(callback=words, help="cpu, cuda, mps or auto; default: the profile's")
+    ] = None,
+    preview_every: Annotated[int, typer.Option(min=0, help="steps between two previews of the training; 0: none")] = 50,
+    as_json: Json = False,
 ) -> None:
     """Train a residual on photos of one object and sample a sheet of images."""
-    from persres.personalization import personalize as train_and_sample
+    from persres.personal_options import checked_options, read_prompts
+    from persres.personalization import Request, personalized
 
-    out = train_and_sample(
-        photos, macro_class=macro_class, name=name, prompts=tuple(prompt or ()), out=out, params=params, profile=profile
-    )
-    print(out)
+    changes = {"steps": steps, "seed": seed, "rank": rank, "lr": lr, "crop": crop, "model": model, "device": device}
+    options = checked_options(changes | {"dtype": dtype, "count": count, "preview_every": preview_every})
+    prompts = (*(prompt or ()), *(() if prompts_file is None else read_prompts(prompts_file)))
+    result = personalized(Request(photos, macro_class, name, prompts, out, params, profile, options))
+    print(result.as_json() if as_json else result.folder)
 
 
 def generate(
@@ -133,6 +158,8 @@ COMMANDS = {
             "persres personalize ./my-dog --class dog",
             "persres personalize ./my-car --class car --profile mini   (no GPU, no download)",
             "persres personalize ./my-mug --prompt 'a {} on the moon' --prompt 'a red {}'   (zero-shot class)",
+            "persres personalize ./my-dog --class dog --steps 300 --seed 1 --crop bucket --prompts-file prompts.txt --count 4",
+            "persres personalize ./my-dog --class dog --json | jq -r '.images[]'",
         ),
     ),
     "generate": Command(

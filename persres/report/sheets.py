@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -37,7 +38,7 @@ def write_sheets(
             _sheet(context, folder, by_concept[concept.name], every_prompt).save(out / f"{concept.name}.png")
 
 
-def _rows(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
+def rows_of(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
     """The first image of the first prompt of each group, or of every prompt."""
     keys = {prompt.number: prompt.number if every_prompt else prompt.group for prompt in spec.prompts}
     first: dict[int | str, ImageSpec] = {}
@@ -47,37 +48,60 @@ def _rows(spec: SampleSpec, every_prompt: bool) -> list[ImageSpec]:
 
 
 def _sheet(context: Context, folder: Path, specs: list[SampleSpec], every_prompt: bool) -> Image.Image:
-    resolution, scale = context.profile.base.resolution, context.profile.tables.sheet_scale
-    cell = resolution * scale * max(1, -(-MIN_CELL // (resolution * scale)))
-    columns, rows = _columns(context, specs), _rows(specs[0], every_prompt)
+    resolution = context.profile.base.resolution
+    columns = columns_of(context, specs)
     photos = [square(load_photo(path), resolution) for path in reference_photos(folder)][: max(5, len(columns))]
-    width = max(len(photos), len(columns)) * (cell + GAP) + GAP
-    sheet = Image.new("RGB", (width, 30 + cell + GAP + LINE + len(rows) * (cell + GAP + LINE + 2) + GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-
-    def line(column: int, top: int, text: str) -> None:
-        pen.text((GAP + column * (cell + GAP), top), text, fill="black", font=font)
-
-    def paste(column: int, top: int, image: Image.Image | None) -> None:
-        if image is not None:
-            sheet.paste(image.resize((cell, cell), Image.NEAREST), (GAP + column * (cell + GAP), top))
-
-    line(0, GAP, f"{specs[0].concept}: references ({specs[0].macro_class})")
-    for i, photo in enumerate(photos):
-        paste(i, 30, photo)
-    top = 30 + cell + GAP
-    for i, (title, _) in enumerate(columns):
-        line(i, top, title)
-    top += LINE
-    for row in rows:
-        line(0, top, f"“{row.plain}”")
-        for i, (_, images) in enumerate(columns):
-            paste(i, top + LINE, images.get(row.name))
-        top += cell + GAP + LINE + 2
-    return sheet
+    sheet = Sheet(
+        f"{specs[0].concept}: references ({specs[0].macro_class})", photos, columns, rows_of(specs[0], every_prompt)
+    )
+    return sheet.drawn(cell_of(context))
 
 
-def _columns(context: Context, specs: list[SampleSpec]) -> Columns:
+def cell_of(context: Context) -> int:
+    """The side of a sheet's cell in pixels."""
+    side = context.profile.base.resolution * context.profile.tables.sheet_scale
+    return side * max(1, -(-MIN_CELL // side))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A row of ``tiles`` under a title, then a row of images for each prompt, one in each of the columns."""
+
+    title: str
+    tiles: list[Image.Image]
+    columns: Columns
+    rows: list[ImageSpec]
+
+    def drawn(self, cell: int) -> Image.Image:
+        """The sheet, with square cells of so many pixels."""
+        width = max(len(self.tiles), len(self.columns)) * (cell + GAP) + GAP
+        height = 30 + cell + GAP + LINE + len(self.rows) * (cell + GAP + LINE + 2) + GAP
+        sheet = Image.new("RGB", (width, height), "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+
+        def line(column: int, top: int, text: str) -> None:
+            pen.text((GAP + column * (cell + GAP), top), text, fill="black", font=font)
+
+        def paste(column: int, top: int, image: Image.Image | None) -> None:
+            if image is not None:
+                sheet.paste(image.resize((cell, cell), Image.NEAREST), (GAP + column * (cell + GAP), top))
+
+        line(0, GAP, self.title)
+        for i, tile in enumerate(self.tiles):
+            paste(i, 30, tile)
+        top = 30 + cell + GAP
+        for i, (title, _) in enumerate(self.columns):
+            line(i, top, title)
+        top += LINE
+        for row in self.rows:
+            line(0, top, f"“{row.plain}”")
+            for i, (_, images) in enumerate(self.columns):
+                paste(i, top + LINE, images.get(row.name))
+            top += cell + GAP + LINE + 2
+        return sheet
+
+
+def columns_of(context: Context, specs: list[SampleSpec]) -> Columns:
     """A column for the images of every config, and one for the masks of a config with LAG."""
     columns: Columns = []
     for spec in specs:

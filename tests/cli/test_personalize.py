@@ -56,7 +56,10 @@ def test_photos_become_a_residual_a_sheet_and_a_readme(tiny_params, photos, tmp_
     captured = capsys.readouterr()
     output = captured.err
     assert captured.out == f"{out}\n"
-    assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md"]
+    assert done(out) == ["My_mug.png", "My_mug.safetensors", "README.md", "images"]
+    assert done(out / "images") == [
+        f"{config}_{prompt:02d}_000.png" for config in ("base", "ours", "ours_lag") for prompt in (0, 1)
+    ]
     assert all(str(out / name) in output for name in done(out))
     assert output.count("left out clip.mov") == 1 and "only" not in output
     header = load_residual(out / "My_mug.safetensors").header

@@ -37,8 +37,8 @@ CALLS = {
     "generate nothing.safetensors --prompt beach": "exactly once",
     "export nothing.safetensors": "no file nothing.safetensors",
     "export one.png": "one.png is not a",
-    "import nothing.safetensors --model m --class dog": "no file nothing.safetensors",
-    "import nothing.safetensors --model m --class ' '": "--class is empty",
+    "import nothing.safetensors --model m --class dog --name dog": "no file nothing.safetensors",
+    "import nothing.safetensors --name dog --model m --class ' '": "--class is empty",
     "run nothing": "nothing",
     "run train --profile nothing": "no profile 'nothing'",
     "run --params nothing.yaml": "nothing.yaml not found",
@@ -55,7 +55,9 @@ CALLS = {
     "gc": "persres: ",
     "dev nothing": "No such command",
 }
-SCRIPT = f"HEAVY = {HEAVY}" + """
+SCRIPT = (
+    f"HEAVY = {HEAVY}"
+    + """
 import contextlib, io, json, shlex, sys
 from persres.cli.main import main
 results = {}
@@ -66,6 +68,7 @@ for call in json.load(sys.stdin):
     results[call] = [code, err.getvalue(), sorted(set(HEAVY) & set(sys.modules))]
 print(json.dumps(results))
 """
+)
 
 
 @pytest.fixture(scope="module")
