@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from persres.config.previews import Previews
 from persres.config.problems import problem_lines
-from persres.config.schema import LearningRate, Previews, Profile
+from persres.config.schema import LearningRate, Profile
 from persres.config.section import Section
 from persres.errors import PersresError
 from persres.prompts import fill
@@ -126,14 +127,13 @@ def _resolution_of(model: str) -> int | None:
     """The pixels that a model was trained at, from its small files; None where they do not say. Raises PersresError without the model."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from persres.models.base_model import config_source
     from persres.models.loading import unavailable
-    from persres.package_paths import located
 
-    if Path(model).is_file():
-        return None
+    source = config_source(model)
     try:
-        unet = UNet2DConditionModel.load_config(located(model), subfolder="unet")
-        vae = AutoencoderKL.load_config(located(model), subfolder="vae")
+        unet = UNet2DConditionModel.load_config(source, subfolder="unet")
+        vae = AutoencoderKL.load_config(source, subfolder="vae")
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (KeyError, TypeError):
         return None

@@ -11,7 +11,6 @@ from typing import Any
 
 from persres.config.schema import Base
 from persres.images import unzip_bytes
-from persres.package_paths import located
 from persres.units.context import Context
 from persres.units.files import publishing, write_atomic
 from persres.units.outputs import CLASSES, MacroClasses
@@ -120,7 +119,11 @@ def latent_factor(base: Base) -> int:
     """The pixels per latent pixel of a model, from its small files; Stable Diffusion's where they do not say."""
     from diffusers import AutoencoderKL
 
+    from persres.models.base_model import config_source
+
     try:
-        return 2 ** (len(AutoencoderKL.load_config(located(base.model), subfolder="vae")["block_out_channels"]) - 1)
+        return 2 ** (
+            len(AutoencoderKL.load_config(config_source(base.model), subfolder="vae")["block_out_channels"]) - 1
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return FACTOR

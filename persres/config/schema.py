@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
+from persres.config.previews import Previews
 from persres.config.problems import no_variant, problem_lines, with_paths
 from persres.config.section import Name, Scale, Section, Sha256, Word
 
@@ -325,17 +326,6 @@ class Tables(Section):
     sheet_scale: int = Field(1, ge=1, le=64)  # pixels of the sheet per image pixel
     # table -> config -> its row's label
     rows: dict[Literal["table1", "table3", "table4", "table5"], dict[Name, str]] = Field({})
-
-
-class Previews(Section):
-    """Images that training samples every so many steps, of one prompt and noise, into ``<folder>/<concept>_step_0050.png``."""
-
-    every: int = Field(50, ge=1)
-    folder: str = "previews"
-    prompt: str = "a photo of a {}"
-    steps: int = Field(50, ge=1, le=1000)
-    cfg_scale: Scale = 6.0
-    seed: int = 0
 
 
 class Runtime(Section):

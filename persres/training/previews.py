@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from persres.config.schema import Previews, SamplingConfig
+from persres.config.previews import Previews
+from persres.config.schema import SamplingConfig
 from persres.errors import PersresError
 from persres.images import png_bytes, to_images
 from persres.models.diffusion import Diffusion

@@ -84,15 +84,15 @@ def test_a_bucket_has_the_aspect_and_sides_for_the_model(size, factor):
 
 
 def test_the_loss_does_not_count_the_border(unet):
-    """Another target there changes nothing; another one inside does."""
+    """Another target there changes nothing; another one within does."""
     padded, loss = concept("pad", [(90, 60)]), loss_of(unet, crop="pad")
     assert padded.frames.valid.sum() == 6 * 8 or padded.frames.valid.sum() == 4 * 8
     before = loss.at_step([padded], 0)
     original = loss._errors
 
-    def spoiled(inside: bool):
+    def spoiled(within: bool):
         def errors(draws, text, routing):
-            change = padded.frames.valid if inside else 1 - padded.frames.valid
+            change = padded.frames.valid if within else 1 - padded.frames.valid
             return original(draws, text, routing) + 100 * change
 
         return errors

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from persres.config.schema import Base, Previews, VariantSettings
+from persres.config.previews import Previews
+from persres.config.schema import Base, VariantSettings
 from persres.units.specs import ImageSpec
 
 if TYPE_CHECKING:  # reading a profile needs the settings only; torch and diffusers take seconds to import

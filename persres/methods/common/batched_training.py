@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from persres.config.schema import Previews
+from persres.config.previews import Previews
 from persres.errors import PersresError
 from persres.methods.common.base import TrainingData
 from persres.methods.common.registry import can_train_batched, method_named

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 import persres.models.preload  # noqa: F401  (in the process that workers are forked from)
-from persres.config.schema import Previews
+from persres.config.previews import Previews
 from persres.images import load_photo, square
 from persres.logging import progress
 from persres.methods.common.base import OnStep, TrainingData, TrainingResult
