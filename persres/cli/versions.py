@@ -92,15 +92,18 @@ def diff(
 
 
 def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="delete; default: only list what would be deleted")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="delete; default: only say what would be deleted")] = False,
     old_commits: Annotated[
         bool, typer.Option("--old-commits", help="delete also what only commits without a tag or branch need")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="name every object")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete data from DVC's remote that no version needs. Refuses if this clone lacks a tag or branch of the remote."""
     from persres.versions.gc import collect_garbage
 
-    print(collect_garbage(delete, old_commits), end="")
+    garbage = collect_garbage(delete, old_commits)
+    print(garbage.as_json() if as_json else garbage.text(verbose))
 
 
 COMMANDS = {
@@ -131,7 +134,7 @@ COMMANDS = {
     "gc": Command(
         gc,
         (
-            "git fetch --tags && persres gc   (lists what would be deleted)",
+            "git fetch --tags && persres gc   (how much would be deleted)",
             "persres gc --delete",
         ),
     ),

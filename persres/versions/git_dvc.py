@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,7 @@ FIXES = (
     (r"No space left", "free some space, then run again"),
     (r"No storage files available|missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "the remote lacks a file: check the version out in a clone that has it, and dvc push"),
 )  # fmt: skip
+OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")  # an object's name
 INSTALL = "pip install 'persres[pipeline]'"
 GIT_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -169,6 +171,57 @@ def remote_files(remotes: dict[str, dict[str, Any]], name: str) -> tuple[Any, st
 
     cls, settings, root = get_cloud_fs({"remote": remotes}, name=name)
     return cls(**settings), root
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """DVC's cache or a remote: ``files`` and ``root`` are DVC's file system and the folder of the objects in it."""
+
+    name: str
+    files: Any
+    root: str
+
+    def objects(self) -> dict[str, tuple[str, int]]:
+        """Path and bytes of every object, by its digest; a folder's listing ends in ``.dir``."""
+        listing = self.files.fs
+        listing.invalidate_cache()
+        try:
+            entries = listing.find(self.root, detail=True)
+            if not isinstance(entries, Mapping):  # of DVC's local file system
+                entries = {path: {"size": os.path.getsize(path)} for path in entries}
+        except FileNotFoundError:
+            return {}
+        split = {path: path.replace(os.sep, "/").rsplit("/", 2)[-2:] for path in entries}
+        names = {path: "".join(parts) for path, parts in split.items() if len(parts[0]) == 2}
+        return {n: (path, int(entries[path].get("size") or 0)) for path, n in names.items() if OBJECT.fullmatch(n)}
+
+    def read(self, path: str, most: int) -> bytes:
+        """The content of an object, at most so many bytes."""
+        with self.files.open(path, "rb") as file:
+            return file.read(most)
+
+    def remove(self, paths: list[str]) -> None:
+        """Delete objects."""
+        if paths:
+            self.files.remove(paths)
+
+
+@contextmanager
+def object_stores(folder: Path) -> Iterator[list[ObjectStore]]:
+    """The cache of a checkout and its default remote, while no other DVC command works there. Raises CommandError, also without one."""
+    check_installed()
+    with remote_errors("gc"):
+        from dvc.repo import Repo
+        from dvc_data.hashfile.db import get_index
+
+        with Repo(str(folder)) as repo, repo.lock:
+            remote = repo.cloud.get_remote_odb(None, "gc", hash_name="md5")
+            name = repo.config["core"].get("remote")
+            yield [
+                ObjectStore("this clone's cache", repo.cache.local.fs, repo.cache.local.path),
+                ObjectStore(str(name), remote.fs, remote.path),
+            ]
+            get_index(remote).clear()  # what DVC remembers of the remote
 
 
 def _command_error(name: str, arguments: tuple[str, ...], output: str) -> CommandError:

@@ -96,6 +96,11 @@ def _files(out: Out, listing: Callable[[str], bytes]) -> Iterator[StoredFile]:
         yield StoredFile(name, digest(entry.md5, "md5", f"digest of {name}"))
 
 
+def listed_digests(listing: bytes, name: str) -> set[str]:
+    """The digests of the files in a folder's listing. Raises PersresError, which calls it ``name``, where it is none."""
+    return {digest(entry.md5, "md5", name) for entry in parse_json(listing, list[Entry], name, "push it again")}
+
+
 def _outs(snapshot: Snapshot, folder: str) -> Iterator[Out]:
     """The outputs that hold the folder or are in it, paths relative to the repository."""
     for file in _dvc_files(snapshot, folder):

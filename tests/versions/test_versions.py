@@ -155,7 +155,7 @@ def test_gc_keeps_what_a_tag_needs_and_deletes_the_rest(retrained, server, tmp_p
     output = capsys.readouterr().err
     assert "lacks (v1)" in output and "git fetch --tags origin" in output
     git(work, "fetch", "-q", "--tags", "origin")
-    assert main(["gc", "--old-commits"]) == 0
+    assert main(["gc", "--old-commits", "--verbose"]) == 0
     output = capsys.readouterr().out
     assert f"Removing {BUCKET}/{stray}" in output and "--delete" in output and stray in contents(server)
     assert main(["gc", "--old-commits", "--delete"]) == 0
