@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,14 +27,17 @@ def list_versions(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """List published versions, or the residuals of one."""
+    """List published versions with date, concepts, main score and message, or the residuals of one."""
     from persres.versions.listing import listed
 
     print(listed(_repository(repo, remote, endpoint), rev, as_json))
 
 
 def pull(
-    concept: Annotated[str, typer.Argument(help="its name, or variant/name if several variants trained it")],
+    concept: Annotated[
+        str | None, typer.Argument(help="its name, or variant/name if several variants trained it")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="every residual of the version")] = False,
     rev: Annotated[str | None, typer.Option(help="a version, e.g. v3; default: the newest")] = None,
     repo: Repo = ".",
     out: Annotated[Path, typer.Option(parser=path, help="output folder")] = Path(),
@@ -40,11 +45,25 @@ def pull(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Download one residual of a version and check its digest. Downloads are cached."""
-    from persres.versions.pull import pull_all
+    """Download one residual of a version, or all, and check their digests. Downloads are cached."""
+    if (concept is None) != every:
+        raise typer.BadParameter("name one concept, or give --all for every residual of the version")
+    from persres.versions.pull import pull_all, pull_every
 
-    pulled = pull_all(concept, rev, _repository(repo, remote, endpoint), out)
-    print(pulled.as_json() if as_json else pulled.file)
+    repository = _repository(repo, remote, endpoint)
+    if concept is not None:
+        pulled = pull_all(concept, rev, repository, out)
+        print(pulled.as_json() if as_json else pulled.file)
+        return
+    done = []
+    try:
+        for pulled in pull_every(rev, repository, out):
+            done.append(asdict(pulled))
+            if not as_json:
+                print(pulled.file, flush=True)
+    finally:
+        if as_json:
+            print(json.dumps(done, indent=1))
 
 
 def link(
@@ -119,6 +138,7 @@ COMMANDS = {
         (
             "persres pull dog7 --rev v2 --repo https://github.com/you/your-persres --out residuals",
             "persres pull ours/dog7   (the newest, of one variant)",
+            "persres pull --all --rev v2 --out residuals   (every residual)",
             "file=$(persres pull dog7 --rev v2) && persres generate $file --prompt 'a {} at sea'",
         ),
     ),

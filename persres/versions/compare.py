@@ -54,12 +54,13 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _scores(repository: Repository, before: str, after: str) -> dict[str, dict[str, list[float | None]]]:
-    old, new = (_table(repository, rev) for rev in (before, after))
+    old, new = (main_table(repository, rev) for rev in (before, after))
     scores = {name: old.get(name, {}) | new.get(name, {}) for name in dict.fromkeys([*old, *new])}
     return {c: {s: [old.get(c, {}).get(s), new.get(c, {}).get(s)] for s in known} for c, known in scores.items()}
 
 
-def _table(repository: Repository, rev: str) -> dict[str, dict[str, float | None]]:
+def main_table(repository: Repository, rev: str) -> dict[str, dict[str, float | None]]:
+    """The means of table 1 by config and score. Raises PersresError if the version has none."""
     import pandas as pd
 
     file = next((file for file in repository.files(rev, TABLES) if file.path == MAIN), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,6 +55,25 @@ def pull_all(concept: str, rev: str | None, repository: Repository, out: Path) -
     repository.copy(rev, file, target)
     extras = [_copy_card(card, rev, repository, out) for card in _cards(file, rev, repository)]
     return Pulled(_name_of(file), rev, file.md5, str(target), [str(path) for path in extras if path])
+
+
+def pull_every(rev: str | None, repository: Repository, out: Path) -> Iterator[Pulled]:
+    """Download every residual of a version as :func:`pull_all` does, into a folder for each variant where there are several; yields what is
+    done. A file that can't be had costs the others nothing: after the last, raises PersresError naming those that are missing."""
+    rev = rev or repository.newest()
+    names = list(learned_files(repository, rev))
+    variants, failed = {PurePosixPath(name).parent for name in names}, {}
+    for name in names:
+        try:
+            yield pull_all(name, rev, repository, out / PurePosixPath(name).parent if len(variants) > 1 else out)
+        except PersresError as error:
+            failed[name] = error
+            log.warning("pull: %s: %s", name, error)
+    if failed:
+        raise PersresError(
+            f"{len(failed)} of {len(names)} residuals of {rev} are missing: {', '.join(failed)} ({next(iter(failed.values()))}); the others are in"
+            f" {out}; run again"
+        )
 
 
 def _name_of(file: StoredFile) -> str:

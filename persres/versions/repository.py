@@ -24,13 +24,14 @@ from persres.untrusted.text import printable, redacted
 from persres.versions.git_dvc import CommandError, all_settings, git, remote_errors
 from persres.versions.git_url import comparable, git_url, remote_urls, top_level
 from persres.versions.remote import Remote, checkout_remote, foreign_remote
-from persres.versions.snapshot import Snapshot, fetched_snapshot, local_snapshot
+from persres.versions.snapshot import Snapshot, fetched_snapshot, fetched_snapshots, local_snapshot
 from persres.versions.tracked import DIRECTORY, StoredFile, tracked_files
 
 log = logging.getLogger(__name__)
 CACHE = "PERSRES_CACHE"  # environment variable: the folder of downloads
 PARTIAL = ".pull-"  # the start of the names of downloads that have not ended
 ANSWER_SECONDS = 60.0  # until a git server has listed its tags
+MOST_FETCHED = 50  # versions whose tags are fetched at once
 MOST_LISTING, MOST_FILE, MOST_CONFIG = 64 << 20, 64 << 30, 1 << 20  # bytes
 
 
@@ -69,6 +70,19 @@ class Repository:
         if not self._tags:
             raise PersresError(f"{self._shown} has no published version; persres publish v1 there makes one")
         return self._tags[0]
+
+    def tag_facts(self) -> dict[str, tuple[str, str]]:
+        """Date and first line of the message of its newest versions. Raises PersresError if they can't be fetched."""
+        folder: Path | None = Path(self.where)
+        if not self.is_local:
+            folder, snapshots = fetched_snapshots(self._url(), self.versions()[:MOST_FETCHED])
+            self._snapshots.update(snapshots)
+        if folder is None:
+            return {}
+        form = "%(refname:strip=2)%09%(creatordate:iso-strict)%09%(contents:subject)"
+        lines = git(folder, "for-each-ref", f"--format={form}", "refs/tags").splitlines()
+        entries = (line.split("\t", 2) for line in lines if line.count("\t") >= 2)
+        return {name: (date, message) for name, date, message in entries}
 
     def files(self, rev: str, folder: str) -> list[StoredFile]:
         """The files of a folder that DVC tracks at a version, sorted. Raises PersresError for an unknown version or folder."""

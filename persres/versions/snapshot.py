@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from persres.errors import PersresError
 from persres.versions.git_dvc import commit_hash, git
 
+log = logging.getLogger(__name__)
 MOST_BYTES = 4 << 20  # of one text file
 FETCH_SECONDS = 1800.0
 
@@ -56,16 +58,41 @@ def local_snapshot(folder: Path, rev: str) -> Snapshot:
 
 def fetched_snapshot(url: str, tag: str) -> Snapshot:
     """A tag of a repository at a URL, fetched without history to a temporary folder. Raises PersresError."""
+    owner = fetched_tags(url, [tag])
+    return _tagged(owner, tag)
+
+
+def fetched_snapshots(url: str, tags: list[str]) -> tuple[Path | None, dict[str, Snapshot]]:
+    """Tags of a repository at a URL, fetched at once as :func:`fetched_snapshot` does: the folder that has them, and the commits of those that
+    name one. Raises PersresError."""
+    if not tags:
+        return None, {}
+    owner, snapshots = fetched_tags(url, tags), {}
+    for tag in tags:
+        try:
+            snapshots[tag] = _tagged(owner, tag)
+        except PersresError as error:
+            log.debug("%s is no commit: %s", tag, error)
+    return Path(owner.name), snapshots
+
+
+def _tagged(owner: tempfile.TemporaryDirectory, tag: str) -> Snapshot:
+    folder = Path(owner.name)
+    line = git(folder, "rev-parse", "--verify", f"refs/tags/{tag}^{{commit}}")
+    return Snapshot(folder, commit_hash(line.strip()), owner)
+
+
+def fetched_tags(url: str, tags: list[str]) -> tempfile.TemporaryDirectory:
+    """A temporary folder with these tags of a repository at a URL, without history. Raises PersresError."""
     owner = tempfile.TemporaryDirectory(prefix="persres-git-")
     folder = Path(owner.name)
     git(folder, "init", "-q", "--bare", "--template=")
     fetch = ["fetch", "-q", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
-    refs = [url, f"+refs/tags/{tag}:refs/tags/version"]
+    refs = [url, *(f"+refs/tags/{tag}:refs/tags/{tag}" for tag in tags)]
     try:
         git(folder, *fetch, "--depth=1", "--", *refs, seconds=FETCH_SECONDS)
     except PersresError as error:
         if "shallow" not in str(error):  # plain web servers have whole histories only
             raise
         git(folder, *fetch, "--", *refs, seconds=FETCH_SECONDS)
-    line = git(folder, "rev-parse", "--verify", "refs/tags/version^{commit}")
-    return Snapshot(folder, commit_hash(line.strip()), owner)
+    return owner

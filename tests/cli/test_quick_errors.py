@@ -47,6 +47,8 @@ CALLS = {
     "show --data nothing": "no nothing/tables/table1.csv",
     "compare a b --data nothing": "no nothing/scores/scores.parquet",
     "list --repo nothing": "nothing",
+    "pull": "--all",
+    "pull dog7 --all": "--all",
     "pull dog7 --repo nothing": "nothing",
     "diff v1 v2 --repo nothing": "nothing",
     "publish v1": "persres: ",
