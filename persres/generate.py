@@ -20,6 +20,7 @@ from persres.errors import PersresError
 from persres.images import check_finite
 from persres.logging import progress
 from persres.prompts import fill, fill_each
+from persres.residuals.adapter_metadata import lora_path
 from persres.residuals.header_validation import check_structure
 from persres.seeding import generator
 from persres.units.files import digest_file, write_atomic
@@ -56,11 +57,11 @@ class GenerateOptions:
 
 
 def generate(
-    residual: Path,
+    residual: Path | str,
     prompts: tuple[str, ...],
-    out: Path,
+    out: Path | str,
     options: GenerateOptions = GenerateOptions(),
-    others: tuple[Path, ...] = (),
+    others: tuple[Path | str, ...] = (),
 ) -> Iterator[Path]:
     """Samples images of each prompt, which holds ``{}`` for the concept; yields each file as it is written.
 
@@ -70,7 +71,9 @@ def generate(
     Raises PersresError for a broken residual or prompt, for a model that can't be loaded or has other weights, before it samples anything;
     after the last image, where the model's safety checker withheld some, which are not written.
     """
-    files, withheld = (residual, *others), []
+    # a LoRA may be a folder that PEFT saved
+    residual, out = Path(residual) if options.subject is None else lora_path(residual), Path(out)
+    files, withheld = (residual, *map(Path, others)), []
     _check_prompts(prompts, files)
     _check_options(out, options)
     for file in files:
@@ -84,9 +87,8 @@ def generate(
     resolution = base.resolution if options.subject is None else pipe.unet.config.sample_size * pipe.vae_scale_factor
     settings = {key: getattr(options, key) for key in ("lag", "strength", "steps", "cfg_scale", "seed")}
     settings |= {"model": options.model or base.model} | _identity(files)
-    settings |= (
-        {} if options.dtype is None else {"dtype": options.dtype}
-    )  # so that files of earlier versions keep their names
+    if options.dtype is not None:  # else files have the names that earlier versions gave them
+        settings["dtype"] = options.dtype
     texts = [_filled(pipe, prompt) for prompt in prompts]
     pipe.check_call(texts, options.lag, options.steps)
     try:

@@ -22,16 +22,16 @@ class ExportOptions:
     device: str = "auto"
 
 
-def run_export(residual: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
+def run_export(residual: Path | str, out: Path | str, options: ExportOptions) -> dict[str, Any]:
     """Exports into the folder ``out``; returns the files and the verified difference.
 
     Raises PersresError, also where ``verify`` finds other latents.
     """
+    residual, out, to, v_star = Path(residual), Path(out), options.to, None
     check_structure(residual)  # before torch and diffusers are imported, which takes seconds
     from persres.exports.export import export, export_embedding
     from persres.exports.verify import largest_difference
 
-    to, v_star = options.to, None
     written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors"))}
     if options.embedding:
         v_star = export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", options.device)

@@ -15,26 +15,27 @@ from persres.residuals.header import ResidualHeader
 from persres.units.checkpoints import write_tensors
 
 
-def export(path: Path, to: str, out: Path) -> Path:
+def export(path: Path | str, to: str, out: Path | str) -> Path:
     """Writes the residual in a format of :data:`~persres.exports.formats.FORMATS`, with its provenance in the header; returns the file.
 
     Raises PersresError where the residual can't be read or the file can't be written.
     """
     if to not in FORMATS:
         raise PersresError(f"unknown format {to!r}; one of {', '.join(FORMATS)}")
+    path, out = Path(path), Path(out)
     residual = load_residual(path)
     tensors, header = FORMATS[to](residual.layers)
     write_tensors(out, tensors, header | export_metadata(path, residual.header.info))
     return out
 
 
-def export_embedding(path: Path, out: Path, device: str = "auto") -> Path:
+def export_embedding(path: Path | str, out: Path | str, device: str = "auto") -> Path:
     """Writes V*'s embedding as a Textual-Inversion file; returns the file. A frozen V* is the rare token's embedding.
 
     SDXL has two text towers, so its file has two vectors, under ComfyUI's and A1111's names. Raises PersresError where the base model can't
     be loaded.
     """
-    residual = load_residual(path)
+    residual, out = load_residual(path), Path(out)
     vectors = [residual.token] if residual.token is not None else _rare_vectors(residual.header, device)
     write_tensors(out, *to_embedding(vectors))
     return out

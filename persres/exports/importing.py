@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from persres.config.schema import Base
 from persres.datasets.layout import check_name
 from persres.errors import PersresError
+from persres.residuals.adapter_metadata import lora_path
 from persres.residuals.header import without_folders
 from persres.residuals.header_validation import check_structure
 from persres.residuals.targets import find_targets
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # a wrong call is an error at once, and torch takes seconds t
     from persres.residuals.lora import Delta
 
 
-def import_lora(path: Path, unet: nn.Module) -> dict[str, Delta]:
+def import_lora(path: Path | str, unet: nn.Module) -> dict[str, Delta]:
     """Returns another tool's LoRA of output projections as a residual's layers, one for each target module of the U-Net.
 
     Every scale is in A, so alpha is 1 per rank. Layers that the LoRA leaves out are zero. Raises PersresError as
@@ -55,14 +56,19 @@ class ImportOptions:
 
 
 def import_residual(
-    lora: Path, model: str, macro_class: str, options: ImportOptions = ImportOptions(), out: Path | None = None
+    lora: Path | str,
+    model: str,
+    macro_class: str,
+    options: ImportOptions = ImportOptions(),
+    out: Path | str | None = None,
 ) -> Path:
     """Writes the LoRA as ``<name>.safetensors`` below ``out``, a residual for ``model``; returns the file.
 
     Raises PersresError where the file holds other layers, the model can't be loaded, or the output would be the LoRA itself.
     """
-    name = check_name(options.name or lora.stem)
-    target = (out or lora.parent) / f"{name}.safetensors"
+    given, lora = Path(lora), lora_path(lora)
+    name = check_name(options.name or given.stem)
+    target = Path(out or given.parent) / f"{name}.safetensors"
     if target.resolve() == lora.resolve():
         raise PersresError(f"{target} is the LoRA itself; give another --name or --out")
     if not plain_text(macro_class, "--class").strip():

@@ -28,7 +28,7 @@ CFG_SCALE = SamplingConfig(variant="ours").cfg_scale
 
 
 def largest_difference(
-    path: Path, exported: Path, embedding: Path | None = None, steps: int = 4, device: str = "auto"
+    path: Path | str, exported: Path | str, embedding: Path | str | None = None, steps: int = 4, device: str = "auto"
 ) -> float:
     """Returns the largest difference of final latents, from the same noise, between our sampler with the residual and a plain diffusers
     pipeline with the exported file.
@@ -61,20 +61,22 @@ def _by_persres(
         return sample_ddim(guided(diffusion.unet, cond, uncond, CFG_SCALE), noise, diffusion.scheduler, steps)
 
 
-def _plain_pipeline(base: Base, diffusion: Diffusion, exported: Path, embedding: Path | None) -> DiffusionPipeline:
+def _plain_pipeline(
+    base: Base, diffusion: Diffusion, exported: Path | str, embedding: Path | str | None
+) -> DiffusionPipeline:
     """A separate pipeline without any code of persres, with our noise schedule and the exported files."""
     quiet_loading()
     pipe = load_pipeline(base.model, dtype=torch.float32)
     pipe.to(diffusion.unet.device)
     pipe.scheduler = type(diffusion.scheduler).from_config(diffusion.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(str(exported.parent), weight_name=exported.name)
+    pipe.load_lora_weights(str(Path(exported).parent), weight_name=Path(exported).name)
     if embedding is not None:
         load_embedding(pipe, embedding, base.token)
     return pipe
 
 
-def load_embedding(pipe: DiffusionPipeline, path: Path, token: str) -> None:
+def load_embedding(pipe: DiffusionPipeline, path: Path | str, token: str) -> None:
     """Loads an exported embedding into a plain pipeline, as docs/diffusers.md shows: ``load_textual_inversion`` for each text tower.
 
     SDXL's pooled prompt must then be read at its end token. Old configs call that number 2, and transformers then takes the highest number,

@@ -15,10 +15,10 @@ import torch
 
 from persres.errors import PersresError
 from persres.models.loading import unavailable
-from persres.models.single_file import PICKLED, SUFFIX, config_of, family_of
+from persres.models.single_file import SUFFIX, config_of, family_of
 from persres.package_paths import located
-from persres.units.checkpoints import conversion_command
 from persres.untrusted.documents import read_json
+from persres.untrusted.pickled import REASON, SUFFIXES, conversion_command
 from persres.untrusted.text import as_literal
 
 if TYPE_CHECKING:  # seconds to import
@@ -35,7 +35,7 @@ _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.([\w-]+?))?(?:-\d{
 def is_single_file(model: str | Path) -> bool:
     """Returns whether a base model's name is a file and not a folder or a hub's name."""
     name = located(str(model))
-    return Path(name).suffix.lower() in {SUFFIX, *PICKLED} or Path(name).is_file()
+    return Path(name).suffix.lower() in {SUFFIX, *SUFFIXES} or Path(name).is_file()
 
 
 def config_source(model: str | Path) -> str:
@@ -173,16 +173,13 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _weights(folder: Path) -> list[str]:
     """The names of a part's files with weights."""
-    return sorted(path.name for path in folder.glob("*") if path.suffix in {SUFFIX, *PICKLED})
+    return sorted(path.name for path in folder.glob("*") if path.suffix in {SUFFIX, *SUFFIXES})
 
 
 def _refuse_pickled(folder: Path, weights: dict[str, list[str]]) -> None:
     for part, names in weights.items():
         if names and not any(name.endswith(SUFFIX) for name in names):
-            raise PersresError(
-                f"{folder} has its {part} as {names[0]}, a pickle, which can run code when it is opened; where you trust it, convert it:"
-                f" {conversion_command(folder)}"
-            )
+            raise PersresError(f"{folder} has its {part} as {names[0]}, {REASON} {conversion_command(folder)}")
 
 
 def _variant(weights: dict[str, list[str]]) -> str | None:

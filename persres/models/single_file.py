@@ -12,10 +12,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from persres.errors import PersresError
-from persres.units.checkpoints import conversion_command
+from persres.untrusted.pickled import REASON, SUFFIXES, conversion_command
 
 SUFFIX = ".safetensors"
-PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
 CHANNELS = 4  # of latents
@@ -74,10 +73,8 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(9)
     zipped = start[:2] in (b"PK", b"\x80\x02") and start[8:] != b"{"  # a header's length may begin like a pickle
-    if zipped or path.suffix.lower() in PICKLED:
-        raise PersresError(
-            f"{path} is a pickle, which can run code when it is opened; where you trust it, convert it: {conversion_command(path)}"
-        )
+    if zipped or path.suffix.lower() in SUFFIXES:
+        raise PersresError(f"{path} is {REASON} {conversion_command(path)}")
 
 
 def _check_content(path: Path, names: set[str], family: str | None) -> None:

@@ -44,21 +44,22 @@ class ResidualFile:
 
 
 def save_residual(
-    path: Path, layers: Mapping[str, Delta], info: dict[str, Any], token: torch.Tensor | None = None
+    path: Path | str, layers: Mapping[str, Delta], info: dict[str, Any], token: torch.Tensor | None = None
 ) -> None:
     """Writes one concept's residual. ``info`` (spec, provenance) must be JSON.
 
     ``token`` is V*'s embedding where it was trained too. LoRA loaders do not know its key, so only persres reads such a file.
     """
     tensors, header = to_peft(layers)
-    write_learned(path, FORMAT, tensors if token is None else {TOKEN: token} | tensors, info, header)
+    write_learned(Path(path), FORMAT, tensors if token is None else {TOKEN: token} | tensors, info, header)
 
 
-def load_residual(path: Path) -> ResidualFile:
+def load_residual(path: Path | str) -> ResidualFile:
     """Returns a residual's header, its factors in float32 and V*'s embedding, all validated.
 
     Raises PersresError where the file is missing, broken or not a residual, and naming the first tensor that no residual has.
     """
+    path = Path(path)
     tensors, info = read_learned(path)
     header = ResidualHeader.parse(path, info)
     token = tensors.pop(TOKEN, None)
@@ -70,7 +71,7 @@ def load_residual(path: Path) -> ResidualFile:
     return ResidualFile(header, _from_peft(path, tensors), None if token is None else token.float())
 
 
-def load_bank(unet: nn.Module, path: Path) -> ResidualBank:
+def load_bank(unet: nn.Module, path: Path | str) -> ResidualBank:
     """Returns the residual as a bank of one concept on the U-Net's device, at the ranks of the file.
 
     Raises PersresError where the file is not a residual, or one for another architecture.

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from persres.config.legacy import translate
 from persres.config.schema import Base
 from persres.errors import PersresError
-from persres.residuals.header_validation import check_structure
+from persres.residuals.header_validation import check_structure, entry_of
 from persres.untrusted.documents import parse_json
 from persres.untrusted.text import printable
 
@@ -78,13 +78,15 @@ class ResidualHeader(BaseModel):
 
 def read_info(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """Returns the ``persres`` entry of a file's metadata, None where there is none. Raises PersresError where it is not a JSON object."""
-    if "persres" not in metadata:
+    entry = entry_of(path, metadata, "persres")
+    if entry is None:
         return None
-    return parse_json(metadata["persres"], dict[str, Any], f"{path}: its 'persres' entry", "fetch or train it again")
+    return parse_json(entry, dict[str, Any], f"{path}: its 'persres' entry", "fetch or train it again")
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path | str) -> dict[str, Any]:
     """Returns the ``persres`` entry of any method's file without reading its tensors, which may have gigabytes. Raises PersresError."""
+    path = Path(path)
     check_structure(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,24 +48,6 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Returns all tensors of a safetensors file and its metadata. For files of ours; see ``persres/residuals/header_validation.py``."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-
-
-def conversion_command(path: Path) -> str:
-    """Returns the shell command that converts pickled weights, a file's or a diffusers folder's, to safetensors next to them."""
-    if path.is_dir():
-        code = (
-            "import sys, persres; from diffusers import DiffusionPipeline as P;"
-            " P.from_pretrained(sys.argv[1], use_safetensors=False, safety_checker=None).save_pretrained(sys.argv[2])"
-        )
-        target = path.with_name(f"{path.name}-safetensors")
-    else:
-        code = (
-            "import sys; from torch import is_tensor, load; from safetensors.torch import save_file;"
-            " m = load(open(sys.argv[1], 'rb'), 'cpu', weights_only=True); m = m.get('state_dict', m);"
-            " save_file({k: v.clone() for k, v in m.items() if is_tensor(v)}, sys.argv[2])"
-        )
-        target = path.with_name(f"{path.stem}{'-converted' * (path.suffix == '.safetensors')}.safetensors")
-    return shlex.join(("python", "-c", code, str(path), str(target)))
 
 
 def save_training(

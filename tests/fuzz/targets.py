@@ -133,6 +133,17 @@ LORA_CONFIG = {
 }
 
 
+PEFT_CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 2,
+    "alpha_pattern": {LAYER: 4},
+    "use_rslora": False,
+    "use_dora": False,
+}
+PEFT_FILE = save({f"base_model.model.{key.removeprefix('unet.')}": value for key, value in FACTORS.items()})
+
+
 def with_metadata(key: str) -> Callable[[Any], bytes]:
     """Tensors of one layer, with a document under that key of the metadata."""
     return lambda document: save(FACTORS, {key: as_json(document).decode()})
@@ -447,6 +458,7 @@ TARGETS = (
     file_target("safetensors", "x.safetensors", damaged_bytes((save(FACTORS, {"persres": json.dumps(ENTRY)}),)), load_residual),
     file_target("residual_header", "x.safetensors", damaged((ENTRY,)).map(with_metadata("persres")), lambda path: (read_header(path), load_residual(path))),
     file_target("lora_metadata", "x.safetensors", damaged((LORA_CONFIG,)).map(with_metadata("lora_adapter_metadata")), read_as_lora),
+    file_target("adapter_config", "adapter_config.json", json_files(PEFT_CONFIG), lambda path: read_as_lora(path.parent), {"adapter_model.safetensors": PEFT_FILE}),
     file_target("lora_bytes", "x.safetensors", damaged_bytes((lora_file(), lora_file([1.0, 2.0]))), read_as_lora),
     file_target("params", "params.yaml", yaml_files(*params()), lambda path: load_params(path, None, settings_types())),
     file_target("concept", "mug/concept.json", json_files(CONCEPT), read_whole_concept),

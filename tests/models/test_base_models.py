@@ -127,7 +127,7 @@ def test_the_command_of_the_refusal_converts_a_pickle(tmp_path, monkeypatch, nam
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "none.ckpt"])
-def test_a_missing_file_is_said_to_be_missing(tmp_path, name):
+def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(PersresError, match=rf"no file .*{name}"):
         load_pipeline(tmp_path / name)
 

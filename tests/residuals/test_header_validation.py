@@ -243,3 +243,60 @@ def test_offsets_that_are_no_numbers_are_one_sentence(tmp_path, ends):
     path.write_bytes(with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": ends}}, bytes(8)))
     with pytest.raises(PersresError, match="its header has no data_offsets"):
         read_checked(path)
+
+
+def large_header(entries: dict[str, str], tensors: bytes = b"") -> bytes:
+    return with_header({"__metadata__": entries} | json.loads(tensors or b"{}"))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"ss_tag_frequency": json.dumps({"10_dog": {f'a tag, "quoted" {i}': i for i in range(200_000)}})},
+        {"modelspec.thumbnail": "data:image/jpeg;base64," + "A" * (6 << 20)},
+        {"ssmd_cover_images": json.dumps(["B" * (5 << 20), "C" * (4 << 20)]), "ss_bucket_info": "{}"},
+    ],
+    ids=["tags", "a thumbnail", "cover images"],
+)
+def test_a_header_with_megabytes_of_text_is_read(tmp_path, entries):
+    """safetensors allows 100 MB; kohya writes every tag of every photo."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"a": torch.ones(2)}, entries))
+    tensors, metadata = read_checked(path)
+    assert metadata == entries and tensors["a"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"a":' + b"[" * (3 << 20) + b"]" * (3 << 20) + b"}", "a header of .* that is not text"),
+        (b'{"__metadata__":{' + b'"a":"b",' * 700_000 + b'"c":"d"}}', "a header of .* that is not text"),
+        (b'{"a":"' + b"b" * (5 << 20), "a string in its header has no end"),
+        (b'"' + b'"\\' * (3 << 20), "a string in its header has no end"),
+    ],
+    ids=["lists", "entries", "no end", "no end, escaped"],
+)
+def test_a_large_header_that_would_fill_the_memory_is_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(PersresError, match=message):
+        read_checked(path)
+
+
+@pytest.mark.parametrize("reader", [read_header, load_residual])
+def test_a_huge_entry_that_would_be_parsed_is_refused(tmp_path, reader):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(
+        save(FACTORS, {"persres": json.dumps({"format": "persres-residual-1", "more": ["x"] * 1_000_000})})
+    )
+    with pytest.raises(PersresError, match=r"its 'persres' entry has .* characters; do not trust it"):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", [read_checked, read_header, load_residual])
+def test_a_path_may_be_a_string(tmp_path, reader):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(FACTORS, {"persres": entry()}))
+    assert reader(str(path))
+    with pytest.raises(PersresError, match="no file none"):
+        reader("none.safetensors")

@@ -144,12 +144,12 @@ WRONG_TENSORS = {
     ),
     "two tools' names": (
         GOOD_KOHYA | {f"lora_unet_input_blocks_1_1_proj_out.lora_{f}.weight": torch.ones(1, 1) for f in ("down", "up")},
-        "diffusers drops 2 of its keys",
+        "layer down_blocks.0.attentions.0.proj_out twice, by two tools' names",
     ),
     "two prefixes": (GOOD | {f"base_model.model.{A}": DOWN * 2}, "has layers twice"),
     "block names of no block": (
         {f"lora_unet_input_blocks_x_y.lora_{f}.weight": torch.ones(1, 1) for f in ("down", "up")},
-        "diffusers can't read its keys",
+        "this model has no layer 'input_blocks_x_y'",
     ),
     "an escape": (
         {"unet.a\x1b[31m.lora_A.weight": torch.ones(1, 1), "unet.a\x1b[31m.lora_B.weight": torch.ones(1, 1)},
