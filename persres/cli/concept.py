@@ -123,13 +123,16 @@ def export(
         bool,
         typer.Option("--verify", help="compare images of plain diffusers and ours from the same noise, in float32"),
     ] = False,
+    cover: Annotated[
+        Path | None, typer.Option(parser=path, help="an image that clients show; default: the model card's preview")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write a residual for diffusers, ComfyUI or AUTOMATIC1111."""
     from persres.exports.command import ExportOptions, report_lines, run_export
 
-    report = run_export(residual, out or residual.parent, ExportOptions(to, embedding, verify, device))
+    report = run_export(residual, out or residual.parent, ExportOptions(to, embedding, verify, device, cover))
     print(json.dumps(report, indent=1) if as_json else report_lines(report))
 
 

@@ -14,12 +14,14 @@ TOLERANCE = 1e-4  # of final latents, in float32
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The format; whether to write V*'s ``embedding`` too and to ``verify`` the file in plain diffusers, on which device."""
+    """The format; whether to write V*'s ``embedding`` too and to ``verify`` the file in plain diffusers, on which device; the ``cover``
+    image that clients show."""
 
     to: str = "diffusers"
     embedding: bool = False
     verify: bool = False
     device: str = "auto"
+    cover: Path | None = None
 
 
 def run_export(residual: Path | str, out: Path | str, options: ExportOptions) -> dict[str, Any]:
@@ -29,12 +31,13 @@ def run_export(residual: Path | str, out: Path | str, options: ExportOptions) ->
     """
     residual, out, to, v_star = Path(residual), Path(out), options.to, None
     check_structure(residual)  # before torch and diffusers are imported, which takes seconds
+    from persres.exports.clients import embedding_name
     from persres.exports.export import export, export_embedding
     from persres.exports.verify import largest_difference
 
-    written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors"))}
+    written = {to: str(export(residual, to, out / f"{residual.stem}.{to}.safetensors", options.cover))}
     if options.embedding:
-        v_star = export_embedding(residual, out / f"{residual.stem}.v_star.safetensors", options.device)
+        v_star = export_embedding(residual, out / f"{embedding_name(residual.stem)}.safetensors", options.device)
         written["v_star"] = str(v_star)
     report: dict[str, Any] = {"written": written}
     if options.verify:

@@ -11,10 +11,12 @@ Sources: kohya-ss/sd-scripts ``networks/lora.py`` (key names, ``self.scale = alp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 
 import torch
 
 from persres.residuals.file import to_peft
+from persres.residuals.ldm_names import ldm_name
 from persres.residuals.lora import Delta
 
 TensorsAndHeader = tuple[dict[str, torch.Tensor], dict[str, str]]
@@ -23,27 +25,47 @@ _KOHYA = "lora_unet_"
 EMBEDDINGS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
 
 
-def kohya_name(path: str) -> str:
-    """Returns kohya's name of a layer: ``down_blocks.0.attentions.0.proj_out`` -> ``lora_unet_down_blocks_0_attentions_0_proj_out``."""
-    return _KOHYA + path.replace(".", "_")
+class Layout(Enum):
+    """Which of a U-Net's blocks have attention: as in Stable Diffusion 1.x and 2.x, or as in XL."""
+
+    SD = frozenset(
+        {
+            "down_blocks.0",
+            "down_blocks.1",
+            "down_blocks.2",
+            "mid_block.attentions",
+            "up_blocks.1",
+            "up_blocks.2",
+            "up_blocks.3",
+        }
+    )
+    SDXL = frozenset({"down_blocks.1", "down_blocks.2", "mid_block.attentions", "up_blocks.0", "up_blocks.1"})
+
+
+def layout_of(layers: Mapping[str, Delta]) -> Layout | None:
+    """Returns the layout of a residual's U-Net, None where it is neither or its layers do not decide."""
+    blocks = {".".join(path.split(".")[:2]) for path in layers}
+    fitting = [layout for layout in Layout if blocks <= layout.value]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def kohya_name(path: str, layout: Layout | None = None) -> str:
+    """Returns the name that kohya's trainer gives a layer: ``lora_unet_`` and its path with ``_`` for ``.``.
+
+    ``down_blocks.1.attentions.0.proj_out`` is ``lora_unet_down_blocks_1_attentions_0_proj_out``; in SDXL, whose U-Net kohya has under the
+    original names, ``lora_unet_input_blocks_4_1_proj_out``.
+    """
+    return _KOHYA + (ldm_name(path) if layout is Layout.SDXL else path).replace(".", "_")
 
 
 def to_kohya(layers: Mapping[str, Delta]) -> TensorsAndHeader:
     """Returns tensors and header as kohya's sd-scripts write them and ComfyUI and AUTOMATIC1111 read them, alpha = rank."""
-    tensors = {}
+    tensors, layout = {}, layout_of(layers)
     for path, delta in layers.items():
-        name = kohya_name(path)
+        name = kohya_name(path, layout)
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = delta.as_layers()
         tensors[f"{name}.alpha"] = torch.tensor(float(delta.rank))
-    ranks = sorted({delta.rank for delta in layers.values()})
-    highest = str(ranks[-1])
-    return tensors, {
-        "format": "pt",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": highest,
-        "ss_network_alpha": highest,
-        "ss_training_comment": f"persres; ranks {', '.join(map(str, ranks))}, alpha = rank in every layer",
-    }
+    return tensors, {"format": "pt"}
 
 
 def to_embedding(vectors: list[torch.Tensor]) -> TensorsAndHeader:

@@ -18,18 +18,23 @@ ENTRY = "persres_about"
 MAX_CARD = 1 << 20  # bytes; ours have 3 KiB
 
 
-def export_metadata(path: Path, info: dict[str, Any]) -> dict[str, str]:
-    """Returns the header entry for an export of the residual ``path``, whose ``persres`` entry is ``info``.
+def provenance(path: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts for an export of the residual ``path``, whose ``persres`` entry is ``info``.
 
-    JSON with base model and weight hash, concept, V*, settings, code, and the hashes of spec and photos. Empty where training did not write
-    the header.
+    Base model and weight hash, concept, V*, settings, code, and the hashes of spec and photos; scores and licence of the card next to it.
+    Empty where training did not write the header.
     """
     try:
         facts = header_facts(info)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         log.warning("%s: training did not write its header (no %s), so the export has no provenance", path.name, error)
         return {}
-    return {ENTRY: json.dumps(facts | _card_facts(path.with_suffix(".md"), facts["spec_hash"]), sort_keys=True)}
+    return facts | _card_facts(path.with_suffix(".md"), facts["spec_hash"])
+
+
+def provenance_entry(about: dict[str, Any]) -> dict[str, str]:
+    """Returns the header's entry for :func:`provenance`, none where there is none."""
+    return {ENTRY: json.dumps(about, sort_keys=True)} if about else {}
 
 
 class _Facts(BaseModel):

@@ -20,7 +20,7 @@ def conversion_command(path: Path) -> str:
     else:
         code = (
             "import sys; from torch import is_tensor, load; from safetensors.torch import save_file;"
-            " m = load(open(sys.argv[1], 'rb'), 'cpu', weights_only=True); m = m.get('state_dict', m);"
+            ' m = load(open(sys.argv[1], "rb"), "cpu", weights_only=True); m = m.get("state_dict", m);'
             " save_file({k: v.clone() for k, v in m.items() if is_tensor(v)}, sys.argv[2])"
         )
         target = path.with_name(f"{path.stem}{'-converted' * (path.suffix == '.safetensors')}.safetensors")
