@@ -173,6 +173,22 @@ def test_the_readme_of_personalize(readme):
     assert (folder / "beach.png").exists()
 
 
+def test_personalize_page(tmp_path, tiny_profile):
+    """With fewer steps; the second call takes prompts of a file."""
+    folder = unpack("data", tmp_path)
+    shutil.copytree(folder / "data" / "concepts" / "heart_mug" / "images", folder / "my-dog")
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "paper", "paper": tiny_profile}))
+    (folder / "prompts.txt").write_text("# scenes\na {} in snow\n")
+    names = {
+        "--steps 300": "--steps 4 --prompt 'a {}'",
+        "--preview-every 100": "--preview-every 2",
+        "--count 4": "--count 2",
+    }
+    run_blocks(substituted(page_blocks("docs/personalize.md"), names), folder)
+    assert (folder / "personal" / "my-dog" / "previews" / "my-dog_step_0002.png").exists()
+    assert len(list((folder / "more" / "images").iterdir())) == 3 * 2 * 2
+
+
 def test_model_cards(tmp_path):
     """Of today and of version 0.1."""
     shutil.copy(V0_1 / "residuals" / "ours.safetensors", tmp_path / "heart_mug.safetensors")
@@ -232,7 +248,7 @@ def test_versions_page(tmp_path, repository):
     assert "train.steps: 5 -> 3" in output and list(tmp_path.glob("images/*_on_the_moon_*.png"))
 
 
-RUN = {"README.md", "docs/diffusers.md", "docs/versions.md"}
+RUN = {"docs/personalize.md", "README.md", "docs/diffusers.md", "docs/versions.md"}
 
 
 def test_no_other_page_has_code_that_runs():
