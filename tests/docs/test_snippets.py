@@ -205,7 +205,11 @@ def test_model_cards(tmp_path):
 
 def test_diffusers_page(tmp_path):
     from tests.support.family_models import save_family
+    from tests.support.single_files import save_single_file
 
+    models = tmp_path / "models"
+    shutil.copytree(MINI, models / "dreamshaper_8", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_single_file(Path(MINI), models / "dreamshaper_8.safetensors")
     residuals = V0_1 / "residuals"
     for name, source in {
         "my_dog": residuals / "ours.safetensors",
@@ -229,7 +233,7 @@ def test_diffusers_page(tmp_path):
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
-pipe = DiffusionPipeline.from_pretrained({str(save_family("sdxl", tmp_path / "models"))!r})
+pipe = DiffusionPipeline.from_pretrained({str(save_family("sdxl", models))!r}, dtype=torch.float32)
 save_file({{"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 48)}}, "my_dog.v_star.safetensors")
 """
     run_blocks(substituted(page_blocks("docs/diffusers.md"), names), tmp_path, {'"clip_g"': sdxl})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -24,6 +25,7 @@ from persres.models.base_model import (
 from persres.models.diffusion import load_diffusion, load_scheduler, load_tokenizer
 from persres.models.loading import model_identity
 from persres.models.single_file import FIRST_LAYER
+from tests.conftest import ROOT
 from tests.support.single_files import save_single_file
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -255,3 +257,23 @@ def test_pages_load_every_kind_of_base_model_in_one_precision(folder, single, ti
     with_parts(renamed(folder, "fp16"), **checker)
     missing = {"safety_checker": None, "requires_safety_checker": False}
     assert code_of(folder) == (str(folder), half | missing | {"variant": "fp16"})
+
+
+# Without weights of diffusers or transformers: tokenizers and schedulers; `load` and `kind` get the completed arguments.
+NO_WEIGHTS = re.compile(r"Tokenizer|Scheduler|EfficientNet|transformers, kind|\bP$")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.ipynb"))]
+# The training of the mini world's models saves what it loads in half precision; its code is part of a checkpoint's identity.
+CODE = [path for path in sorted((ROOT / "persres").rglob("*.py")) if "miniworld_training" not in path.parts]
+
+
+@pytest.mark.parametrize("pages", [PAGES, CODE], ids=["pages", "code"])
+def test_every_load_states_its_dtype(pages):
+    """Without it, transformers takes the file's precision and diffusers float32, and half-precision files do not run."""
+    silent = []
+    for page in pages:
+        for call in re.finditer(
+            r"([\w.\"', ()]*?)\.from_(?:pretrained|single_file)\(((?:[^()]|\([^()]*\))*)\)", page.read_text(), re.DOTALL
+        ):
+            if call[2] and "dtype" not in call[2] and "cls" not in call[2] and not NO_WEIGHTS.search(call[1]):
+                silent.append(f"{page.relative_to(ROOT)}: {call[0]}")
+    assert not silent
