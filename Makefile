@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make repro      our method on the mini world's ten concepts; prints the score table"
-	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion; needs the hub and a GPU (persres estimate --profile paper first)"
+	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion: checks GPU, disk, hub and hours, and starts with YES=1"
 	@echo "make test       lint and tests"
 	@echo "make test-ceph  versions and the fleet's store against a real S3 server (make ceph installs it from Debian's packages, as root)"
 	@echo "make demo-s3    publish and pull a version through an S3 server on this machine -> data/s3"
@@ -51,12 +51,14 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,experiments,dev]'
 	touch $@
 
-# make repro PROFILE=paper first selects the profile in params.yaml and prints the estimate.
+# make repro PROFILE=paper prints the estimate, checks this machine and asks for YES=1; a failure leaves params.yaml and data/ as they were.
 repro: setup
-	$(if $(PROFILE),persres profile $(PROFILE))
-	$(if $(PROFILE),persres estimate)
+ifdef PROFILE
+	persres repro --profile $(PROFILE) $(if $(YES),--yes)
+else
 	dvc repro
 	persres show
+endif
 
 # The same pipeline as one Prefect flow; set PREFECT_API_URL to see it at a server.
 flow: setup
@@ -148,4 +150,4 @@ lock: setup-dev
 
 clean:
 	find .work -mindepth 1 -maxdepth 1 ! -name datasets -exec rm -rf {} + 2>/dev/null || true # downloads stay
-	rm -rf data/concepts data/costs data/macro_class data/learned data/samples data/scores data/tables data/sheets data/cards
+	rm -rf data/settings.yaml data/concepts data/costs data/macro_class data/learned data/samples data/scores data/tables data/sheets data/cards

@@ -21,6 +21,7 @@ from prefect import flow
 from persres.errors import PersresError
 from persres.fleet.scheduler import Fleet
 from persres.fleet.store import open_store
+from persres.stages.settings import write_settings
 from persres.versions.git_dvc import configuration, dvc
 from persres.versions.store import s3_remote
 from persres.workflow import STAGES, load_context, run_chain
@@ -56,6 +57,7 @@ def fleet(
     if store is not None:
         send = Deployment(deployment, store)
         context = replace(context, run_units=Fleet(store, send, shards, attempts, views, Path(data)))
+    write_settings(Path(params), profile, Path(data))
     with logs_in_the_run():
         try:
             failure = run_chain(context, stages or STAGES)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import flow
 
+from persres.stages.settings import write_settings
 from persres.workflow import STAGES
 from tasks.stages import run_stage_task
 
@@ -28,6 +30,8 @@ def pipeline(
     stages: list[str] | None = None,
 ) -> str:
     """Run the stages in order; the first failure fails the flow."""
+    if stages is None:
+        write_settings(Path(params), profile, Path(data))
     for stage in stages or STAGES:
         run_stage_task(stage, params, profile, data, work)
     return data

@@ -1,7 +1,7 @@
 """Units, images, GPU-hours and disk of a run before it starts, from its profile and the seconds of a step.
 
-The seconds are those that ``make bench-gpu`` measured (``data/bench/gpu.json``), else published ones. They are for Stable Diffusion v1
-at 512 pixels; a figure that they do not cover is reported as not known.
+The seconds are those of earlier runs of the same models (``.work``), else those that ``make bench-gpu`` measured (``data/bench/gpu.json``),
+else published ones. The last two are for Stable Diffusion v1 at 512 pixels; a figure that none covers is reported as not known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from persres.config.schema import Profile, VariantSettings
 from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
+from persres.measured_runs import EarlierRuns, earlier_runs, sampled_as
 from persres.methods.common.registry import load_profile, method_named
 from persres.metrics.paper_figures import MODEL
 from persres.stages.jobs import sample_cost, train_cost
@@ -23,6 +24,7 @@ from persres.training.settings import ResidualSettings
 from persres.untrusted.documents import read_json
 from persres.untrusted.text import printable
 
+NO_RUNS = EarlierRuns()
 RESOLUTION = 512  # of the measured and published seconds
 
 # Paper 4.1: 150 iterations of batch 4 take about 3 minutes on one A100.
@@ -77,6 +79,7 @@ class _Measured(BaseModel):
     image_lag_s: Annotated[dict[str, Rate], Field(min_length=1)]
     sample_steps: Rate
     device: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,44 +107,85 @@ def read_measured_seconds(path: Path, dtype: str = "float32") -> MeasuredSeconds
     step = measured.train_step_s * PAPER_BATCH / measured.train_batch
     # seconds per image by batch size: a run uses the fastest
     images = [min(s.values()) * IMAGE_STEPS / measured.sample_steps for s in (measured.image_s, measured.image_lag_s)]
-    return MeasuredSeconds(step, *images, source=f"measured on {printable(measured.device)}: {path}")
+    return MeasuredSeconds(step, *images, source=f"measured {_where(measured, dtype)}: {path}")
 
 
-def make_estimate(profile: Profile, seconds: MeasuredSeconds) -> list[Line]:
-    """The estimates of the stages, in order."""
+def _where(measured: _Measured, dtype: str) -> str:
+    """The device and the dtype of a measurement, and a note where the profile's dtype is another."""
+    where = f"on {printable(measured.device)}" + (f" in {printable(measured.dtype)}" if measured.dtype else "")
+    return where if measured.dtype in (None, dtype) else f"{where}, not in the profile's {dtype}"
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds per unit of cost: those of earlier ``runs``, else ``covered``, the measured or published ones, None for other resolutions."""
+
+    runs: EarlierRuns
+    covered: MeasuredSeconds | None
+
+    def train(self, variant: VariantSettings) -> float | None:
+        """Of one training sample of a variant; None if not known."""
+        known = self.covered.train_sample_s if self.covered and isinstance(variant, ResidualSettings) else None
+        return self.runs.seconds.get(f"train {variant.method}", known)
+
+    def sample(self, method: str | None, lag: bool) -> float | None:
+        """Of one denoising step of one image."""
+        known = self.covered and (self.covered.lag_step_s if lag else self.covered.denoising_step_s)
+        return self.runs.seconds.get(sampled_as(method, lag), known)
+
+    @property
+    def class_images(self) -> float | None:
+        """Of one denoising step of one class image."""
+        return self.runs.seconds.get("class_images", self.sample(None, False))
+
+
+def make_estimate(profile: Profile, seconds: MeasuredSeconds, runs: EarlierRuns = NO_RUNS) -> list[Line]:
+    """The estimates of the stages, in order. ``runs``: what earlier runs measured, which counts more than ``seconds``."""
     concepts, prompts = dataset_named(profile.fetch.dataset).size(profile.fetch)
-    covered = seconds if profile.base.resolution == RESOLUTION else None
-    sample = _sample(profile, concepts, prompts, covered)
+    known = Seconds(runs, seconds if profile.base.resolution == RESOLUTION else None)
+    sample, scored = _sample(profile, concepts, prompts, known), runs.seconds.get("score")
     nouns = profile.macro_class.uses_nouns
     return [
         Line("fetch", concepts, unknown="size of the photos"),
         Line("macro_class", concepts, hours=None if nouns else 0.0, unknown="time" if nouns else ""),
-        _train(profile, concepts, covered),
+        _train(profile, concepts, known),
         sample,
-        Line("score", sample.units, sample.images, unknown="time"),
+        Line(
+            "score",
+            sample.units,
+            sample.images,
+            _hours(sample.images * scored if scored else None),
+            None,
+            "" if scored else "time",
+        ),
         Line("tables", 1, hours=0.0),
     ]
 
 
-def _train(profile: Profile, concepts: int, seconds: MeasuredSeconds | None) -> Line:
+def _hours(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / 3600
+
+
+def _train(profile: Profile, concepts: int, seconds: Seconds) -> Line:
     variants = profile.train.variants
     counts = {name: _trained(variant, concepts) for name, variant in variants.items()}
-    images = _class_images(profile, concepts)
-    timed = {n: v for n, v in variants.items() if seconds is not None and isinstance(v, ResidualSettings)}
+    images, class_step = _class_images(profile, concepts), seconds.class_images
+    timed = {n: rate for n, v in variants.items() if (rate := seconds.train(v)) is not None}
     sizes = {name: _file_bytes(profile, variant) for name, variant in variants.items()}
-    known = [size * counts[name] for name, size in sizes.items() if size is not None]
     unknown = _of("time", [name for name in variants if name not in timed], variants)
     unknown += _of("size", [name for name, size in sizes.items() if size is None], variants)
     unknown += ["the number of concepts that share a class, and so class images"] * bool(images)
-    unknown += _of(
-        "when early stopping ends the training", [n for n, v in timed.items() if v.stop != "steps"], variants
+    unknown += ["time of the class images"] * bool(images and class_step is None and timed)
+    early = [n for n in timed if isinstance(variants[n], ResidualSettings) and variants[n].stop != "steps"]
+    unknown += _of("when early stopping ends the training", early, variants)
+    total = sum(counts[name] * train_cost(variants[name]) * rate for name, rate in timed.items())
+    if images and class_step is not None:
+        total += images * profile.train.class_images.steps * class_step
+    known = [size * counts[name] for name, size in sizes.items() if size is not None]
+    hours = _hours(total) if timed or (images and class_step is not None) else None
+    return Line(
+        "train", sum(counts.values()), images, hours, COPIES * sum(known) if known else None, "; ".join(unknown)
     )
-    hours = None
-    if seconds is not None and (timed or images):
-        training = sum(counts[name] * train_cost(variant) for name, variant in timed.items()) * seconds.train_sample_s
-        hours = (training + images * profile.train.class_images.steps * seconds.denoising_step_s) / 3600
-    size = COPIES * sum(known) if known else None
-    return Line("train", sum(counts.values()), images, hours, size, "; ".join(unknown))
 
 
 def _trained(variant: VariantSettings, concepts: int) -> int:
@@ -173,42 +217,62 @@ def _file_bytes(profile: Profile, variant: VariantSettings) -> int | None:
     return size(variant) if size is not None and profile.base.model == MODEL else None
 
 
-def _sample(profile: Profile, concepts: int, prompts: int, seconds: MeasuredSeconds | None) -> Line:
-    units, images, masks, total = 0, 0, 0, 0.0
-    for sampling in map(profile.sample.config, profile.sample.configs):
-        sampled = concepts if sampling.variant is None else _trained(profile.train.variant(sampling.variant), concepts)
+def _sample(profile: Profile, concepts: int, prompts: int, seconds: Seconds) -> Line:
+    units, images, masks, total, untimed = 0, 0, 0, 0.0, []
+    for name, sampling in ((name, profile.sample.config(name)) for name in profile.sample.configs):
+        variant = None if sampling.variant is None else profile.train.variant(sampling.variant)
+        sampled = concepts if variant is None else _trained(variant, concepts)
         every = prompts if sampling.prompts is None else min(prompts, sampling.prompts * concepts)
         count = every * sampled // concepts * sampling.images_per_prompt
         units, images, masks = units + sampled, images + count, masks + count * bool(sampling.lag)
-        if seconds is not None:
-            total += sample_cost(count, sampling) * (seconds.lag_step_s if sampling.lag else seconds.denoising_step_s)
+        cost, rate = sample_cost(count, sampling), seconds.sample(variant and variant.method, bool(sampling.lag))
+        total += cost * (rate or 0.0)
+        untimed += [name] if cost and rate is None else []
     pixels = prod((profile.base.resolution, profile.base.resolution, 3))  # a PNG is at most about its raw pixels
     size = COPIES * (images * pixels + masks * (profile.base.resolution // 8) ** 2)
-    hours = None if seconds is None else total / 3600
-    return Line("sample", units, images, hours, size, "" if seconds else "time")
+    unknown = "; ".join(_of("time", untimed, profile.sample.configs))
+    return Line("sample", units, images, _hours(total) if total else None, size, unknown)
 
 
-def as_text(lines: list[Line], seconds: MeasuredSeconds, profile: Profile) -> str:
+def as_text(lines: list[Line], seconds: MeasuredSeconds, profile: Profile, runs: EarlierRuns = NO_RUNS) -> str:
     """The estimate as a table, with what it leaves out and the source of the seconds."""
     rows = [f"{'stage':12} {'units':>7} {'images':>9} {'GPU-hours':>10} {'disk':>10}  not known"]
     for line in lines:
         hours = "–" if line.hours is None else f"{line.hours:.1f}"
         row = f"{line.stage:12} {line.units:7,} {line.images:9,} {hours:>10} {_disk(line.bytes):>10}  {line.unknown}"
         rows.append(row.rstrip())
-    hours, size = sum(line.hours or 0 for line in lines), sum(line.bytes or 0 for line in lines)
-    rows.append(f"{'known':12} {'':7} {'':9} {hours:10.1f} {_disk(size):>10}")
-    if profile.base.resolution == RESOLUTION:
-        rows.append(
-            f"\nRates, {seconds.source}: {seconds.train_step_s:.3g} s per training step of batch {PAPER_BATCH}, "
-            f"{seconds.image_s:.3g} s per image of {IMAGE_STEPS} steps, {seconds.image_lag_s:.3g} s with LAG."
-        )
-    else:
-        rows.append(f"\nRates are known for {RESOLUTION} pixels only; this profile has {profile.base.resolution}.")
+    hours, size = totals(lines)
+    rows.append(f"{'known':12} {'':7} {'':9} {hours:10.1f} {_disk(size):>10}\n")
+    rows += _sources(seconds, profile, runs)
     rows.append(
         "GPU-hours are of one GPU; divide by the number that share the work. Disk is an upper bound (raw pixels, in .work and in"
         " data/); DVC's cache takes data/ once more."
     )
     return "\n".join(rows)
+
+
+def totals(lines: list[Line]) -> tuple[float, int]:
+    """The known hours and bytes of all stages."""
+    return sum(line.hours or 0 for line in lines), sum(line.bytes or 0 for line in lines)
+
+
+def _sources(seconds: MeasuredSeconds, profile: Profile, runs: EarlierRuns) -> list[str]:
+    """Which seconds count, on what and in which dtype they were measured."""
+    base, rows = profile.base, []
+    if runs.seconds:
+        where = f"{', '.join(map(printable, runs.devices))}, {base.dtype}, {base.resolution} pixels"
+        rows.append(f"Rates of earlier runs of {printable(base.model, 200)} ({where}): {runs.text()}.")
+    if base.resolution != RESOLUTION:
+        return [
+            *rows,
+            f"{'Other rates' if runs.seconds else 'Rates'} are known for {RESOLUTION} pixels only; this profile has {base.resolution}.",
+        ]
+    rest = "Other rates" if runs.seconds else f"Rates for {base.dtype}"
+    return [
+        *rows,
+        f"{rest}, {seconds.source}: {seconds.train_step_s:.3g} s per training step of batch {PAPER_BATCH}, "
+        f"{seconds.image_s:.3g} s per image of {IMAGE_STEPS} steps, {seconds.image_lag_s:.3g} s with LAG.",
+    ]
 
 
 def _disk(size: int | None) -> str:
@@ -217,8 +281,9 @@ def _disk(size: int | None) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def estimate_text(params: Path, profile: str | None, data: Path) -> str:
+def estimate_text(params: Path, profile: str | None, data: Path, work: Path = Path(".work")) -> str:
     """The estimate of a profile as text. Raises PersresError with the profile's problems."""
     settings = load_profile(params, profile)
     seconds = read_measured_seconds(data / "bench" / "gpu.json", settings.base.dtype)
-    return as_text(make_estimate(settings, seconds), seconds, settings)
+    runs = earlier_runs(work, settings)
+    return as_text(make_estimate(settings, seconds, runs), seconds, settings, runs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +9,6 @@ import typer
 
 from persres.cli.command import Command
 from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file, path
-from persres.errors import PersresError
 from persres.stages import POOLED, STAGES
 
 Stage = Literal[STAGES]
@@ -37,7 +34,11 @@ def run(
     context = load_context(params_file(params), profile, data, work)
     if stage is not None:
         run_stage(stage, context)
-    elif (failure := run_chain(context)) is not None:
+        return
+    from persres.stages.settings import write_settings
+
+    write_settings(params_file(params), profile, data)
+    if (failure := run_chain(context)) is not None:
         raise failure
 
 
@@ -59,28 +60,50 @@ def select_profile(
     profile: str, params: Annotated[Path, typer.Option(parser=path, help="the file to change")] = Path("params.yaml")
 ) -> None:
     """Select the profile that DVC and every command use: changes one line of params.yaml."""
-    from persres.methods.common.registry import load_profile
-    from persres.units.files import write_atomic
-    from persres.untrusted.documents import parse_yaml
+    from persres.reproduction import select
 
-    load_profile(params, profile)
-    line = (
-        f"profile: {json.dumps(profile, ensure_ascii=False)}" if not profile.isidentifier() else f"profile: {profile}"
-    )
-    changed, count = re.subn(
-        r"^profile:.*$", lambda _: line, params.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE
-    )
-    if not count or parse_yaml(changed, dict, params)["profile"] != profile:
-        raise PersresError(f"{params} has no line of its own for profile; write profile: {profile} there")
-    write_atomic(params, changed.encode())
+    select(params, profile)
     print(f"{params}: profile: {profile}")
 
 
-def estimate(params: Params = None, profile: Profile = None, data: Data = DATA) -> None:
-    """Print units, images, GPU hours and disk of a run before it starts."""
+def repro(
+    profile: Profile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="start a run of hours, or of more than 100 GB")] = False,
+) -> None:
+    """Check GPU, disk, dataset and models, then select the profile and run dvc repro. A failure leaves params.yaml and data/ as they were."""
+    from persres.readiness import check_ready
+    from persres.reproduction import planned_run, reproduce
+
+    planned, text = planned_run(profile)
+    print(f"{text}\n", flush=True)
+    print(check_ready(planned, yes), flush=True)
+    reproduce(planned.name)
+    show(DATA)
+
+
+def settings(
+    params: Params = None,
+    profile: Profile = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="write them into this file")] = None,
+) -> None:
+    """Print the settings of a profile with what it inherits (extends), without the paper's defaults. DVC watches them."""
+    from persres.methods.common.registry import load_profile
+    from persres.stages.settings import settings_text
+    from persres.units.files import write_atomic
+
+    load_profile(params_file(params), profile)  # all problems at once, before the first stage
+    text = settings_text(params_file(params), profile)
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomic(out, text.encode())
+
+
+def estimate(params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
+    """Print units, images, GPU hours and disk of a run before it starts, by the seconds of earlier runs where there are some."""
     from persres.estimate import estimate_text
 
-    print(estimate_text(params_file(params), profile, data))
+    print(estimate_text(params_file(params), profile, data, work))
 
 
 def doctor(as_json: Json = False) -> int:
@@ -103,6 +126,8 @@ COMMANDS = {
     "show": Command(show),
     "compare": Command(compare, ("persres compare ours_lag ours",)),
     "profile": Command(select_profile, ("persres profile paper",)),
+    "repro": Command(repro, ("persres repro --profile paper --yes   (make repro PROFILE=paper YES=1)",)),
+    "settings": Command(settings, ("persres settings --profile evidence   (with what it takes from mini)",)),
     "estimate": Command(
         estimate,
         (

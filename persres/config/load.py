@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from persres.config.extends import ancestry, extended
 from persres.config.legacy import old_names, translate
 from persres.config.problems import no_variant, problem_lines
 from persres.config.schema import Profile, SettingsTypes
@@ -39,7 +40,8 @@ def read_params(path: Path) -> dict[str, Any]:
 def read_setting(path: Path, profile: str | None, section: str, key: str) -> Any:
     """One setting, unchecked, without importing anything heavy; None if the file does not set it."""
     raw = read_params(path)
-    value: Any = raw.get(raw["profile"] if profile is None else profile)
+    chosen = raw["profile"] if profile is None else profile
+    value: Any = extended(raw, chosen, path) if chosen in raw else None
     for name in (section, key):
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -47,20 +49,43 @@ def read_setting(path: Path, profile: str | None, section: str, key: str) -> Any
 
 def load_params(path: Path, profile: str | None, types: SettingsTypes) -> Profile:
     """The selected profile. Raises PersresError with all problems in one message; old names are refused with the new ones."""
-    raw = read_params(path)
-    name = raw["profile"] if profile is None else profile
-    if name not in raw or name == "profile":
-        known = ", ".join(sorted(raw.keys() - {"profile"}))
-        raise PersresError(f"{path}: no profile {printable(name, 100)!r}; one of {printable(known)}")
-    _check_form(path, name, raw[name])
-    problems, settings = list(old_names(raw[name])), translate(raw[name])
+    raw, name, merged_settings = read_profile(path, profile)
+    _check_form(path, name, merged_settings)
+    problems, settings = list(old_names(merged_settings)), translate(merged_settings)
     try:
         validated = Profile.model_validate({} if settings is None else settings, context={"types": types})
     except ValidationError as error:
         problems += [*problem_lines(error), *_unknown_variants(settings)]
     if problems:
-        raise PersresError(f"{path} has these problems:\n{_as_lines(name, list(dict.fromkeys(problems)))}")
+        lines = [f"{_origin(raw, ancestry(raw, name, path), line)}.{line}" for line in dict.fromkeys(problems)]
+        raise PersresError(f"{path} has these problems:\n{_as_lines(lines)}")
     return validated
+
+
+def read_profile(path: Path, profile: str | None) -> tuple[dict[str, Any], str, Any]:
+    """The parsed file, the selected profile's name, and its unchecked settings with those that it inherits.
+
+    Raises PersresError if there is no such profile, or for what it ``extends``.
+    """
+    raw = read_params(path)
+    name = raw["profile"] if profile is None else profile
+    if name not in raw or name == "profile":
+        known = ", ".join(sorted(raw.keys() - {"profile"}))
+        raise PersresError(f"{path}: no profile {printable(name, 100)!r}; one of {printable(known)}")
+    return raw, name, extended(raw, name, path)
+
+
+def _origin(raw: dict[str, Any], names: list[str], line: str) -> str:
+    """The profile among the named ones that holds the setting of a problem's line; the first if none does."""
+    keys = line.partition(":")[0].split(".")
+    for name in names:
+        value = raw[name]
+        while keys and isinstance(value, dict) and keys[0] in value:
+            value, *keys = value[keys[0]], *keys[1:]
+        if not keys:
+            return name
+        keys = line.partition(":")[0].split(".")
+    return names[0]
 
 
 def _check_form(path: Path, name: str, settings: Any) -> None:
@@ -71,7 +96,7 @@ def _check_form(path: Path, name: str, settings: Any) -> None:
         if isinstance(train, dict) and not isinstance(train.get(key, {}), dict):
             problems.append(f"train.{key}: must be a mapping of settings")
     if problems:
-        raise PersresError(f"{path} has these problems:\n{_as_lines(name, problems)}")
+        raise PersresError(f"{path} has these problems:\n{_as_lines([f'{name}.{line}' for line in problems])}")
 
 
 def _odd_keys(value: Any, path: str = "") -> Iterator[str]:
@@ -83,8 +108,8 @@ def _odd_keys(value: Any, path: str = "") -> Iterator[str]:
         yield from _odd_keys(inner, f"{path}{key}.")
 
 
-def _as_lines(profile: str, problems: list[str]) -> str:
-    lines = [f"  {profile}.{printable(line, LONGEST_LINE)}" for line in problems[:MOST_LINES]]
+def _as_lines(problems: list[str]) -> str:
+    lines = [f"  {printable(line, LONGEST_LINE)}" for line in problems[:MOST_LINES]]
     more = len(problems) - MOST_LINES
     return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
@@ -13,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, f
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 from persres.estimate import MeasuredSeconds
+from persres.measured_runs import measured_units
 from persres.stages.jobs import job_type
-from persres.units.unit import MANIFEST, Manifest, Unit
-from persres.untrusted.documents import read_json
+from persres.units.unit import Unit
 from persres.untrusted.fields import Identifier, ShortText, UnitHash
 
 Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
@@ -95,10 +94,6 @@ def _group(name: str) -> str:
 def _measured_rates(stage: str, work: Path) -> dict[str, list[float]]:
     """Seconds per cost by variant or config, of units that one run made whole."""
     measured: dict[str, list[float]] = {}
-    for path in (work / stage).glob(f"*/{MANIFEST}"):
-        with suppress(Exception):  # another version's, or damaged: only an estimate is lost
-            manifest, kind = read_json(path, Manifest), job_type(stage)
-            rate = manifest.facts.seconds / kind.cost(kind.read_spec(manifest.spec))
-            if manifest.facts.sampled == manifest.facts.images and rate > 0:
-                measured.setdefault(_group(manifest.name), []).append(rate)
+    for manifest, _, rate in measured_units(stage, work):
+        measured.setdefault(_group(manifest.name), []).append(rate)
     return measured

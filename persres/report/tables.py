@@ -6,6 +6,7 @@ the images (same concept, prompt and noise) that all of its configs have.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ import pandas as pd
 from persres.config.schema import SamplingConfig
 from persres.metrics.ceiling import ceiling_row
 from persres.metrics.paper_figures import MODEL, PAPER
-from persres.metrics.scores import PAPER_SCORES, score_columns
+from persres.metrics.scores import HEADLINE_SCORES, PAPER_SCORES, score_columns
 from persres.metrics.summary import config_table, difference
 from persres.report.plots import category_figure, group_figure
 from persres.report.table_text import table_notes, write_table
@@ -38,6 +39,8 @@ def write_tables(context: Context, out: Path) -> None:
     for name, titles in ({"table1": {n: n for n in names}} | settings.rows).items():
         shared = shared_images(rows, list(titles))
         table = _with_costs(context, config_table(shared, columns, *resampling), shared)
+        if name == "table1":
+            (out / "metrics.json").write_text(metrics_text(table))
         table = paper_table(table, name, titles, context.profile.base.model)
         write_table(out / name, f"Table {name.removeprefix('table')}", table, table_notes(context, shared, columns))
     pairs = _pairs(context, names, configs)
@@ -94,6 +97,16 @@ def _with_costs(context: Context, table: pd.DataFrame, rows: pd.DataFrame) -> pd
     table["concepts"] = by_config.nunique()[table["config"]].to_numpy()
     table["images"] = by_config.size()[table["config"]].to_numpy()
     return table.join(read_costs(context), on="config")
+
+
+def metrics_text(table: pd.DataFrame) -> str:
+    """The headline scores as JSON, config -> score -> mean, for ``dvc metrics show`` and ``dvc exp show``; null where there is none."""
+    columns = [name for name in HEADLINE_SCORES if name in table]
+    rows = {
+        row["config"]: {name: None if pd.isna(row[name]) else round(float(row[name]), 6) for name in columns}
+        for _, row in table.iterrows()
+    }
+    return json.dumps(rows, indent=1) + "\n"
 
 
 def paper_table(table: pd.DataFrame, name: str, titles: dict[str, str], model: str) -> pd.DataFrame:

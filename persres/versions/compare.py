@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from persres.config.extends import extended
 from persres.config.legacy import translate
 from persres.errors import PersresError
 from persres.untrusted.documents import parse_yaml, read_csv
@@ -40,7 +41,8 @@ def _settings(repository: Repository, rev: str) -> dict[str, Any]:
     """Settings by their present names."""
     name = f"params.yaml of {rev}"
     params = parse_yaml(repository.text(rev, "params.yaml"), _Params, name, FIX)
-    settings = (params.model_extra or {}).get(params.profile)
+    profiles = params.model_extra or {}
+    settings = extended(profiles, params.profile, name) if params.profile in profiles else None
     if not isinstance(settings, dict):
         raise PersresError(f"{name} has no settings of its profile {printable(params.profile, 100)}; {FIX}")
     return {"profile": params.profile} | _flat(translate(settings))

@@ -13,6 +13,7 @@ from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
 from persres.methods.ours import Ours
 from persres.stages import STAGES
+from persres.stages.settings import settings_text
 
 
 def write(tmp_path, **sections):
@@ -105,30 +106,38 @@ def test_sparse_variants_over_typed_defaults(tmp_path):
     assert params.sample.config("base") == SamplingConfig()
 
 
+def watched(stage: dict) -> list[str]:
+    """The keys of data/settings.yaml on which a stage of dvc.yaml depends."""
+    return [key for files in stage.get("params", []) for key in files["data/settings.yaml"]]
+
+
 def test_dvc_watches_the_params_that_decide_a_stage_and_keeps_no_output(repo):
     """Its code: tests/test_architecture.py."""
     stages = yaml.safe_load((repo / "dvc.yaml").read_text())["stages"]
-    assert list(stages) == list(STAGES)
+    assert list(stages) == ["settings", *STAGES]
+    assert "params.yaml" in stages["settings"]["deps"]
     for name, stage in stages.items():
-        assert f"${{profile}}.{name}" in stage["params"]
+        assert name == "settings" or name in watched(stage)
         assert all((repo / d).exists() for d in stage["deps"] if d.startswith("persres/"))
-        assert not any("runtime" in p for p in stage["params"])
+        assert not any("runtime" in p for p in watched(stage))
         assert not any(isinstance(out, dict) and out.get("persist") for out in stage["outs"])
 
 
-@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "photos", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "evidence", "sweep", "tables", "photos", "table1", "paper"])
 def test_every_shipped_profile_is_valid(repo, profile):
     assert load_profile(repo / "params.yaml", profile).sample.configs
 
 
-@pytest.mark.parametrize("profile", ["mini", "tables", "photos", "paper"])
+@pytest.mark.parametrize(
+    "profile", ["mini", "evidence", "masks", "multi_concept", "sweep", "tables", "photos", "table1", "paper"]
+)
 def test_every_key_that_dvc_watches_stands_in_every_profile(repo, profile):
     """DVC refuses a stage whose key is missing, defaults or not."""
-    settings = yaml.safe_load((repo / "params.yaml").read_text())
+    settings = yaml.safe_load(settings_text(repo / "params.yaml", profile))
     for stage in yaml.safe_load((repo / "dvc.yaml").read_text())["stages"].values():
-        for key in stage["params"]:
+        for key in watched(stage):
             value = settings
-            for part in key.replace("${profile}", profile).split("."):
+            for part in key.split("."):
                 assert part in value, f"{key} is missing for {profile}"
                 value = value[part]
 

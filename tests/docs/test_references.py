@@ -25,7 +25,7 @@ PERSRES = re.compile(
 )
 PUBLISHED = "|".join(("concepts", "costs", "macro_class", "learned", "samples", "scores", "tables", "sheets", "cards"))
 MADE = re.compile(
-    rf"data/({PUBLISHED}|photos|bench/gpu.json)(/|$)|(persres|tests)/.*[<>‹›*{{}}]|(data|docs)/.*[<>‹›{{}}]"
+    rf"data/({PUBLISHED}|photos|bench/gpu.json|settings.yaml|preflight.json)(/|$)|(persres|tests)/.*[<>‹›*{{}}]|(data|docs)/.*[<>‹›{{}}]"
 )  # by a run, or a pattern
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from persres.cli.main import main
+from persres.config.load import read_profile
 from persres.errors import PersresError
 from persres.experiments.evidence import claims, pages, timing
 from persres.experiments.evidence.localisation import STEPS, auc, half_mask_ceiling, iou, latent_truth, upsampled
@@ -252,7 +253,7 @@ def test_an_unknown_block_is_refused(summary):
 
 def small_params(repo: Path, folder: Path, profile: str, **sections) -> Path:
     """The shipped profile cut down to seconds."""
-    given_settings = yaml.safe_load((repo / "params.yaml").read_text())[profile]
+    given_settings = read_profile(repo / "params.yaml", profile)[2]
     given_settings["fetch"] |= {"concepts": ["heart_mug", "rally_car"], "references": 3}
     given_settings["train"] = {k: v for k, v in given_settings["train"].items() if k != "variants"} | {
         "steps": 2,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from persres.config.load import read_profile
 from persres.experiments.evidence.claims import CLAIMS, NEGATIVE_CONTROLS, effect
 from persres.workflow import STAGES, load_context, run_stage
 
@@ -62,7 +63,7 @@ def test_a_plain_diffusers_pipeline_draws(weights):
 def rows(repo, tmp_path_factory) -> pd.DataFrame:
     """Two concepts, four prompts, real and broken methods, at the mini profile's own training."""
     folder = tmp_path_factory.mktemp("world")
-    settings = yaml.safe_load((repo / "params.yaml").read_text())["evidence"]
+    settings = read_profile(repo / "params.yaml", "evidence")[2]
     settings["fetch"]["concepts"] = CONCEPTS
     settings["runtime"] |= {"workers": 1}  # here, where diffusers is imported already
     methods = {name: settings["sample"]["configs"][name] for name in METHODS}
