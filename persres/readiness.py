@@ -115,7 +115,7 @@ def _models(planned: Planned) -> Finding:
     from persres.stages.checks import check_folders, check_profile
 
     profile = planned.profile
-    if (reason := _hub(profile.base.model)) is not None:
+    if (reason := hub_problem(profile.base.model)) is not None:
         fix = "connect to the hub, accept the model's licence there if it asks for one, or give a folder as base.model"
         return Finding("models", "fails", f"{profile.base.model} is not available ({reason})", fix)
     try:
@@ -131,7 +131,7 @@ def _models(planned: Planned) -> Finding:
     return Finding("models", "ok", ", ".join(names))
 
 
-def _hub(model: str) -> str | None:
+def hub_problem(model: str) -> str | None:
     """Why the hub does not have a model, None if it does, or if the model is a folder or in the hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 

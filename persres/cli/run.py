@@ -106,6 +106,28 @@ def estimate(params: Params = None, profile: Profile = None, data: Data = DATA, 
     print(estimate_text(params_file(params), profile, data, work))
 
 
+def preflight(
+    params: Params = None,
+    profile: Profile = None,
+    concept: Annotated[
+        str | None, typer.Option(help="of the profile's dataset; the paper's: a DreamBooth subject")
+    ] = None,
+    out: Annotated[Path, typer.Option(parser=path, help="report to attach to an issue")] = DATA / "preflight.json",
+    work: Work = WORK,
+) -> int:
+    """Train and sample one concept on a profile's real models and compare with known answers. Exit code 1 if a check fails."""
+    from persres.config.load import read_profile
+    from persres.methods.common.registry import load_profile
+    from persres.preflight import preflight as run_checks
+    from persres.preflight import write_report
+
+    settings = load_profile(params_file(params), profile)
+    report = run_checks(read_profile(params_file(params), profile)[1], settings, concept, work)
+    write_report(report, out)
+    print(f"{report.text()}\n\n{out}")
+    return int(bool(report.failed))
+
+
 def doctor(as_json: Json = False) -> int:
     """Check this machine: GPU, versions, disk, git, S3 keys, remote, server, each with its fix. Exit code 1 if a check fails."""
     from persres import doctor as checks
@@ -133,6 +155,13 @@ COMMANDS = {
         (
             "persres estimate --profile paper   (units, hours and disk of the whole paper)",
             "persres profile mini; persres estimate   (of the profile that make repro uses)",
+        ),
+    ),
+    "preflight": Command(
+        preflight,
+        (
+            "persres preflight --profile paper   (the first minutes on real weights, before a run of days)",
+            "persres preflight --profile mini",
         ),
     ),
     "doctor": Command(

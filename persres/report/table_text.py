@@ -13,6 +13,7 @@ from persres.units.context import Context
 from persres.untrusted.documents import read_json
 from persres.untrusted.text import markdown as literal
 
+RUN = "run.json"  # next to the tables: what they are of
 COSTS = {"train_s": 1, "class_images_s": 1, "train_mib": 0, "image_s": 3}  # digits shown
 
 

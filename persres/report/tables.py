@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,10 +18,11 @@ from persres.metrics.paper_figures import MODEL, PAPER
 from persres.metrics.scores import HEADLINE_SCORES, PAPER_SCORES, score_columns
 from persres.metrics.summary import config_table, difference
 from persres.report.plots import category_figure, group_figure
-from persres.report.table_text import table_notes, write_table
+from persres.report.table_text import RUN, table_notes, write_table
 from persres.units.context import Context
 from persres.units.costs import read_costs
 from persres.units.outputs import ConfigFacts, read_index, scores_path
+from persres.untrusted.documents import read_yaml
 
 CEILING_NOTES = """- share: (config − base model) / (ground truth − base model), of means over concepts; 1 is what a perfect image scores.
 - distance: config − ground truth. A perfect image may score lower in CLIP text than the base model's.
@@ -56,6 +58,7 @@ def write_tables(context: Context, out: Path) -> None:
         write_table(out / name, title, table[[key, *table.columns[:-1]]], notes)
         figure(table, out / f"{name}.png")
     _write_ceiling(rows, configs, out, resampling)
+    (out / RUN).write_text(run_text(context))
 
 
 def _write_ceiling(rows: pd.DataFrame, configs: dict[str, ConfigFacts], out: Path, resampling: tuple[int, int]) -> None:
@@ -97,6 +100,13 @@ def _with_costs(context: Context, table: pd.DataFrame, rows: pd.DataFrame) -> pd
     table["concepts"] = by_config.nunique()[table["config"]].to_numpy()
     table["images"] = by_config.size()[table["config"]].to_numpy()
     return table.join(read_costs(context), on="config")
+
+
+def run_text(context: Context) -> str:
+    """What the tables are of, as JSON: the profile's name (null where it is not recorded), the base model, its resolution and dtype."""
+    settings, base = context.data / "settings.yaml", context.profile.base
+    name = read_yaml(settings, dict[str, Any], "run persres run").get("profile") if settings.exists() else None
+    return json.dumps({"profile": name} | base.model_dump(include={"model", "resolution", "dtype"}), indent=1) + "\n"
 
 
 def metrics_text(table: pd.DataFrame) -> str:

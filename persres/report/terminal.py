@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,8 +17,8 @@ from persres.errors import PersresError
 from persres.metrics.paper_figures import PAPER
 from persres.metrics.scores import HEADLINE_SCORES, SCORES, score_columns
 from persres.metrics.summary import MIN_FOR_INTERVAL, difference
-from persres.report.table_text import parameter_text
-from persres.untrusted.documents import read_csv, read_file
+from persres.report.table_text import RUN, parameter_text
+from persres.untrusted.documents import read_csv, read_file, read_json
 from persres.untrusted.text import printable, quoted
 
 WIDTH = 100
@@ -35,6 +36,8 @@ def show_tables(data: Path) -> None:
     if not (data / "tables" / "table1.csv").exists():
         raise PersresError(f"no {data / 'tables' / 'table1.csv'}; run make repro first")
     console = _console()
+    if (data / "tables" / RUN).exists():
+        console.print(_what_ran(data / "tables" / RUN), soft_wrap=True)
     for name in PAPER:
         path = data / "tables" / f"{name}.csv"
         if path.exists():
@@ -43,6 +46,21 @@ def show_tables(data: Path) -> None:
     console.print(f"Image sheets, one per concept: {where}/sheets/*.png", soft_wrap=True)
     console.print(f"Intervals, paired differences, every column: {where}/tables/*.md", soft_wrap=True)
     console.print(f"Residuals: {where}/learned/", soft_wrap=True)
+
+
+class _Run(BaseModel):
+    """``run.json``, as far as it is read."""
+
+    profile: str | None
+    model: str
+    resolution: int
+    dtype: str
+
+
+def _what_ran(path: Path) -> str:
+    run = read_json(path, _Run, "run persres run tables")
+    name = "" if run.profile is None else f"Profile {run.profile}: "
+    return _plain(f"{name}{run.model}, {run.resolution} pixels, {run.dtype}")
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

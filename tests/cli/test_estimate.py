@@ -17,6 +17,7 @@ from persres.estimate import (
     make_estimate,
     read_measured_seconds,
 )
+from persres.measured_runs import earlier_runs
 from persres.methods.common.registry import load_profile, make_profile
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
@@ -159,3 +160,104 @@ def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
     assert "sample" in output and "Rates are known for 512 pixels only" in output
     assert not list(tmp_path.iterdir())
     assert len(make_estimate(load_profile(repo / "params.yaml", "mini"), RATES)) == 6
+
+
+MANIFESTS = {  # stage -> facts of a unit, and its spec
+    "train": (
+        {"seconds": 30.0, "steps": 150, "of_steps": 150},
+        {"concept": "a", "variant": "x", "macro_class": "dog", "photos": [], "class_images": None},
+    ),
+    "sample": (
+        {"seconds": 40.0, "images": 2, "sampled": 2, "parameters": 0},
+        {
+            "concept": "a",
+            "config": "x",
+            "macro_class": "dog",
+            "phrase": "dog",
+            "learned": None,
+            "photos": [],
+            "renderer": None,
+        },
+    ),
+    "class_images": (
+        {"seconds": 10.0, "images": 5, "sampled": 5},
+        {"prompt": "a dog", "count": 5, "steps": 4, "cfg_scale": 6.0},
+    ),
+    "score": ({"seconds": 3.0}, {"concept": "a", "config": "x", "category": "toy"}),
+}
+
+
+def earlier(work, stage: str, name: str, base: dict, facts: dict | None = None, **spec) -> None:
+    """A finished unit of an earlier run."""
+    measured, fields = MANIFESTS[stage]
+    folder = work / stage / name
+    folder.mkdir(parents=True)
+    manifest = {
+        "spec_hash": "0" * 16,
+        "stage": stage,
+        "name": f"x/{name}",
+        "files": {},
+        "facts": {"device": "a GPU"} | measured | (facts or {}),
+        "spec": {"base": base, "model": "m", "code": "c"} | fields | spec,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+PROMPTS = [{"number": n, "group": "style", "text": "a {}"} for n in (0, 1)]
+
+
+def test_seconds_of_earlier_runs_count_first_and_are_named(tmp_path):
+    profile = make_profile(
+        {
+            "fetch": BENCHMARK,
+            "base": {"model": "m", "resolution": 64, "dtype": "bfloat16"},
+            "train": {"variants": {"ours": {}, "dreambooth": {"method": "dreambooth"}, "vico": {"method": "vico"}}},
+            "sample": {"configs": {"base": {}, "lag": {"variant": "ours", "lag": True}, "vico": {"variant": "vico"}}},
+        }
+    )
+    base = profile.base.model_dump()
+    settings = {name: variant.model_dump() for name, variant in profile.train.variants.items()}
+    sampling = profile.sample.config("base").model_dump() | {"images_per_prompt": 1}
+    lag = profile.sample.config("lag").model_dump() | {"images_per_prompt": 1}
+    earlier(tmp_path, "train", "a", base, settings=settings["ours"])
+    earlier(tmp_path, "train", "b", base, {"seconds": 1.0, "steps": 5}, settings=settings["ours"])  # resumed
+    earlier(tmp_path, "train", "c", base | {"dtype": "float32"}, {"seconds": 99.0}, settings=settings["ours"])
+    earlier(tmp_path, "train", "d", base | {"model": "other"}, {"seconds": 99.0}, settings=settings["vico"])
+    earlier(tmp_path / "preflight", "train", "e", base, {"seconds": 600.0}, settings=settings["dreambooth"])
+    earlier(tmp_path, "sample", "a", base, sampling=sampling, prompts=PROMPTS, method=None)
+    earlier(tmp_path, "sample", "b", base, {"seconds": 50.0}, sampling=lag, prompts=PROMPTS, method="ours")
+    earlier(tmp_path, "class_images", "a", base)
+    (tmp_path / "train" / "damaged").mkdir()
+    (tmp_path / "train" / "damaged" / "manifest.json").write_text("{")
+    runs = earlier_runs(tmp_path, profile)
+    assert runs.devices == ("a GPU",)
+    assert runs.seconds["train ours"] == pytest.approx(30 / (150 * 4)) and "train vico" not in runs.seconds
+    assert runs.seconds["sample"] == pytest.approx(40 / (2 * 50)) and runs.seconds["class_images"] == pytest.approx(0.5)
+    lines = {line.stage: line for line in make_estimate(profile, RATES, runs)}
+    assert lines["train"].unknown.startswith("time of vico") and lines["sample"].unknown == "time of vico"
+    assert lines["sample"].hours == pytest.approx(101 * 20 * 50 * (20.0 + 25.0) / 3600)
+    text = as_text(list(lines.values()), RATES, profile, runs)
+    assert "earlier runs of m (a GPU, bfloat16, 64 pixels)" in text and "train ours 0.05 s per training sample" in text
+
+
+@pytest.mark.parametrize(
+    ("measured", "dtype", "named"),
+    [
+        ("bfloat16", "float32", "not in the profile's float32"),
+        ("float32", "float32", "on some GPU in float32:"),
+        (None, "float16", "on some GPU:"),
+    ],
+)
+def test_the_dtype_of_measured_rates_is_named(tmp_path, measured, dtype, named):
+    figures = {
+        "train_step_s": 0.2,
+        "train_batch": 4,
+        "image_s": {"1": 2.0},
+        "image_lag_s": {"4": 1.6},
+        "sample_steps": 50,
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(figures | {"device": "some GPU", "dtype": measured}))
+    seconds = read_measured_seconds(tmp_path / "gpu.json", dtype)
+    assert named in seconds.source
+    profile = make_profile({"fetch": BENCHMARK, "base": {"dtype": dtype}})
+    assert f"Rates for {dtype}" in as_text(make_estimate(profile, seconds), seconds, profile)

@@ -13,15 +13,17 @@ from PIL import Image
 
 from persres.config.schema import Base, Profile
 from persres.datasets.layout import Concept
-from persres.errors import UnitFailures
+from persres.errors import PersresError, UnitFailures
 from persres.experiments import rivals
 from persres.experiments.evidence import pages
 from persres.experiments.evidence.provenance import weight_digests
 from persres.methods.common.registry import load_profile, make_profile
 from persres.methods.ours import Ours
 from persres.metrics.paper_figures import PAPER
-from persres.report.tables import shared_images
+from persres.report.tables import metrics_text, run_text, shared_images
+from persres.report.terminal import show_tables
 from persres.residuals.header import header_facts, read_header
+from persres.stages.settings import write_settings
 from persres.units.context import Context
 from persres.units.costs import read_costs, write_train_costs
 from persres.units.specs import TrainSpec
@@ -97,6 +99,33 @@ def test_a_table_compares_like_with_like(run):
     pairs = read(context, "differences").set_index(["config", "against"])
     assert pairs.loc[("few", "ours"), "concepts"] == 2, "a table's rows are tested against its row Ours"
     assert pairs.loc[("ours", "base"), "concepts"] == 3
+
+
+def test_metrics_are_those_of_table_1(run):
+    context, _ = run
+    metrics, table = json.loads((context.data / "tables" / "metrics.json").read_text()), read(context, "table1")
+    assert list(metrics) == list(table["config"]) == ["few", "ours"]
+    for _, row in table.iterrows():
+        assert metrics[row["config"]]["clip_text"] == pytest.approx(row["clip_text"], abs=1e-5)
+    gaps = metrics_text(pd.DataFrame({"config": ["a"], "clip_text": [float("nan")], "other": [1.0]}))
+    assert json.loads(gaps) == {"a": {"clip_text": None}}, "JSON has no NaN"
+
+
+def test_show_names_the_profile_and_the_model(run, capsys):
+    context, _ = run
+    show_tables(context.data)
+    model = context.profile.base.model
+    assert f"{model}, 32 pixels, float32" in capsys.readouterr().out and "Profile" not in run_text(context)
+    write_settings(context.data.parent / "params.yaml", None, context.data)
+    (context.data / "tables" / "run.json").write_text(run_text(context))
+    show_tables(context.data)
+    assert capsys.readouterr().out.startswith(f"Profile tiny: {model}, 32 pixels")
+    for text in ("{", "[]", '{"profile": 5}', '{"profile": "x", "model": 1}'):
+        (context.data / "tables" / "run.json").write_text(text)
+        with pytest.raises(PersresError, match=r"run\.json is not valid"):
+            show_tables(context.data)
+    (context.data / "tables" / "run.json").unlink()
+    show_tables(context.data)  # of an earlier version
 
 
 def test_shared_images_have_the_same_concept_prompt_and_number():

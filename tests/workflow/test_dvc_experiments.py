@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from persres.errors import PersresError
+from persres.reproduction import reproduce
+
 STAGE = """import json, sys
 from pathlib import Path
 name = sys.argv[1]
+if Path("fails_at").exists() and name == Path("fails_at").read_text():
+    sys.exit(3)
 settings = json.dumps(__import__("yaml").safe_load(Path("data/settings.yaml").read_text()))
 for out in sys.argv[2:]:
     folder = Path(out)
@@ -125,3 +130,21 @@ def test_metrics_and_plots_without_a_network(checkout):
     assert page.count(", spec);") == 4 and "vegaEmbed('#DINO_by_prompt_group', spec)" in page
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
     assert command(checkout, "git", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("stage", ["train", "tables"])
+def test_a_failed_run_of_another_profile_leaves_everything(checkout, monkeypatch, stage):
+    """What was finished stays in DVC's cache."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    names = ("params.yaml", "dvc.lock", "data")
+    before = {path: path.read_bytes() for name in names for path in files(checkout / name)}
+    (checkout / "fails_at").write_text(stage)
+    with pytest.raises(PersresError, match="dvc repro failed"):
+        reproduce("evidence", checkout)
+    assert {path: path.read_bytes() for name in names for path in files(checkout / name)} == before
+    (checkout / "fails_at").unlink()
+
+
+def files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
