@@ -132,11 +132,16 @@ def _models(planned: Planned) -> Finding:
 
 
 def hub_problem(model: str) -> str | None:
-    """Why the hub does not have a model, None if it does, or if the model is a folder or in the hub's cache."""
+    """Why the hub does not have a model, None if it does, or if the model is a folder, a file or in the hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if Path(located(model)).is_dir() or isinstance(try_to_load_from_cache(model, INDEX), str):
+    if Path(located(model)).exists():
         return None
+    try:
+        if isinstance(try_to_load_from_cache(model, INDEX), str):
+            return None
+    except ValueError:
+        return "there is no such folder, and it is no name on a hub"
     return _unreachable(f"{constants.ENDPOINT}/{model}/resolve/main/{INDEX}")
 
 

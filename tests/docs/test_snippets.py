@@ -48,6 +48,7 @@ NOT_RUN = {  # commands, by their first words
     "persres dev": "hours; tests/experiments",
     "persres run": "minutes to hours; tests/workflow",
     "persres profile": "changes params.yaml: tests/cli",
+    "persres settings": "prints: tests/config/test_extends.py",
     "persres preflight": "needs the hub and a GPU: tests/workflow/test_preflight.py",
 }
 

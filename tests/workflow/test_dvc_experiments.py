@@ -141,7 +141,7 @@ def test_a_failed_run_of_another_profile_leaves_everything(checkout, monkeypatch
     before = {path: path.read_bytes() for name in names for path in files(checkout / name)}
     (checkout / "fails_at").write_text(stage)
     with pytest.raises(PersresError, match="dvc repro failed"):
-        reproduce("evidence", checkout)
+        reproduce("sweep", checkout)
     assert {path: path.read_bytes() for name in names for path in files(checkout / name)} == before
     (checkout / "fails_at").unlink()
 

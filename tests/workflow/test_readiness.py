@@ -78,13 +78,15 @@ def test_a_model_that_the_hub_lacks_is_named(tmp_path, monkeypatch):
     assert finding.state == "fails" and "someone/gated" in finding.says and "licence" in finding.fix
 
 
-@pytest.mark.parametrize("broken", [["_gpu"], ["_disk", "_models"], ["_gpu", "_disk", "_dataset", "_models"]])
-def test_every_failed_check_is_in_one_message(tmp_path, passing, broken):
-    for name in broken:
-        passing.setattr(readiness, name, lambda planned, name=name: Finding(name[1:], "fails", "bad", f"mend {name}"))
+@pytest.mark.parametrize("failing", [["_gpu"], ["_disk", "_models"], ["_gpu", "_disk", "_dataset", "_models"]])
+def test_every_failed_check_is_in_one_message(tmp_path, passing, failing):
+    for name in failing:
+        passing.setattr(readiness, name, lambda planned, name=name: Finding(name[1:], "fails", "bad", f"repair {name}"))
     with pytest.raises(PersresError, match="profile mine is not ready") as error:
         check_ready(planned(tmp_path), yes=True)
-    assert all(f"-> mend {name}" in str(error.value) for name in broken) and "nothing was changed" in str(error.value)
+    assert all(f"-> repair {name}" in str(error.value) for name in failing) and "nothing was changed" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(("hours", "size"), [(2286, 0), (0.5, 4 * 10**12), (30, 200 * 10**9)])
