@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
+from persres.models.call_hooks import CallHooks, watching_heads
+
 
 def is_plain(attn: nn.Module) -> bool:
     """Whether this is Stable Diffusion's attention: no norm of inputs or heads, no second source of keys, no skip connection."""
@@ -86,10 +88,10 @@ class TextKVCache:
 
 
 class CachedTextAttnProcessor:
-    """Attention that caches keys and values of its text; ``report`` receives (query, key, scale, bias) of every pass."""
+    """Attention that caches keys and values of its text, and gives its heads to the functions that watch them."""
 
-    def __init__(self, report: Callable[..., None] | None = None) -> None:
-        self.cache, self.report = TextKVCache(), report
+    def __init__(self) -> None:
+        self.cache = TextKVCache()
 
     def __call__(
         self,
@@ -103,16 +105,34 @@ class CachedTextAttnProcessor:
         text = encoder_hidden_states
         key, value = key_value(attn, hidden_states) if text is None else self.cache.of(attn, text)
         query = split_heads(attn, attn.to_q(hidden_states))
-        if self.report is not None:
-            self.report(query, key, attn.scale, attention_mask)
-        context = hidden_states if text is None else text
-        return projected(attn, self.attend(attn, (query, key, value), context, attention_mask))
+        for report in watching_heads(attn):
+            report(query, key, attn.scale, attention_mask)
+        return projected(attn, attended(attn, query, key, value, attention_mask))
 
-    def attend(
-        self, attn: Attention, heads: tuple[torch.Tensor, ...], context: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The output before its projection, from (query, key, value) of ``context``."""
-        return attended(attn, *heads, bias)
+
+def watch_heads(hooks: CallHooks, attn: Attention, report: Callable[..., None]) -> None:
+    """Give ``report`` (query, key, scale, bias) of every pass of a cross-attention, whatever its processor is.
+
+    A processor of our own gives what it computes. For any other the heads are computed before it runs, so that it stays in place.
+    """
+
+    def before(module: Attention, args: tuple, named: dict) -> None:
+        if isinstance(module.processor, CachedTextAttnProcessor):
+            return
+        states, text, bias = (_argument(args, named, i, name) for i, name in enumerate(ATTENTION_ARGUMENTS))
+        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's image comes second
+        query, key = split_heads(module, module.to_q(states)), split_heads(module, module.to_k(text))
+        report(query, key, module.scale, bias)
+
+    hooks.add_before(attn, before)
+    hooks.add_heads(attn, report)
+
+
+ATTENTION_ARGUMENTS = ("hidden_states", "encoder_hidden_states", "attention_mask")  # of diffusers' Attention
+
+
+def _argument(args: tuple, named: dict, index: int, name: str) -> torch.Tensor | None:
+    return args[index] if index < len(args) else named.get(name)
 
 
 class RecordingAttnProcessor:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from persres.errors import PersresError
+from persres.models.call_hooks import CallHooks, innermost
 from persres.models.weight_patching import patched_weights
 from persres.residuals.lora import Delta
 from persres.residuals.parametrisations import PARAMETRISATIONS
@@ -197,23 +198,20 @@ def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Ite
 
     This is the paper's equation 3 for one residual: (1 − M) ⊗ Wx + M ⊗ (W + ΔW)x = Wx + M ⊗ ΔWx. No weight is copied or changed.
     """
-    handles = []
+    hooks = CallHooks(unet)
 
-    def hook_for(index: int, path: str):
-        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    def add(index: int, path: str) -> None:
+        def after(_module: nn.Module, args: tuple, _named: dict, output: torch.Tensor) -> torch.Tensor:
             for k, rows in enumerate(routing.rows):
                 output = bank.added(index, args[0], output, rows, routing.gate(path, k))
             return output
 
-        return hook
+        hooks.add_after(innermost(unet.get_submodule(path)), after)
 
-    try:
-        for index, target in enumerate(bank.targets):
-            handles.append(unet.get_submodule(target.path).register_forward_hook(hook_for(index, target.path)))
+    for index, target in enumerate(bank.targets):
+        add(index, target.path)
+    with hooks:
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ the maps are averaged with equal weights before the median: the residual acts on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from persres.errors import PersresError
-from persres.models.attention import CachedTextAttnProcessor, is_plain, token_shares
+from persres.models.attention import is_plain, token_shares, watch_heads
+from persres.models.call_hooks import CallHooks, innermost, unwrapped
 from persres.models.text_encoding import concept_positions
 from persres.residuals.bank import Routing
 from persres.sampling.mask_config import CONFIDENCE_WEIGHTED, PAPER, MaskConfig, blended, confidence
@@ -61,7 +62,8 @@ class MaskRule:
     newest: dict[str, torch.Tensor] = field(default_factory=dict)  # source block -> its newest map [K·n, h, w]
     confidences: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> confidence of that map [K·n]
     smoothed: dict[str, torch.Tensor] = field(default_factory=dict)  # block -> its smoothed map [K·n, h, w]
-    mask_sums: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [K, samples, pixels]
+    mask_sums: dict[str, torch.Tensor] = field(default_factory=dict)  # layer path -> summed masks [K, n, pixels]
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # layer path -> height and width of those
     recorded: Counter[str] = field(default_factory=Counter)  # layer path -> number of masks in the sum
 
     def __post_init__(self) -> None:
@@ -110,7 +112,8 @@ class MaskRule:
                 self.confidences[block] = confidence(maps)
         masks = self.mask_at(shape, maps)
         if self.record:
-            self.mask_sums[path] = self.mask_sums.get(path, 0) + masks
+            self.mask_sums[path] = self.mask_sums.get(path, 0) + masks[:, self.rows]
+            self.shapes[path] = shape
             self.recorded[path] += 1
         return masks
 
@@ -167,36 +170,33 @@ def guidance_rule(
     return rule.fit(2 * tokens.shape[1]), rule
 
 
-class LagAttnProcessor(CachedTextAttnProcessor):
-    """Cross-attention that also reports the concepts' attention, [K·n, pixels]."""
-
-    def __init__(self, rule: MaskRule, report: Callable[[torch.Tensor], None]) -> None:
-        super().__init__(lambda *parts: report(rule.concept_attention(*parts)))
-
-
 @contextmanager
 def lag_hooks(unet: nn.Module, routing: Routing, rule: MaskRule) -> Iterator[None]:
     """Within the context each forward pass fills ``routing.masks`` just before a block's output projection needs it.
 
-    The previous attention processors return on exit. Raises PersresError for an unknown source block and for attention of another
-    kind than Stable Diffusion's.
+    Attention processors stay in place. Raises PersresError for an unknown source block and for attention of another kind than Stable
+    Diffusion's.
     """
-    previous: list[tuple[Attention, object]] = []
-    handles: list = []
     _check_sources(unet, rule)
+    hooks = CallHooks(unet)
+    for path, block in transformer_blocks(unet).items():
+        _watch(f"{path}.proj_out", block, hooks, routing, rule)
     try:
-        for path, module in unet.named_modules():
-            if isinstance(module, Transformer2DModel):
-                layers = [block.attn2 for block in module.transformer_blocks]
-                previous += [(layer, layer.processor) for layer in layers]
-                handles += _watch(f"{path}.proj_out", module, layers, routing, rule)
-        yield
+        with hooks:
+            yield
     finally:
-        for layer, processor in previous:
-            layer.set_processor(processor)
-        for handle in handles:
-            handle.remove()
         routing.masks.clear()
+
+
+def transformer_blocks(unet: nn.Module) -> dict[str, Transformer2DModel]:
+    """A U-Net's transformer blocks by path."""
+    return {path: module for path, module in unwrapped(unet).named_modules() if isinstance(module, Transformer2DModel)}
+
+
+def size_of(args: tuple, named: dict) -> tuple[int, int]:
+    """Height and width of a block's or a U-Net's input [n, channels, height, width], its first argument."""
+    first = args[0] if args else named.get("hidden_states", named.get("sample"))
+    return tuple(first.shape[-2:])
 
 
 def check_plain(path: str, attn: Attention) -> None:
@@ -208,39 +208,38 @@ def check_plain(path: str, attn: Attention) -> None:
 
 
 def _check_sources(unet: nn.Module, rule: MaskRule) -> None:
-    blocks = [path for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
+    blocks = transformer_blocks(unet)
     sources = rule.mask_config.source_blocks
     unknown = [] if sources == CONFIDENCE_WEIGHTED else [block for block in sources if block not in blocks]
     if unknown:
         raise PersresError(f"mask_blocks: this model has no block {', '.join(unknown)}; it has {', '.join(blocks)}")
 
 
-def _watch(path: str, module: Transformer2DModel, layers: list[Attention], routing: Routing, rule: MaskRule) -> list:
+def _watch(path: str, block: Transformer2DModel, hooks: CallHooks, routing: Routing, rule: MaskRule) -> None:
     maps: list[torch.Tensor] = []
     shape: list[int] = []
 
     def before_block(_module: nn.Module, args: tuple, named: dict) -> None:
-        shape[:] = (args[0] if args else named["hidden_states"]).shape[-2:]
+        shape[:] = size_of(args, named)
+        maps.clear()  # of a pass that was broken off
 
-    def before_proj_out(_module: nn.Module, _args: tuple) -> None:
+    def before_proj_out(_module: nn.Module, _args: tuple, _named: dict) -> None:
         attention = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
         routing.masks[path] = rule.finish(path, attention, (shape[0], shape[1]))
-        maps.clear()
 
-    for layer in layers:
-        check_plain(path, layer)
-        layer.set_processor(LagAttnProcessor(rule, maps.append))
-    entry = module.register_forward_pre_hook(before_block, with_kwargs=True)
-    return [entry, module.proj_out.register_forward_pre_hook(before_proj_out)]
+    hooks.add_before(block, before_block)
+    for layer in block.transformer_blocks:
+        check_plain(path, layer.attn2)
+        watch_heads(hooks, layer.attn2, lambda *parts: maps.append(rule.concept_attention(*parts)))
+    hooks.add_before(innermost(block.proj_out), before_proj_out)
 
 
 def mean_masks(rule: MaskRule, size: tuple[int, int]) -> torch.Tensor:
     """Recorded masks of the n images, averaged over blocks and steps, float [n, K, height, width] in [0, 1]."""
-    (height, width), n = size, rule.tokens.shape[1]
-    resized = []
-    for sums in rule.mask_sums.values():
-        masks = sums[:, -n:].transpose(0, 1).float()
-        factor = round((height * width / masks.shape[-1]) ** 0.5)  # latent pixels per pixel of this block
-        masks = masks.unflatten(-1, (-(-height // factor), -(-width // factor)))
-        resized.append(nn.functional.interpolate(masks, size=size, mode="nearest"))
+    resized = [
+        nn.functional.interpolate(
+            sums.transpose(0, 1).float().unflatten(-1, rule.shapes[path]), size=size, mode="nearest"
+        )
+        for path, sums in rule.mask_sums.items()
+    ]
     return torch.stack(resized).mean(0) / max(1, *rule.recorded.values())

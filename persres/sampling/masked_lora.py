@@ -25,11 +25,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from persres.models.attention import CachedTextAttnProcessor, attended, split_heads
-from persres.models.weight_patching import patched_weights
+from persres.models.attention import watch_heads
+from persres.models.call_hooks import CallHooks, innermost, unwrapped
 from persres.residuals.bank import Routing
 from persres.residuals.lora import Delta
-from persres.sampling.lag import MaskRule, check_plain
+from persres.sampling.lag import MaskRule, check_plain, size_of, transformer_blocks
 from persres.sampling.mask_config import blended, resized
 
 Shape = tuple[int, int]
@@ -105,27 +105,33 @@ class LayerMasks:
         self.gates.clear()
 
 
-class BlendedAttnProcessor(CachedTextAttnProcessor):
-    """Attention with the base model's keys and values, and with the LoRA's inside the mask. Cross-attention reports its map."""
+class BlendedAttention:
+    """Attention with the base model's keys and values, and with the LoRA's inside the mask: the layer runs twice, by its processor."""
 
-    def __init__(self, masks: LayerMasks, block: str, cross: bool, deltas: list[Product | None]) -> None:
-        super().__init__(self._add_map if cross else None)
-        self.masks, self.block, self.deltas = masks, block, deltas
+    def __init__(self, masks: LayerMasks, block: str) -> None:
+        self.masks, self.block, self.with_lora = masks, block, False
 
-    def _add_map(self, *parts: torch.Tensor) -> None:
-        self.masks.add_map(self.block, self.masks.rule.concept_attention(*parts))
+    def add(self, hooks: CallHooks, attn: Attention, deltas: dict[str, Product]) -> None:
+        """Blend an attention whose ``to_k`` or ``to_v`` has a delta, by these names."""
 
-    def attend(
-        self, attn: Attention, heads: tuple[torch.Tensor, ...], context: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The output before its projection, from (query, key, value) of ``context``."""
-        base = attended(attn, *heads, bias)
-        if not any(self.deltas):
-            return base
-        pairs = zip(heads[1:], self.deltas, strict=True)
-        lora = [x if delta is None else x + split_heads(attn, delta(context)) for x, delta in pairs]
-        gate = self.masks.gate(self.block, self.masks.shape[self.block])[..., None].to(base.dtype)
-        return base + gate * (attended(attn, heads[0], *lora, bias) - base)
+        def changed(product: Product) -> Callable:
+            def after(_module: nn.Module, args: tuple, _named: dict, output: torch.Tensor) -> torch.Tensor | None:
+                return output + product(args[0]) if self.with_lora else None
+
+            return after
+
+        def blended_pass(module: Attention, args: tuple, named: dict, base: torch.Tensor) -> torch.Tensor:
+            self.with_lora = True
+            try:
+                lora = module.forward(*args, **named)
+            finally:
+                self.with_lora = False
+            gate = self.masks.gate(self.block, self.masks.shape[self.block])[..., None].to(base.dtype)
+            return base + gate * (lora - base)
+
+        for name, product in deltas.items():
+            hooks.add_after(innermost(getattr(attn, name)), changed(product))
+        hooks.add_after(attn, blended_pass)
 
 
 @contextmanager
@@ -134,59 +140,62 @@ def masked_lora_hooks(
 ) -> Iterator[None]:
     """Within the context the LoRA's deltas act inside the rule's masks, times each sample's ``routing.weight``.
 
-    Without a rule they act everywhere. No weight is changed; hooks are removed and the previous attention processors return on exit.
+    Without a rule they act everywhere. No weight and no attention processor is changed.
     """
-    masks, handles = LayerMasks(routing, rule), []
-    blocks = {path: module for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
-    products = {path: Product(unet.get_submodule(path), delta, strength) for path, delta in deltas.items()}
-    layers = [layer for block in blocks.values() for b in block.transformer_blocks for layer in (b.attn1, b.attn2)]
-    previous = [(layer, layer.processor) for layer in layers]
-    try:
-        if rule is not None:
-            handles.append(unet.register_forward_pre_hook(lambda *_: masks.gates.clear()))
-            for path, block in blocks.items():
-                handles += _watch(path, block, masks, products)
-        for path, product in products.items():
-            handles += _act(path, product, unet, next((b for b in blocks if path.startswith(f"{b}.")), None), masks)
+    masks, hooks, blocks = LayerMasks(routing, rule), CallHooks(unet), transformer_blocks(unet)
+    products = {path: Product(innermost(unet.get_submodule(path)), delta, strength) for path, delta in deltas.items()}
+    if rule is not None:
+        hooks.add_before(unwrapped(unet), lambda *_: masks.gates.clear())
+        for path, block in blocks.items():
+            _watch(path, block, hooks, masks, products)
+    for path, product in products.items():
+        block = next((b for b in blocks if path.startswith(f"{b}.")), None)
+        _act(path, product, unet.get_submodule(path.rpartition(".")[0]), block, hooks, masks)
+    with hooks:
         yield
-    finally:
-        for layer, processor in previous:
-            layer.set_processor(processor)
-        for handle in handles:
-            handle.remove()
 
 
-def _watch(path: str, module: Transformer2DModel, masks: LayerMasks, products: dict[str, Product]) -> list:
+def _watch(
+    path: str, module: Transformer2DModel, hooks: CallHooks, masks: LayerMasks, products: dict[str, Product]
+) -> None:
     """Read the maps of a block's cross-attentions; blend the attentions whose keys or values have deltas."""
 
-    def before_block(_module: nn.Module, args: tuple, named: dict) -> None:
-        masks.enter(path, tuple((args[0] if args else named["hidden_states"]).shape[-2:]))
+    def add_map(*parts: torch.Tensor) -> None:
+        if not blending.with_lora:  # the maps are the base model's
+            masks.add_map(path, masks.rule.concept_attention(*parts))
 
+    blending = BlendedAttention(masks, path)
+    hooks.add_before(module, lambda _m, args, named: masks.enter(path, size_of(args, named)))
     for number, block in enumerate(module.transformer_blocks):
         for name, layer in (("attn1", block.attn1), ("attn2", block.attn2)):
-            pair = [products.get(f"{path}.transformer_blocks.{number}.{name}.{part}") for part in ("to_k", "to_v")]
-            if name == "attn2" or any(pair):
+            prefix = f"{path}.transformer_blocks.{number}.{name}"
+            pair = {part: products[f"{prefix}.{part}"] for part in ("to_k", "to_v") if f"{prefix}.{part}" in products}
+            if name == "attn2" or pair:
                 check_plain(path, layer)
-                layer.set_processor(BlendedAttnProcessor(masks, path, name == "attn2", pair))
-    last = module.proj_out.register_forward_pre_hook(lambda *_: masks.finish(path))
-    return [module.register_forward_pre_hook(before_block, with_kwargs=True), last]
+            if name == "attn2":
+                watch_heads(hooks, layer, add_map)
+            if pair:
+                blending.add(hooks, layer, pair)
+    hooks.add_before(innermost(module.proj_out), lambda *_: masks.finish(path))
 
 
-def _act(path: str, product: Product, unet: nn.Module, block: str | None, masks: LayerMasks) -> list:
-    """Hooks that add one layer's delta."""
-    owner, _, leaf = path.rpartition(".")
-    layer, parent = product.layer, unet.get_submodule(owner)
+def _act(
+    path: str, product: Product, parent: nn.Module, block: str | None, hooks: CallHooks, masks: LayerMasks
+) -> None:
+    """Add one layer's delta."""
+    layer, leaf = product.layer, path.rpartition(".")[2]
     if masks.rule is None:
-        return [layer.register_forward_hook(_added(product, masks.weight))]
-    if isinstance(parent, Attention) and leaf in ("to_k", "to_v"):
-        return []  # see BlendedAttnProcessor
-    if isinstance(layer, nn.Conv2d):
-        return [layer.register_forward_hook(_added(product, lambda y: _over_pixels(masks.gate(block, tuple(y.shape[-2:])), y)))]  # fmt: skip
-    if block is not None:
-        return [layer.register_forward_hook(_added(product, lambda y: masks.gate(block, masks.shape[block])[..., None].to(y.dtype)))]  # fmt: skip
-    if isinstance(parent, ResnetBlock2D) and parent.time_embedding_norm == "default":
-        return _shift(product, parent, masks)
-    return [layer.register_forward_hook(_added(product, masks.weight))]
+        hooks.add_after(layer, _added(product, masks.weight))
+    elif isinstance(parent, Attention) and leaf in ("to_k", "to_v"):
+        pass  # see BlendedAttention
+    elif isinstance(layer, nn.Conv2d):
+        hooks.add_after(layer, _added(product, lambda y: _over_pixels(masks.gate(block, tuple(y.shape[-2:])), y)))
+    elif block is not None:
+        hooks.add_after(layer, _added(product, lambda y: masks.gate(block, masks.shape[block])[..., None].to(y.dtype)))
+    elif isinstance(parent, ResnetBlock2D) and parent.time_embedding_norm == "default":
+        _shift(product, parent, hooks, masks)
+    else:
+        hooks.add_after(layer, _added(product, masks.weight))
 
 
 def _over_pixels(gate: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -194,36 +203,37 @@ def _over_pixels(gate: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _added(product: Product, gate: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
-    def hook(_module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    def after(_module: nn.Module, args: tuple, _named: dict, output: torch.Tensor) -> torch.Tensor:
         return output + gate(output) * product(args[0])
 
-    return hook
+    return after
 
 
-def _shift(product: Product, parent: ResnetBlock2D, masks: LayerMasks) -> list:
-    """Hooks for a ResNet block, which adds the projected time to every pixel before its second norm: the delta joins it there."""
+def _shift(product: Product, parent: ResnetBlock2D, hooks: CallHooks, masks: LayerMasks) -> None:
+    """Functions for a ResNet block, which adds the projected time to every pixel before its second norm: the delta joins it there."""
     shift: list[torch.Tensor] = []
 
-    def projected(_module: nn.Module, args: tuple, _output: torch.Tensor) -> None:
+    def projected(_module: nn.Module, args: tuple, _named: dict, _output: torch.Tensor) -> None:
         shift[:] = [product(args[0])[:, :, None, None]]
 
-    def before_norm(_module: nn.Module, args: tuple) -> tuple:
-        return (args[0] + _over_pixels(masks.gate(None, tuple(args[0].shape[2:])), args[0]) * shift[0],)
+    def before_norm(_module: nn.Module, args: tuple, named: dict) -> tuple[tuple, dict]:
+        gate = _over_pixels(masks.gate(None, tuple(args[0].shape[2:])), args[0])
+        return (args[0] + gate * shift[0],), named
 
-    return [parent.time_emb_proj.register_forward_hook(projected), parent.norm2.register_forward_pre_hook(before_norm)]
+    hooks.add_after(product.layer, projected)
+    hooks.add_before(parent.norm2, before_norm)
 
 
 @contextmanager
 def text_encoder_lora(
     towers: list[nn.Module], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0
 ) -> Iterator[None]:
-    """Replaces W by W + strength · ΔW in the text towers within the context: text has no pixels to mask. The original tensors return
-    on exit."""
+    """Within the context the deltas of the text towers act, times ``strength``: text has no pixels to mask."""
     with ExitStack() as stack:
         for tower, layers in zip(towers, deltas, strict=False):
-            weights = {}
+            hooks = CallHooks(tower)
             for path, delta in layers.items():
-                weight = tower.get_submodule(path).weight.detach()
-                weights[f"{path}.weight"] = weight.float() + strength * delta.matrix().view_as(weight).to(weight.device)
-            stack.enter_context(patched_weights(tower, weights))
+                layer = innermost(tower.get_submodule(path))
+                hooks.add_after(layer, _added(Product(layer, delta, strength), lambda _y: 1.0))
+            stack.enter_context(hooks)
         yield

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from persres.models.call_hooks import CallHooks, unwrapped
 from persres.residuals.bank import Routing
 from persres.sampling.lag import MaskRule, mean_masks
 
@@ -26,16 +27,14 @@ class PipelinePasses:
     @contextmanager
     def fitted(self, unet: nn.Module) -> Iterator[None]:
         """Within the context the routing fits every pass of ``unet``."""
-        handle = unet.register_forward_pre_hook(self._fit, with_kwargs=True)
-        try:
+        hooks = CallHooks(unet)
+        hooks.add_before(unwrapped(unet), self._fit)
+        with hooks:
             yield
-        finally:
-            handle.remove()
 
     def _fit(self, _unet: nn.Module, args: tuple, named: dict[str, Any]) -> None:
         sample = args[0] if args else named["sample"]
-        self.size = tuple(sample.shape[-2:])
-        count = len(sample)
+        self.size, count = tuple(sample.shape[-2:]), len(sample)
         fitted = Routing.everywhere(count, sample.device, self.concepts) if self.rule is None else self.rule.fit(count)
         self.routing.rows, self.routing.weight = fitted.rows, fitted.weight * self.strength
 

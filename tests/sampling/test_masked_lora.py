@@ -191,11 +191,11 @@ def test_keys_and_values_are_blended_by_query(unet):
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     attn, seen = unet.get_submodule(path), {}
     deltas = {f"{path}.{name}": Delta(up, down) for name in ("to_k", "to_v") for down, up in [factors(getattr(attn, name), name)]}  # fmt: skip
-    attn.to_out[0].register_forward_pre_hook(lambda _m, args: seen.update(out=args[0]))
     attn.to_q.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
     rule = MaskRule(torch.zeros(1, 1, 24).index_fill_(2, torch.tensor([2]), 1.0), mask_config=AUTO)  # fmt: skip
     text = torch.randn((1, 24, 24), generator=generator("text"))
     with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(1), rule):
+        attn.register_forward_hook(lambda _m, _args, output: seen.update(out=output))  # the last hook: after the blending
         unet(noise(), torch.tensor(500), encoder_hidden_states=text)
         query, key, value = attn.to_q(seen["x"]), attn.to_k(text), attn.to_v(text)
     weights = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
@@ -205,7 +205,8 @@ def test_keys_and_values_are_blended_by_query(unet):
     q, k, v, more_k, more_v = (split_heads(attn, part) for part in (query, key, value, more_key, more_value))
     base, theirs = attended(attn, q, k, v), attended(attn, q, more_k, more_v)
     assert 0 < float(mask.mean()) < 1 and (base - theirs).abs().max() > 1e-3
-    torch.testing.assert_close(seen["out"], torch.where(mask.bool(), theirs, base), atol=1e-5, rtol=1e-4)
+    expected = attn.to_out[0](torch.where(mask.bool(), theirs, base))
+    torch.testing.assert_close(seen["out"], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_an_attention_that_normalises_its_inputs_is_refused_and_the_others_are_left_as_they_were(unet):
