@@ -7,6 +7,10 @@ class PersresError(Exception):
     """Something outside of the code is wrong: a photo, a setting, a file, the disk."""
 
 
+class ModelError(PersresError, OSError, ValueError):
+    """A base model can't be loaded; also an OSError and a ValueError, which diffusers raises for the same."""
+
+
 class UnitFailures(PersresError):
     """Raised once after all units of a stage have run; names every failed unit."""
 

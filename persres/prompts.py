@@ -47,3 +47,43 @@ def fill_each(template: str, phrases: dict[str, str]) -> str:
     if missing:
         raise PersresError(f"prompt {template!r} does not name {', '.join(missing)}; use {known}")
     return re.sub(r"\{([^{}]*)\}", lambda match: phrases[names[match[1]]], template)
+
+
+# Plurals that no rule makes, by the last letters of the singular.
+_IRREGULAR = {
+    "man": "men", "person": "people", "child": "children", "mouse": "mice", "louse": "lice", "goose": "geese", "foot": "feet",
+    "tooth": "teeth", "ox": "oxen", "die": "dice", "cactus": "cacti", "fungus": "fungi",
+}  # fmt: skip
+
+
+def plurals(noun: str) -> set[str]:
+    """The ways to write a noun's plural. A wrong one occurs in no prompt."""
+    forms = {f"{noun}s", f"{noun}es"}
+    for singular, plural in _IRREGULAR.items():
+        if noun.lower().endswith(singular):
+            forms.add(noun[: -len(singular)] + plural)
+    if noun.endswith("y"):
+        forms.add(f"{noun[:-1]}ies")
+    if noun.endswith(("f", "fe")):
+        forms.add(f"{noun.rstrip('e')[:-1]}ves")
+    if noun.endswith("z") or noun.endswith("s"):
+        forms.add(f"{noun}{noun[-1]}es")
+    return forms
+
+
+def mentions(prompt: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a prompt has the phrase, as whole words, singular or plural: (start, end) of each place, in characters.
+
+    Case counts in words with other signs than letters, such as V*, and nowhere else. "car" is not in "cartoon".
+    """
+    *words, last = phrase.split() or [""]
+    ends = {last} | (plurals(last) if last.isalpha() else set())
+    pattern = r"\s+".join(
+        [*map(_word, words), f"(?:{'|'.join(_word(end) for end in sorted(ends, key=len, reverse=True))})"]
+    )
+    before, after = (r"(?<!\w)" if phrase[:1].isalnum() else ""), (r"(?!\w)" if last[-1:].isalnum() else "")
+    return [match.span() for match in re.finditer(before + pattern + after, prompt)] if last else []
+
+
+def _word(word: str) -> str:
+    return f"(?i:{re.escape(word)})" if word.isalpha() else re.escape(word)

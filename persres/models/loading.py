@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from persres.errors import PersresError
+from persres.errors import ModelError, PersresError
 from persres.package_paths import located
 from persres.units.files import digest_file, digest_folder
 
@@ -32,10 +32,10 @@ def _usable_device(name: str) -> torch.device:
     return device
 
 
-def unavailable(what: str, name: str, error: Exception) -> PersresError:
+def unavailable(what: str, name: str, error: Exception) -> ModelError:
     """Returns the error for a model that is neither local nor on the hub."""
     reason = str(error).strip().split("\n")[0][:200]
-    return PersresError(f"cannot load {what} {name!r} ({reason}); give its folder, or connect to the hub that has it")
+    return ModelError(f"cannot load {what} {name!r} ({reason}); give its folder, or connect to the hub that has it")
 
 
 def model_identity(name: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from persres.errors import PersresError
+from persres.prompts import mentions
 
 log = logging.getLogger(__name__)
 if TYPE_CHECKING:  # seconds to import, and here only names
@@ -92,22 +93,29 @@ def two_tower_states(towers: list[Tower], prompts: list[str]) -> tuple[torch.Ten
     return torch.cat([out.hidden_states[-2] for out in outputs], dim=-1), outputs[-1].text_embeds
 
 
-def concept_positions(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> torch.Tensor:
+def concept_positions(
+    tokenizer: CLIPTokenizer, prompt: str, phrase: str, convert: Callable[[str], str] = str
+) -> torch.Tensor:
     """Returns C: float [length] with 1 at every token of ``phrase`` (V* and macro class) in the prompt.
 
-    A longer word that starts with the class ("a pair of V* dishes", in CustomConcept101) counts to its end, since its tokens differ. SDXL's
-    two tokenizers split words alike, so its first serves for both. Raises PersresError where the phrase is not in the prompt, or lies beyond
-    its last token.
+    Whole words count, singular or plural, wherever they stand ("a pair of V* dishes", in CustomConcept101). ``convert`` writes a text as
+    the text encoder reads it. SDXL's two tokenizers split words alike, so its first serves for both. Raises PersresError where the phrase is
+    not in the prompt, or lies beyond its last token.
     """
-    ids = prompt_ids(tokenizer, [prompt])[0].tolist()
-    whole = re.search(re.escape(phrase) + r"\w*", prompt)
-    wanted = tokenizer(whole.group() if whole else phrase, add_special_tokens=False).input_ids
-    positions = torch.zeros(len(ids))
-    for start in range(len(ids) - len(wanted) + 1):
-        if ids[start : start + len(wanted)] == wanted:
-            positions[start : start + len(wanted)] = 1
+    spans = mentions(prompt, phrase)
+    if not spans:
+        raise PersresError(f"the prompt {prompt!r} does not name the concept; write {phrase!r} in it")
+    positions = torch.zeros(tokenizer.model_max_length)
+    for span in spans:
+        first, end = (1 + _count(tokenizer, convert(prompt[:place])) for place in span)
+        if end < len(positions):  # the last token is the end's
+            positions[first:end] = 1
     if not positions.any():
         raise PersresError(
-            f"{phrase!r} is not among the first {len(ids)} tokens of the prompt {prompt!r}; shorten the prompt"
+            f"{phrase!r} is not among the first {len(positions)} tokens of the prompt {prompt!r}; shorten the prompt"
         )
     return positions
+
+
+def _count(tokenizer: CLIPTokenizer, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False).input_ids)

@@ -11,7 +11,7 @@ from torch import nn
 
 from persres.errors import PersresError
 from persres.models.loading import model_identity
-from persres.prompts import numbered
+from persres.prompts import mentions, numbered
 from persres.residuals.bank import ResidualBank
 from persres.residuals.file import load_residual
 from persres.residuals.header import check_base
@@ -61,7 +61,7 @@ def read_trained(path: Path, unet: nn.Module, text_encoder: nn.Module, model: st
 def check_subject(residual: Residual | Lora, prompts: list[str]) -> None:
     """Raises PersresError for the first prompt without the subject of a LoRA."""
     for prompt in prompts if isinstance(residual, Lora) else []:
-        if residual.phrase.lower() not in prompt.lower():
+        if not mentions(prompt, residual.phrase):
             raise PersresError(
                 f"subject {residual.phrase!r} is not in the prompt {prompt!r}; add it, or load the file with the subject that the prompt has"
             )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from persres.prompts import mentions
+
 # The least confidence of the best block; chosen on nameable scenes. The data of this search was not saved.
 MIN_CONFIDENCE = 0.35
 # Words before the concept that do not describe its appearance.
@@ -36,7 +38,8 @@ def prompt_intent(prompt: str, phrase: str) -> Literal["scene", "look"]:
 
     That is an adjective before the phrase, a medium (``a painting of a …``), or a style, material or colour after it.
     """
-    before, _, after = prompt.partition(phrase)
+    start, end = next(iter(mentions(prompt, phrase)), (len(prompt), len(prompt)))
+    before, after = prompt[:start], prompt[end:]
     *context, adjacent = LINKS.split(before)
     adjectives = [word for word in re.findall(r"[a-z]+", adjacent.lower()) if word not in NEUTRAL]
     # the medium of the image, not an object next to the concept

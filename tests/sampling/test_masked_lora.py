@@ -140,7 +140,7 @@ def test_sdxl_with_both_its_text_towers(tmp_path):
     theirs.load_lora_weights(str(path.parent), weight_name=path.name)
     whole = theirs(appearance, **call).images
     theirs.unload_lora_weights()
-    ours = PersonalizedPipeline(theirs).load_residual(path, subject="sks mug")
+    ours = PersonalizedPipeline.from_pipe(theirs).load_residual(path, subject="sks mug")
     assert (whole - base).abs().max() > 1e-3
     torch.testing.assert_close(ours(appearance, **call).images, whole, atol=1e-4, rtol=1e-3)
     everywhere = MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes")
