@@ -36,6 +36,7 @@ LAYERS = [
     "residuals",
     "sampling",
     "exports",
+    "pipeline_mixins",
     "pipeline",
     "training",
     "methods",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from persres.errors import PersresError
+from persres.models.call_hooks import innermost
 
 if TYPE_CHECKING:  # settings name targets, and torch takes seconds to import
     from torch import nn
@@ -59,7 +60,7 @@ def find_targets(
     targets = []
     for path, block in unet.named_modules():
         for name in TARGET_MODULES[target](block) if isinstance(block, Transformer2DModel) else ():
-            layer = block.get_submodule(name)
+            layer = innermost(block.get_submodule(name))
             width, width_in = layer.weight.shape[:2]
             layer_rank = min(rank_of(width, rank_ratio, rank), width_in)
             targets.append(TargetLayer(f"{path}.{name}", width, isinstance(layer, nn.Conv2d), layer_rank, width_in))

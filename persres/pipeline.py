@@ -1,4 +1,18 @@
-"""The classes: diffusers' text-to-image, image-to-image and inpainting pipelines, with or without ControlNet, with residuals."""
+"""Diffusers' Stable Diffusion pipelines with LAG and residuals that are loaded and switched by name.
+
+    pipe = PersonalizedPipeline.from_pretrained("CompVis/stable-diffusion-v1-4", dtype=torch.float16).to("cuda")
+    pipe.load_residual("my_dog.safetensors")
+    pipe("a photo of a <v*> dog on the moon", lag=True).images[0]
+
+A LoRA of another tool is loaded with the words that name its subject in prompts, and restricted to the subject in the same way:
+
+    pipe.load_residual("any_lora.safetensors", subject="dog")
+    pipe("a photo of a sks dog on the moon", lag="auto").images[0]
+
+Each class is a subclass of a class of diffusers, which samples. Residuals act in a call through hooks of its context
+(:mod:`persres.models.call_hooks`), everywhere (paper 3.2) or inside LAG's masks (3.3); no weight and no module changes. So another pipeline
+that shares the U-Net draws the base model's images.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +34,9 @@ from torch import nn
 from persres.errors import PersresError
 from persres.models.base_model import is_single_file, load_as, load_pipeline
 from persres.models.loading import unavailable
-from persres.pipeline.calls import ResidualCallMixin
-from persres.pipeline.loading import ResidualLoaderMixin
-from persres.pipeline.prompts import ResidualPromptMixin
+from persres.pipeline_mixins.calls import ResidualCallMixin
+from persres.pipeline_mixins.loading import ResidualLoaderMixin
+from persres.pipeline_mixins.prompts import ResidualPromptMixin
 
 log = logging.getLogger(__name__)
 FAMILIES = ("StableDiffusion", "StableDiffusionXL")

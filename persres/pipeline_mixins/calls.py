@@ -17,7 +17,7 @@ from torch import nn
 
 from persres.errors import PersresError
 from persres.models.call_hooks import OutsideCalls, unwrapped
-from persres.pipeline.prompts import call_scale, prompt_list
+from persres.pipeline_mixins.prompts import call_scale, prompt_list
 from persres.prompts import fill_each
 from persres.residuals.bank import residual_hooks, stack_banks
 from persres.residuals.loaded import Residual, check_subject

@@ -1,0 +1,1 @@
+"""What :mod:`persres.pipeline` adds to the pipelines of diffusers."""

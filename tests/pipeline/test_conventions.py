@@ -1,0 +1,455 @@
+"""PersonalizedPipeline next to diffusers' own class: whatever a user does with one, the other does too, and neither disturbs the other."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from PIL import Image
+
+from persres.errors import PersresError
+from persres.pipeline import PERSONALIZED, PersonalizedPipeline
+from persres.sampling.mask_config import MaskConfig
+from tests.exports.test_exports import saved
+from tests.sampling.test_masked_lora import ATTENTION, TOWER
+from tests.sampling.test_masked_lora import write as write_lora
+from tests.support.family_models import save_family
+from tests.support.small_models import tiny_unet
+
+TEXT, BASE_TEXT = "a photo of a <v*> mug on the beach", "a photo of a sks mug on the beach"
+CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "height": 32, "width": 32, "output_type": "pt"}
+LAGS = (False, True, "auto")
+
+
+def quiet(pipe):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    path = tmp_path_factory.mktemp("conventions") / "mug.safetensors"
+    saved(tiny_unet(), path)
+    return path
+
+
+@pytest.fixture
+def pipe(tiny_pipeline, residual):
+    made = quiet(PersonalizedPipeline.from_pretrained(tiny_pipeline, safety_checker=None))
+    return made.load_residual(residual, allow_other_base=True)
+
+
+@pytest.fixture
+def plain(tiny_pipeline):
+    return quiet(StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None))
+
+
+def noise(height: int = 8, width: int = 8, count: int = 1) -> torch.Tensor:
+    return torch.randn(count, 4, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def sample(pipe, text=TEXT, **more) -> torch.Tensor:
+    return pipe(text, **(CALL | {"latents": noise()} | more)).images
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4, rtol=1e-3)
+
+
+# One class among diffusers' own
+
+
+def test_it_is_a_pipeline_of_diffusers(pipe, plain):
+    assert isinstance(pipe, StableDiffusionPipeline) and isinstance(pipe, PersonalizedPipeline)
+    assert set(dir(plain)) <= set(dir(pipe)) and pipe.components.keys() == plain.components.keys()
+    theirs, ours = (inspect.signature(type(p).__call__).parameters for p in (plain, pipe))
+    assert list(ours)[: len(theirs) - 1] == list(theirs)[:-1], "the same, in the same order"
+    assert set(ours) - set(theirs) == {"lag", "strength", "uncond_rule", "return_masks"}
+    arguments = {"num_inference_steps": 2, "latents": noise(8, 16), "output_type": "pt"}
+    assert torch.equal(pipe(TEXT, 32, 64, **arguments).images, pipe(TEXT, height=32, width=64, **arguments).images)
+    with pytest.raises(TypeError, match="from_pipe"):
+        PersonalizedPipeline(plain)
+
+
+def test_wrong_calls_raise_what_diffusers_raises(pipe, plain, tiny_pipeline):
+    for call in (
+        {"prompt": TEXT, "height": 33},
+        {"prompt": 7},
+        {"prompt": None},
+        {"prompt": TEXT, "prompt_embeds": torch.zeros(1)},
+    ):
+        errors = []
+        for each in (plain, pipe):
+            with pytest.raises(Exception) as caught:
+                each(**call)
+            errors.append(caught.type)
+        assert errors[0] is errors[1], call
+    for arguments in ({"variant": "fp16"}, {"revision": 3, "variant": "x"}):
+        for kind in (StableDiffusionPipeline, PersonalizedPipeline):
+            with pytest.raises((ValueError, OSError)):
+                kind.from_pretrained(tiny_pipeline, **arguments)
+    with pytest.raises(TypeError):
+        pipe(TEXT, 32, 32, height=32)
+
+
+def test_it_is_saved_as_diffusers_pipeline_and_says_what_is_not(pipe, plain, tmp_path, caplog):
+    pipe.save_pretrained(tmp_path / "saved")
+    assert "residuals are not saved with the pipeline (my_mug)" in caplog.text
+    again = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved"))
+    assert type(again) is StableDiffusionPipeline and len(again.tokenizer) == len(plain.tokenizer)
+    assert torch.equal(sample(again, BASE_TEXT), sample(plain, BASE_TEXT))
+
+
+@pytest.mark.parametrize("family", ["sd14", "sdxl"])
+def test_every_task_has_a_class_that_carries_the_residual(family, tmp_path):
+    from tests.pipeline.test_pipeline import write
+
+    folder = save_family(family, tmp_path / "model")
+    write(folder, tmp_path / "r.safetensors")
+    pipe = quiet(PersonalizedPipeline.from_pretrained(folder)).load_residual(tmp_path / "r.safetensors")
+    assert isinstance(pipe, StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline)
+    image, mask = Image.new("RGB", (64, 64), "green"), Image.new("L", (64, 64), 255)
+    call = {"image": image, "num_inference_steps": 2, "strength": 0.9, "output_type": "pt"}
+    for auto, more in ((AutoPipelineForImage2Image, {}), (AutoPipelineForInpainting, {"mask_image": mask})):
+        other = auto.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        assert isinstance(other, PersonalizedPipeline) and other.active == "mug0" and other.unet is pipe.unet
+
+        def images(lag, scale=1.0, other=other, more=more):
+            kwargs = {"cross_attention_kwargs": {"scale": scale}, "generator": torch.Generator().manual_seed(0)}
+            return other(TEXT, lag=lag, **call, **more, **kwargs).images
+
+        base = images(False, 0.0)
+        assert (images(False) - base).abs().max() > 1e-3 and (images("auto") - base).abs().max() > 1e-3
+        assert not torch.equal(images(False), images("auto"))
+        back = AutoPipelineForText2Image.from_pipe(other)
+        assert type(back) is type(pipe) and back.residuals == pipe.residuals
+        kind = type(other)._plain
+        with pytest.raises(PersresError, match=rf"{kind.__name__} has no residuals, and mug0 is active"):
+            kind.from_pipe(pipe)
+        assert type(kind.from_pipe(pipe.set_residual(None))) is kind
+        pipe.set_residual("mug0")
+
+
+def test_from_pipe_keeps_the_parts_and_their_precision(plain, residual):
+    ours = PersonalizedPipeline.from_pipe(plain)
+    assert ours.unet is plain.unet and ours.model == plain.config["_name_or_path"]
+    plain.to(torch.bfloat16)
+    assert PersonalizedPipeline.from_pipe(plain).unet.dtype == torch.bfloat16
+    plain.vae.float()
+    mixed = PersonalizedPipeline.from_pipe(plain)
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert PersonalizedPipeline.from_pipe(StableDiffusionImg2ImgPipeline.from_pipe(plain)).__class__ is PERSONALIZED["StableDiffusionImg2ImgPipeline"]  # fmt: skip
+    with pytest.raises(PersresError, match="is not supported"):
+        PersonalizedPipeline.from_pipe(DiffusionPipeline())
+
+
+# The parts that pipelines share
+
+
+def test_a_plain_pipeline_with_the_same_parts_draws_the_base_model(pipe, plain):
+    base = sample(plain, BASE_TEXT)
+    shared = quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
+    other = quiet(StableDiffusionPipeline.from_pipe(pipe))
+    during = []
+
+    def draw(*step):
+        during.append(sample(shared, BASE_TEXT))
+        return step[3]
+
+    shared.scheduler = DDIMScheduler.from_config(shared.scheduler.config)
+    for lag in LAGS:
+        with_callback = sample(pipe, lag=lag, callback_on_step_end=draw)
+        assert not close(with_callback, base) and torch.equal(with_callback, sample(pipe, lag=lag))
+    assert all(torch.equal(image, base) for image in (*during, sample(shared, BASE_TEXT), sample(other, BASE_TEXT)))
+
+
+@pytest.mark.parametrize("subject", [False, True])
+def test_threads_draw_what_one_draws(pipe, tmp_path, subject):
+    if subject:
+        pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors", tower=TOWER), "lora", subject="mug")
+    calls = [{"lag": lag, "latents": noise() * (1 + i / 10)} for i, lag in enumerate((*LAGS, *LAGS))]
+    expected = [sample(pipe, **call) for call in calls]
+    results = [None] * len(calls)
+
+    def work(i: int) -> None:
+        results[i] = sample(pipe, **calls[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
+
+
+def test_a_call_inside_a_callback_of_another(pipe):
+    whole, masked, inner = sample(pipe), sample(pipe, lag=True), []
+
+    def draw(*step):
+        scheduler, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
+        inner.append(pipe(TEXT, **CALL | {"latents": noise()}).images)
+        pipe.scheduler = scheduler
+        return step[3]
+
+    state = {name: getattr(pipe, f"_{name}", None) for name in ("guidance_scale",)}
+    assert torch.equal(sample(pipe, lag=True, callback_on_step_end=draw), masked) and state
+    assert all(torch.equal(image, whole) for image in inner)
+
+
+def compiled_count() -> tuple:
+    graphs = []
+
+    def backend(graph, _example):
+        graphs.append(graph)
+        return graph.forward
+
+    return backend, graphs
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "blocks"])
+def test_a_compiled_unet_draws_the_same(pipe, how):
+    """Compiled before a residual acts, after, and with another one in place of the first."""
+    expected = {lag: sample(pipe, lag=lag) for lag in LAGS}
+    weaker, base = sample(pipe, lag=True, strength=0.3), sample(pipe.set_residual(None))
+    backend, graphs = compiled_count()
+    if how == "wrapped":
+        pipe.unet = torch.compile(pipe.unet, backend=backend)
+    elif how == "in place":
+        pipe.unet.compile(backend=backend)
+    else:
+        for block in (*pipe.unet.down_blocks, *pipe.unet.up_blocks):
+            block.compile(backend=backend)
+    assert close(sample(pipe), base) and graphs
+    pipe.set_residual("my_mug")
+    for lag in (*LAGS, *LAGS[::-1]):
+        assert close(sample(pipe, lag=lag), expected[lag]), lag
+    assert close(sample(pipe, lag=True, strength=0.3), weaker)
+    assert close(sample(pipe.set_residual(None)), base)
+
+
+class Counting(AttnProcessor2_0):
+    """A user's processor: prompt-to-prompt and style-aligned have such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __call__(self, *arguments, **named):
+        self.calls += 1
+        return super().__call__(*arguments, **named) * 1.5
+
+
+@pytest.mark.parametrize("subject", [False, True])
+def test_a_users_attention_processor_stays_in_place(pipe, plain, tmp_path, subject):
+    if subject:
+        pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors"), "lora", subject="mug")
+    before = sample(pipe, lag=True)
+    processor = Counting()
+    pipe.unet.set_attn_processor(processor)
+    for lag in LAGS:
+        calls = processor.calls
+        image = sample(pipe, lag=lag)
+        assert processor.calls > calls and pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.processor is processor  # fmt: skip
+        assert not close(image, before)
+    plain.unet.set_attn_processor(Counting())
+    assert close(sample(pipe, strength=0.0, lag=True), sample(plain, BASE_TEXT))
+    pipe.unet.set_attn_processor(AttnProcessor())
+    assert close(sample(pipe, lag=True), before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("ends", [("proj_out",), (*ATTENTION, "proj_in", "conv1")])
+def test_a_style_lora_of_diffusers_before_and_after(pipe, plain, residual, tmp_path, first, ends):
+    """Both act; unloading one leaves the other."""
+    style = write_lora(plain, tmp_path / "style.safetensors", ends=ends, tower=TOWER)
+    ours = sample(pipe)
+    plain.load_lora_weights(str(tmp_path), weight_name=style.name)
+    theirs = sample(plain, BASE_TEXT)
+    if first:
+        pipe.unload_residual("my_mug").load_lora_weights(str(tmp_path), weight_name=style.name)
+        pipe.load_residual(residual, allow_other_base=True)
+    else:
+        pipe.load_lora_weights(str(tmp_path), weight_name=style.name)
+    both = {lag: sample(pipe, lag=lag) for lag in LAGS}
+    assert close(sample(pipe, strength=0.0), theirs)
+    assert all((image - theirs).abs().max() > 1e-3 and (image - ours).abs().max() > 1e-3 for image in both.values())
+    assert not close(both[False], both[True])
+    everywhere = MaskConfig(threshold="otsu", source_blocks="confidence_weighted", policy="scenes")
+    assert close(sample(pipe, "a watercolour painting of a <v*> mug", lag=everywhere), sample(pipe, "a watercolour painting of a <v*> mug"))  # fmt: skip
+    pipe.unload_lora_weights()
+    assert close(sample(pipe), ours)
+
+
+def test_a_style_lora_next_to_a_subject_lora(pipe, plain, tmp_path):
+    style = write_lora(plain, tmp_path / "style.safetensors", ends=(*ATTENTION, "conv1"), tower=TOWER, alpha=1.0)
+    subject = write_lora(plain, tmp_path / "subject.safetensors", tower=TOWER)
+    pipe.load_residual(subject, subject="mug")
+    alone = {lag: sample(pipe, BASE_TEXT, lag=lag) for lag in LAGS}
+    plain.load_lora_weights(str(tmp_path), weight_name=style.name, adapter_name="style")
+    theirs = sample(plain, BASE_TEXT)
+    plain.load_lora_weights(str(tmp_path), weight_name=subject.name, adapter_name="subject")
+    plain.set_adapters(["style", "subject"])
+    pipe.load_lora_weights(str(tmp_path), weight_name=style.name)
+    assert close(sample(pipe, BASE_TEXT), sample(plain, BASE_TEXT)), "the sum of both, as diffusers has it"
+    assert close(sample(pipe, BASE_TEXT, strength=0.0), theirs)
+    assert not close(sample(pipe, BASE_TEXT, lag="auto"), theirs)
+    pipe.unload_lora_weights()
+    assert all(close(sample(pipe, BASE_TEXT, lag=lag), image) for lag, image in alone.items())
+
+
+def ip_adapter(unet) -> dict:
+    """Random weights of an IP-Adapter with two image tokens."""
+    draw, parts = torch.Generator().manual_seed(0), {}
+    layers = [path for path in unet.attn_processors if "attn2" in path]
+    for number, path in enumerate(layers):
+        attn = unet.get_submodule(path.removesuffix(".processor"))
+        for name in ("to_k_ip", "to_v_ip"):
+            parts[f"{2 * number + 1}.{name}.weight"] = torch.randn(attn.to_k.weight.shape, generator=draw) / 5
+    image = {"proj.weight": torch.randn(2 * 24, 6, generator=draw), "proj.bias": torch.zeros(2 * 24)}
+    return {"image_proj": image | {"norm.weight": torch.ones(24), "norm.bias": torch.zeros(24)}, "ip_adapter": parts}
+
+
+@pytest.mark.parametrize("subject", [False, True])
+def test_an_ip_adapter(pipe, plain, tmp_path, subject):
+    embeds = [torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(1))]
+    if subject:
+        pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors"), "lora", subject="mug")
+    without = sample(pipe, lag=True)
+    for each in (pipe, plain):
+        each.load_ip_adapter(ip_adapter(each.unet), subfolder="", weight_name="", image_encoder_folder=None)
+    base = sample(plain, BASE_TEXT, ip_adapter_image_embeds=embeds)
+    images = {lag: sample(pipe, lag=lag, ip_adapter_image_embeds=embeds) for lag in LAGS}
+    assert close(sample(pipe, strength=0.0, lag=True, ip_adapter_image_embeds=embeds), base)
+    for lag, image in images.items():
+        assert not close(image, base) and not close(image, without), lag
+    assert not close(images[True], images[False])
+
+
+# Prompts
+
+
+def test_textual_inversions_come_and_go(pipe, plain):
+    before, masked = sample(pipe), sample(pipe, lag=True)
+    for each in (pipe, plain):
+        each.load_textual_inversion({"<cat>": torch.full((24,), 0.3)})
+    pipe.unload_textual_inversion()
+    plain.unload_textual_inversion()
+    assert close(sample(pipe), before) and close(sample(pipe, lag=True), masked)
+    own = {"<v*>": torch.full((24,), 0.5)}
+    for each in (pipe, plain):
+        each.load_textual_inversion(own)
+    assert close(sample(pipe), before), "the residual that acts has its V*"
+    theirs = sample(plain, TEXT)
+    assert close(sample(pipe.set_residual(None)), theirs), "the base model has the user's"
+    assert close(sample(pipe.unload_residual("my_mug")), theirs)
+    assert not close(theirs, sample(plain, BASE_TEXT))
+
+
+def test_lag_reads_the_positions_that_the_text_encoder_reads(pipe, plain):
+    """A multi-vector embedding before the concept moves its words."""
+    vectors = {"<long>": torch.randn(3, 24, generator=torch.Generator().manual_seed(0))}
+    for each in (pipe, plain):
+        each.load_textual_inversion(vectors)
+    positions = pipe._positions([pipe.residuals["my_mug"]], ["a <long> and a <v*> mug"])[0, 0].nonzero().flatten()
+    ids = plain.tokenizer(plain.maybe_convert_prompt("a <long> and a sks mug", plain.tokenizer)).input_ids
+    words = plain.tokenizer.convert_ids_to_tokens([ids[i] for i in positions])
+    assert words == ["sks</w>", "mug</w>"] and int(positions[0]) == 1 + 6
+
+
+def with_vector(pipe, tmp_path):
+    saved(tiny_unet(), tmp_path / "vector.safetensors", token=torch.linspace(-1, 1, 24))
+    return pipe.load_residual(tmp_path / "vector.safetensors", "vector", allow_other_base=True)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_embeddings_of_encode_prompt(pipe, tmp_path, trained):
+    if trained:
+        without = sample(pipe)
+        with_vector(pipe, tmp_path)
+        assert not close(sample(pipe), without), "V* has its own vector"
+    positive, negative = pipe.encode_prompt(TEXT, "cpu", 1, True)
+    embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    for lag in LAGS:
+        assert torch.equal(sample(pipe, None, lag=lag, **embeds), sample(pipe, lag=lag)), lag
+    both, none = pipe.encode_prompt([TEXT, "a <v*> mug"], "cpu", 2, True)
+    call = {"prompt_embeds": both, "negative_prompt_embeds": none, "latents": noise(count=4)}
+    expected = sample(pipe, [TEXT, TEXT, "a <v*> mug", "a <v*> mug"], lag=True, latents=noise(count=4))
+    assert close(sample(pipe, None, lag=True, **call), expected)
+    with pytest.raises(PersresError, match="the very tensor"):
+        sample(pipe, None, lag=True, **embeds | {"prompt_embeds": positive * 1})
+    assert torch.equal(sample(pipe, None, **embeds | {"prompt_embeds": positive * 1}), sample(pipe)), "no words needed"
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_embeddings_that_a_callback_changes_in_place(pipe, plain, lag):
+    def halved(_pipe, step, _t, values):
+        values["prompt_embeds"].mul_(0.5)
+        return values
+
+    call = {"callback_on_step_end": halved, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    assert not close(sample(pipe, lag=lag, **call), sample(pipe, lag=lag))
+    assert close(sample(pipe, lag=lag, strength=0.0, **call), sample(plain, BASE_TEXT, **call))
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_the_scale_of_diffusers_scales_the_residual(pipe, tmp_path, lag):
+    for name in ("my_mug", "lora"):
+        if name == "lora":
+            pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors", tower=TOWER), "lora", subject="mug")
+        weaker = sample(pipe, lag=lag, cross_attention_kwargs={"scale": 0.4})
+        assert close(weaker, sample(pipe, lag=lag, strength=0.4)) and not close(weaker, sample(pipe, lag=lag))
+        half = sample(pipe, lag=lag, strength=0.8, cross_attention_kwargs={"scale": 0.5})
+        assert close(half, weaker)
+
+
+# Masks
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 40), (40, 72), (56, 24), (36, 52), (4, 4), (8, 4)])
+@pytest.mark.parametrize("subject", [False, True])
+def test_masks_at_any_size(pipe, tmp_path, height, width, subject):
+    if subject:
+        pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors"), "lora", subject="mug")
+    latents = noise(height // 4, width // 4)
+    for guidance in (6.0, 1.0):
+        for lag in (True, "auto"):
+            call = {"height": height, "width": width, "latents": latents, "guidance_scale": guidance}
+            try:
+                sample(pipe, **call)
+            except ValueError:  # a size that diffusers refuses
+                continue
+            output = pipe(TEXT, lag=lag, return_masks=True, **CALL | call)
+            assert output.images.shape[-2:] == (height, width) and output.masks.shape == (1, height // 4, width // 4)
+            assert float(output.masks.min()) >= 0 and float(output.masks.max()) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_masks_where_guidance_ends_early(pipe, plain, count):
+    def end(pipe, step, _t, values):
+        if step == 0:
+            pipe._guidance_scale = 0.0
+            values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[-1]
+        return values
+
+    call = {"callback_on_step_end": end, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    call |= {"num_inference_steps": 3, "latents": noise(count=count)}
+    for lag in (True, "auto"):
+        output = pipe([TEXT] * count, lag=lag, return_masks=True, **CALL | call)
+        assert output.masks.shape == (count, 8, 8)
+    assert close(sample(pipe, [TEXT] * count, strength=0.0, lag=True, **call), sample(plain, [BASE_TEXT] * count, **call))  # fmt: skip
