@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from torch import nn
 
+from persres.errors import PersresError
 from persres.models.call_hooks import CallHooks, watching_heads
 
 
@@ -21,6 +22,16 @@ def is_plain(attn: nn.Module) -> bool:
     """Whether this is Stable Diffusion's attention: no norm of inputs or heads, no second source of keys, no skip connection."""
     extras = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross, attn.added_kv_proj_dim)
     return not any(part is not None and part is not False for part in extras) and not attn.residual_connection
+
+
+def check_unfused(path: str, model: nn.Module) -> None:
+    """Raises PersresError where a layer is a query, key or value that its fused attention would pass by."""
+    parent, _, name = path.rpartition(".")
+    fused = isinstance(getattr(model.get_submodule(parent), "processor", None), FusedAttnProcessor2_0)
+    if fused and name in ("to_q", "to_k", "to_v"):
+        raise PersresError(
+            f"{path} is fused with others, and a delta on it would not act; call unfuse_qkv_projections() first"
+        )
 
 
 def split_heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:

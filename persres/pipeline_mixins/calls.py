@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import nn
 
@@ -102,6 +103,7 @@ class ResidualCallMixin:
             rule = self._prepared(residuals, call.arguments, lag, uncond_rule)
             if rule is not None:
                 rule.record = return_masks
+            _isolate_callback(call.arguments)
             passes = self._enter(stack, residuals, rule, scale)
             output = plain(*call.args, **call.kwargs)
         return self._with_masks(output, passes) if return_masks else output
@@ -190,3 +192,18 @@ class ResidualCallMixin:
         if isinstance(output, tuple):
             return (*output, masks)
         return PersonalizedOutput(output.images, getattr(output, "nsfw_content_detected", None), masks)
+
+
+def _isolate_callback(arguments: dict[str, Any]) -> None:
+    """Let the callback run outside the call's hooks: it may run the U-Net, in this pipeline or another."""
+    callback = arguments.get("callback_on_step_end")
+    if callback is None:
+        return
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # as diffusers does with these
+        arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+
+    def isolated(*step: Any, **named: Any) -> Any:
+        with OutsideCalls():
+            return callback(*step, **named)
+
+    arguments["callback_on_step_end"] = isolated

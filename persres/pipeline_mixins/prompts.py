@@ -40,9 +40,11 @@ def with_rare_tokens(text: str, rare: Mapping[str, str]) -> str:
 
 
 def prompt_list(prompt: str | list[str] | None) -> list[str]:
-    """One prompt, several or none, as a list."""
+    """One prompt, several or none, as a list. Raises ValueError for another type, as diffusers does."""
     if prompt is None:
         return []
+    if not isinstance(prompt, str | list | tuple):
+        raise ValueError(f"`prompt` has to be of type `str` or `list` but is {type(prompt)}")
     return [prompt] if isinstance(prompt, str) else list(prompt)
 
 

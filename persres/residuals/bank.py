@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from persres.errors import PersresError
+from persres.models.attention import check_unfused
 from persres.models.call_hooks import CallHooks, innermost
 from persres.models.weight_patching import patched_weights
 from persres.residuals.lora import Delta
@@ -209,6 +210,7 @@ def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Ite
         hooks.add_after(innermost(unet.get_submodule(path)), after)
 
     for index, target in enumerate(bank.targets):
+        check_unfused(target.path, unet)
         add(index, target.path)
     with hooks:
         yield

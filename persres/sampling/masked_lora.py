@@ -25,7 +25,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from persres.models.attention import watch_heads
+from persres.models.attention import check_unfused, watch_heads
 from persres.models.call_hooks import CallHooks, innermost, unwrapped
 from persres.residuals.bank import Routing
 from persres.residuals.lora import Delta
@@ -149,6 +149,7 @@ def masked_lora_hooks(
         for path, block in blocks.items():
             _watch(path, block, hooks, masks, products)
     for path, product in products.items():
+        check_unfused(path, unet)
         block = next((b for b in blocks if path.startswith(f"{b}.")), None)
         _act(path, product, unet.get_submodule(path.rpartition(".")[0]), block, hooks, masks)
     with hooks:

@@ -58,6 +58,8 @@ def otsu_means(attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
 
     The separation is the variance between the classes over the total variance, 0 to 1; 0 for a flat row.
     """
+    if attention.shape[1] == 1:  # one pixel is no two classes
+        return attention, attention, torch.zeros_like(attention[:, 0])
     ordered = attention.sort(dim=1).values
     count, sums = ordered.shape[1], ordered.cumsum(1)
     k = torch.arange(1, count, device=attention.device, dtype=attention.dtype)

@@ -195,7 +195,9 @@ def test_keys_and_values_are_blended_by_query(unet):
     rule = MaskRule(torch.zeros(1, 1, 24).index_fill_(2, torch.tensor([2]), 1.0), mask_config=AUTO)  # fmt: skip
     text = torch.randn((1, 24, 24), generator=generator("text"))
     with torch.no_grad(), masked_lora_hooks(unet, deltas, Routing.everywhere(1), rule):
-        attn.register_forward_hook(lambda _m, _args, output: seen.update(out=output))  # the last hook: after the blending
+        attn.register_forward_hook(
+            lambda _m, _args, output: seen.update(out=output)
+        )  # the last hook: after the blending
         unet(noise(), torch.tensor(500), encoder_hidden_states=text)
         query, key, value = attn.to_q(seen["x"]), attn.to_k(text), attn.to_v(text)
     weights = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
