@@ -27,7 +27,9 @@ from persres.exports.verify import largest_difference
 from persres.measured_runs import PREFLIGHT
 from persres.methods.common.registry import make_profile
 from persres.metrics.paper_figures import MODEL, PAPER
-from persres.readiness import hub_problem
+from persres.models.diffusion import load_tokenizer
+from persres.models.text_encoding import rare_token_id
+from persres.readiness import check_models
 from persres.residuals.file import load_residual
 from persres.units.context import Context
 from persres.units.costs import FOLDER, SAMPLE, TRAIN
@@ -176,7 +178,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def _run(results: Results) -> list[Check]:
     """The checks of the models and of the stages, up to the first that fails."""
-    checks = [_checked("rare token", "one token", _token, results)]
+    checks = [_checked("models", "they load, and the rare token is one token", _models, results)]
     for stage in STAGES if checks[0].state == "pass" else ():
         try:
             run_stage(stage, results.context)
@@ -203,16 +205,17 @@ def _checked(name: str, expected: str, check: Answer, results: Results) -> Check
     return Check(name, "pass", measured, expected) if holds else Check(name, "fail", measured, expected, fix)
 
 
-def _token(results: Results) -> tuple[bool, str, str]:
-    from persres.models.diffusion import load_tokenizer
-    from persres.models.text_encoding import rare_token_id
-    from persres.stages.checks import check_profile
+def _models(results: Results) -> tuple[bool, str, str]:
+    finding = check_models(results.profile)
+    return finding.state == "ok", finding.says, finding.fix
 
+
+def _token(results: Results) -> tuple[bool, str, str]:
     base = results.profile.base
-    if (reason := hub_problem(base.model)) is not None:
-        raise PersresError(f"{base.model} is not available ({reason})")
-    check_profile(results.profile)
-    return True, f"{base.rare_token!r} is token {rare_token_id(load_tokenizer(base), base.rare_token)}", ""
+    number = rare_token_id(
+        load_tokenizer(base), base.rare_token
+    )  # raises for several tokens, as the models' check does
+    return True, f"{base.rare_token!r} is token {number}", ""
 
 
 def _size(results: Results) -> tuple[bool | None, str, str]:
@@ -275,6 +278,7 @@ def _time(results: Results) -> tuple[bool | None, str, str]:
 
 
 CHECKS: tuple[tuple[str, str, Answer], ...] = (
+    ("rare token", "one token", _token),
     ("residual", f"{PARAMETERS[MODEL]:,} parameters in {LAYERS[MODEL]} layers", _size),
     ("base CLIP text", f"the known range; paper, {MODEL}: {BASE_TEXT:.2f}", _text),
     ("DINO, base to ours", f"a gain of {DINO_GAIN} (paper: 0.275 on its benchmark)", _gain),

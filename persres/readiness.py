@@ -109,12 +109,15 @@ def _unreachable(url: str) -> str | None:
 
 
 def _models(planned: Planned) -> Finding:
-    """Loads what the base model's first stage reads, and the encoders: whatever is missing would end the run after hours."""
+    return check_models(planned.profile)
+
+
+def check_models(profile: Profile) -> Finding:
+    """Whether the base model's small files and both encoders load: whatever is missing would end a run after hours."""
     from persres.metrics.clip_scores import load_clip
     from persres.metrics.dino_scores import load_dino
     from persres.stages.checks import check_folders, check_profile
 
-    profile = planned.profile
     if (reason := hub_problem(profile.base.model)) is not None:
         fix = "connect to the hub, accept the model's licence there if it asks for one, or give a folder as base.model"
         return Finding("models", "fails", f"{profile.base.model} is not available ({reason})", fix)

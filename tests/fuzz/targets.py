@@ -180,7 +180,8 @@ def lora_file(alpha: Any = 2.0) -> bytes:
 def params() -> tuple[Any, ...]:
     """The shipped profiles mini and photos, aliases written out."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return tuple({"profile": name, name: raw[name]} for name in ("mini", "photos"))
+    alone = tuple({"profile": name, name: raw[name]} for name in ("mini", "photos"))
+    return (*alone, {"profile": "paper", "table1": raw["table1"], "paper": raw["paper"]})  # one that extends another
 
 
 CONCEPT = {

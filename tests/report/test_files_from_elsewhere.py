@@ -151,6 +151,13 @@ def test_any_settings_and_scores_are_compared_as_text_and_json(tmp_path):
     assert compare.as_text(changes).replace("\n", "").isprintable() and json.loads(compare.as_json(changes))
 
 
+def test_settings_that_a_version_inherits_are_compared(tmp_path):
+    params = "profile: p\nq: {train: {lr: 1, steps: 2}}\np: {extends: q, train: {lr: 3}}"
+    changes = compare.differences("v1", "v2", Version(tmp_path, params, GOOD))
+    settings = compare._settings(Version(tmp_path, params, GOOD), "v1")
+    assert settings == {"profile": "p", "train.lr": 3, "train.steps": 2} and changes["settings"] == {}
+
+
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff\xfe\xff", b'"'], ids=repr)
 def test_a_table_of_a_version_that_is_none(tmp_path, data):
     with pytest.raises(PersresError, match=r"table1?\.csv") as error:
@@ -169,6 +176,9 @@ def test_a_table_of_a_version_that_is_none(tmp_path, data):
         "profile: p",
         "profile: p\np: 5",
         "p: {}",
+        "profile: p\np: {extends: q}",
+        "profile: p\np: {extends: p}",
+        "profile: p\np: {extends: [q]}\nq: {}",
         "{",
         "profile: p\np: {a: 0x" + "f" * 5000 + "}",
     ],

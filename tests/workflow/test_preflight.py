@@ -164,7 +164,7 @@ def test_a_model_that_fails_is_the_first_check_and_the_rest_is_skipped(repo, tmp
     report = preflight("mine", broken, None, tmp_path)
     assert [check.state for check in report.checks] == ["fail"] + ["skipped"] * len(CHECKS)
     assert report.checks[0].fix and report.failed == [report.checks[0]]
-    assert "fail    rare token" in report.text() and json.loads(report.as_json())["checks"][0]["state"] == "fail"
+    assert "fail    models" in report.text() and json.loads(report.as_json())["checks"][0]["state"] == "fail"
 
 
 def test_the_report_is_plain_text():
