@@ -50,8 +50,11 @@ def pipeline_name(model: str | Path) -> str:
     """Returns the class name of a model's pipeline. Raises PersresError where it can't be read."""
     from diffusers import DiffusionPipeline
 
+    path = Path(located(str(model)))
     if is_single_file(model):
-        return SDXL if family_of(Path(located(str(model)))) == "sdxl" else PIPELINES[0]
+        return SDXL if family_of(path) == "sdxl" else PIPELINES[0]
+    if path.is_dir():
+        _index(path)
     try:
         return DiffusionPipeline.load_config(located(str(model)))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -203,9 +203,22 @@ def test_a_folder_without_a_part_that_is_needed_names_it(folder):
     shutil.rmtree(folder / "vae")
     with pytest.raises(PersresError, match=r"has no folder vae, which its model_index\.json names"):
         load_pipeline(folder)
-    (folder / "model_index.json").unlink()
-    with pytest.raises(PersresError, match=r"model_index\.json"):
-        load_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "fix"),
+    [
+        (("a.safetensors", "b.safetensors"), r"give the file, .*a\.safetensors"),
+        (("notes.txt",), "give a folder that diffusers saved, or one safetensors file"),
+        ((), "give a folder that diffusers saved"),
+    ],
+)
+def test_a_folder_that_is_no_diffusers_model_says_what_to_give(tmp_path, files, fix):
+    for name in files:
+        (tmp_path / name).touch()
+    for load in (load_pipeline, pipeline_name):
+        with pytest.raises(PersresError, match=rf"has no model_index\.json, so it is no diffusers model; {fix}"):
+            load(tmp_path)
 
 
 def to_bin(folder):
