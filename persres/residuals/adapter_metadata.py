@@ -51,6 +51,8 @@ class AdapterConfig(BaseModel):
     r: Positive = Field(None)
     rank_pattern: dict[str, Positive] | None = None
     use_rslora: bool | None = None
+    # The others (PiSSA, OLoRA, CorDA, LoftQ) change the base model's weights too, which no file of the adapter has.
+    init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] | None = None
 
     def scale(self, layer: str, rank: int) -> float:
         """Returns PEFT's scaling of a layer; 1 where the file has no alpha, as in diffusers."""

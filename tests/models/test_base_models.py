@@ -26,6 +26,7 @@ from persres.models.diffusion import load_diffusion, load_scheduler, load_tokeni
 from persres.models.loading import model_identity
 from persres.models.single_file import FIRST_LAYER
 from tests.conftest import ROOT
+from tests.support.family_models import narrow
 from tests.support.single_files import save_single_file
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -99,6 +100,24 @@ def test_sdxl_is_recognised_by_its_second_text_encoder(tmp_path):
     save_file({name: torch.ones(4, 4) for name in names}, tmp_path / "x.safetensors")
     assert pipeline_name(tmp_path / "x.safetensors") == "StableDiffusionXLPipeline"
     assert config_source(tmp_path / "x.safetensors") == "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def test_one_file_of_sdxl_has_the_weights_of_its_folder(tmp_path):
+    from persres.experiments.benchmarks.families import build_pipeline
+    from persres.experiments.miniworld_training.tokenizer import write_tokenizer
+
+    write_tokenizer(tmp_path / "words", 77)
+    words = len(json.loads((tmp_path / "words" / "vocab.json").read_text()))
+    # OpenCLIP's projection is square, and diffusers counts on that.
+    second, unet = {"projection_dim": 48}, {"projection_class_embeddings_input_dim": 48 + 6 * 16}
+    pipe = build_pipeline(narrow("sdxl", words).changed(second=second, unet=unet), tmp_path / "words")
+    pipe.save_pretrained(tmp_path / "model")
+    path = save_single_file(tmp_path / "model", tmp_path / "model.safetensors", layers=2)
+    loaded = load_pipeline(path)
+    assert type(loaded).__name__ == "StableDiffusionXLPipeline"
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        state = getattr(loaded, part).state_dict()
+        assert all(torch.equal(state[key], value) for key, value in getattr(pipe, part).state_dict().items()), part
 
 
 def converted(error, monkeypatch) -> str:

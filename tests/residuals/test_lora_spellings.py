@@ -251,6 +251,7 @@ SCALES = {
     "rsLoRA": ({"use_rslora": True}, 2 / 8**0.5),
     "alpha_pattern": ({"alpha_pattern": {LAYER: 16}}, 16 / 8),
     "alpha = rank": ({"lora_alpha": 8}, 1.0),
+    "alpha with another start": ({"init_lora_weights": "gaussian"}, 2 / 8),
 }
 
 
@@ -284,6 +285,8 @@ WRONG_FOLDERS = {
     "no config": (None, r"has PEFT's keys, whose scale is in adapter_config\.json, which is not next to it"),
     "another kind": (CONFIG | {"peft_type": "LOHA"}, "peft_type"),
     "DoRA": (CONFIG | {"use_dora": True}, "use_dora"),
+    "another base, PiSSA": (CONFIG | {"init_lora_weights": "pissa"}, "init_lora_weights"),
+    "another base, OLoRA": (CONFIG | {"init_lora_weights": "olora"}, "init_lora_weights"),
     "no alpha": ({key: value for key, value in CONFIG.items() if key != "lora_alpha"}, "lora_alpha"),
     "alpha text": (CONFIG | {"lora_alpha": "2"}, "lora_alpha"),
     "an expression": (CONFIG | {"alpha_pattern": {"(a+)+": 2}}, "is not a layer's name"),

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x pipeline folder as one safetensors file in the original (LDM) layout, by the names that A1111 and ComfyUI use."""
+"""A pipeline folder of Stable Diffusion 1.x or XL as one safetensors file in the original (LDM) layout, by the names that A1111 and ComfyUI use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from persres.residuals.ldm_names import ldm_name
 
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2"}
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+_OPEN_CLIP = {
+    "encoder.layers.": "transformer.resblocks.",
+    "self_attn.": "attn.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+}
 
 
 def unet_keys(folder: Path, layers: int) -> dict[str, torch.Tensor]:
@@ -58,10 +71,31 @@ def vae_keys(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def text_keys(folder: Path) -> dict[str, torch.Tensor]:
-    """The text encoder's tensors under the original names."""
+    """The text encoders' tensors under the original names: CLIP's are transformers', OpenCLIP's are its own."""
     tensors = load_file(folder / "text_encoder" / "model.safetensors")
     names = {key: key if key.startswith("text_model.") else f"text_model.{key}" for key in tensors}
-    return {f"cond_stage_model.transformer.{names[key]}": value for key, value in tensors.items()}
+    two = (folder / "text_encoder_2").is_dir()
+    start = "conditioner.embedders.0.transformer" if two else "cond_stage_model.transformer"
+    keys = {f"{start}.{names[key]}": value for key, value in tensors.items()}
+    return keys | (open_clip_keys(load_file(folder / "text_encoder_2" / "model.safetensors")) if two else {})
+
+
+def open_clip_keys(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """SDXL's second text encoder: queries, keys and values in one matrix, the projection transposed."""
+    keys, start = {}, "conditioner.embedders.1.model"
+    for key, value in tensors.items():
+        name = key.removeprefix("text_model.")
+        if "_proj." in name and ".out_proj." not in name:
+            continue
+        for ours, original in _OPEN_CLIP.items():
+            name = name.replace(ours, original)
+        keys[f"{start}.{name}"] = value.T if name == "text_projection" else value
+    for layer in sorted({key.partition(".self_attn.")[0] for key in tensors if ".self_attn." in key}):
+        number = layer.rpartition(".")[2]
+        for kind in ("weight", "bias"):
+            parts = [tensors[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            keys[f"{start}.transformer.resblocks.{number}.attn.in_proj_{kind}"] = torch.cat(parts)
+    return keys
 
 
 def save_single_file(folder: Path, path: Path, layers: int = 1, **changes: torch.Tensor | None) -> Path:
