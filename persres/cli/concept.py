@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import LARGEST_SEED, Device, Dtype, Json, Params, finite, path, words
+from persres.cli.options import (
+    LARGEST_SEED,
+    Device,
+    Dtype,
+    Json,
+    Params,
+    base_model,
+    finite,
+    path,
+    usable_device,
+)
 
 
 def personalize(
@@ -39,11 +49,11 @@ def personalize(
         typer.Option(help="center square; pad: the whole photo with a border; bucket: its aspect. Default: center"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(callback=words, help="base model, a hub name or a folder; default: the profile's")
+        str | None, typer.Option(callback=base_model, help="base model, a hub name or a folder; default: the profile's")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="of the base model; default: the profile's")] = None,
     device: Annotated[
-        str | None, typer.Option(callback=words, help="cpu, cuda, mps or auto; default: the profile's")
+        str | None, typer.Option(callback=usable_device, help="cpu, cuda, mps or auto; default: the profile's")
     ] = None,
     preview_every: Annotated[int, typer.Option(min=0, help="steps between two previews of the training; 0: none")] = 50,
     as_json: Json = False,
@@ -88,7 +98,7 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            callback=words,
+            callback=base_model,
             help="another copy of the base model, a hub name, a folder or one safetensors file; a LoRA's base model",
         ),
     ] = None,
@@ -140,7 +150,7 @@ def import_file(
     lora: Annotated[
         Path, typer.Argument(parser=path, help="a LoRA of output projections, with PEFT's or kohya's keys")
     ],
-    model: Annotated[str, typer.Option(callback=words, help="its base model, a hub name, a folder or one file")],
+    model: Annotated[str, typer.Option(callback=base_model, help="its base model, a hub name, a folder or one file")],
     macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
     name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
     rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from persres.errors import PersresError
-from persres.untrusted.text import plain_text
+from persres.package_paths import SCHEME
+from persres.untrusted.text import plain_text, printable
 
 LONGEST_PATH = 4096
 LARGEST_SEED = 2**63 - 1
+HUB_NAME, HUB_EXAMPLE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?"), "stable-diffusion-v1-5/stable-diffusion-v1-5"
+MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")  # as in persres/config/schema.py
 
 
 def path(text: str | Path) -> Path:
@@ -36,6 +41,26 @@ def words(text: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from error
 
 
+def base_model(text: str | None) -> str | None:
+    """A base model that a user typed. Raises typer.BadParameter for what is neither a name of the hub nor a file or folder, which a mistyped
+    path is."""
+    name = words(text)
+    if name is None or name.startswith(SCHEME) or Path(name).exists():
+        return name
+    if HUB_NAME.fullmatch(name) and not name.endswith(MODEL_FILES):
+        return name
+    raise typer.BadParameter(
+        f"no file or folder {printable(name, 200)}; give one, or a name of the hub such as {HUB_EXAMPLE}"
+    )
+
+
+def usable_device(text: str | None) -> str | None:
+    """A device that a user typed. Raises typer.BadParameter for what is none on any machine."""
+    if text is not None and not DEVICE.fullmatch(words(text)):
+        raise typer.BadParameter(f"{printable(repr(text), 100)} is no device; give cpu, cuda, cuda:1, mps or auto")
+    return text
+
+
 def finite(number: float | None) -> float | None:
     """A number that a user typed. Raises typer.BadParameter for nan, which passes every comparison, and infinity."""
     if number is not None and not math.isfinite(number):
@@ -55,7 +80,7 @@ Remote = Annotated[
     str | None, typer.Option(help="DVC remote, which may have your credentials; default: the repository's")
 ]
 Endpoint = Annotated[str | None, typer.Option(help="address of the S3 server from this machine; it may have them too")]
-Device = Annotated[str, typer.Option(callback=words, help="cpu, cuda, mps or auto")]
+Device = Annotated[str, typer.Option(callback=usable_device, help="cpu, cuda, mps or auto")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 DATA, WORK = Path("data"), Path(".work")

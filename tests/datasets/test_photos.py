@@ -27,6 +27,7 @@ from persres.images import (
 )
 from persres.methods.common.registry import load_profile
 from persres.methods.common.train_units import read_training_data
+from persres.methods.ours import Ours
 from persres.personalization import _stage
 from persres.prompts import PROMPT_GROUPS
 from persres.stages.fetch import fetch
@@ -226,7 +227,10 @@ def test_a_photo_is_decoded_once_and_copied_once(tmp_path, monkeypatch):
     copy_concept(find_photos(tmp_path / "staged" / "mug0"), Concept("mug0", "mug", "mug", ()), tmp_path / "concepts")
     copies = list_photos(tmp_path / "concepts" / "mug0" / "images")
     refs = [SimpleNamespace(path=str(path)) for path in copies]
-    spec = SimpleNamespace(base=Base(resolution=32), photos=refs, class_images=None, concept="mug0", macro_class="mug")
+    base, settings = Base(resolution=32), Ours()
+    spec = SimpleNamespace(
+        base=base, settings=settings, photos=refs, class_images=None, concept="mug0", macro_class="mug"
+    )
     assert len(read_training_data(spec).photos) == len(decodes) == 3
     files = [path for path in tmp_path.rglob("*.png") if not path.is_symlink()]
     assert len(files) == 2 * 3, "the user's files and one copy of each"

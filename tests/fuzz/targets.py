@@ -448,7 +448,7 @@ def read_other_settings(folder: Path, data: bytes) -> object:
 def read_other_table(path: Path) -> object:
     """The table of another's version."""
     repository = SimpleNamespace(files=lambda rev, folder: [StoredFile(compare.MAIN, MD5)], read=lambda rev, file: path)
-    return compare._table(repository, "v1")  # type: ignore[arg-type]
+    return compare.main_table(repository, "v1")  # type: ignore[arg-type]
 
 
 TABLE = b"config,clip_text,clip_text_low,dino,dino_low\nours,0.7,0.6,0.5,0.4\nbase,0.8,0.7,0.3,0.2\n"
