@@ -118,10 +118,11 @@ def preflight(
     """Train and sample one concept on a profile's real models and compare with known answers. Exit code 1 if a check fails."""
     from persres.config.load import read_profile
     from persres.methods.common.registry import load_profile
-    from persres.preflight import preflight as run_checks
-    from persres.preflight import write_report
 
     settings = load_profile(params_file(params), profile)
+    from persres.preflight import preflight as run_checks  # imports torch and diffusers
+    from persres.preflight import write_report
+
     report = run_checks(read_profile(params_file(params), profile)[1], settings, concept, work)
     write_report(report, out)
     print(f"{report.text()}\n\n{out}")

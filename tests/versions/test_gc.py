@@ -13,7 +13,7 @@ from persres.errors import PersresError
 from persres.versions.gc import collect_garbage, named_digests
 from persres.versions.git_dvc import git
 
-BROKEN = {  # a commit's dvc.yaml that DVC can't read today
+UNREADABLE = {  # a commit's dvc.yaml that DVC can't read today
     "a file of vars that is gone": "vars: [gone.yaml]\nstages:\n  train: {cmd: 'echo ${lr}', outs: [data]}\n",
     "a variable that is gone": "stages:\n  train: {cmd: 'echo ${gone}', outs: [data]}\n",
     "vars from params that are gone": "vars: ['params.yaml:gone']\nstages:\n  train: {cmd: 'echo ${gone.lr}', outs: [data]}\n",
@@ -76,9 +76,9 @@ def clone(tmp_path) -> Clone:
     return Clone(tmp_path)
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("case", UNREADABLE)
 def test_a_commit_that_dvc_cannot_read_loses_nothing(clone, case):
-    clone.commit(BROKEN[case], clone.folder(b"old dog", b"old mug"))
+    clone.commit(UNREADABLE[case], clone.folder(b"old dog", b"old mug"))
     git(clone.work, "rm", "-q", "--cached", "dvc.yaml")
     clone.commit(SOUND, clone.folder(b"new dog"))
     clone.put(b"stray" * 1000)
