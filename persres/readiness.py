@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from persres.config.load import read_profile
 from persres.config.schema import Profile
 from persres.datasets import customconcept101, dreambooth
 from persres.doctor import Finding, as_text
 from persres.errors import PersresError
-from persres.estimate import COPIES, Line, totals
+from persres.estimate import COPIES, Line, make_estimate, read_measured_seconds, totals
+from persres.estimate import as_text as estimate_table
+from persres.measured_runs import earlier_runs
+from persres.methods.common.registry import load_profile
 from persres.package_paths import located
 from persres.units.disk import folder_bytes
 
@@ -33,6 +37,15 @@ class Planned:
     profile: Profile
     work: Path
     lines: list[Line]
+
+
+def planned_run(params: Path, profile: str | None, data: Path, work: Path) -> tuple[Planned, str]:
+    """A run with a profile, or with the selected one, and its estimate as text. Raises PersresError where the profile is invalid."""
+    name, settings = read_profile(params, profile)[1], load_profile(params, profile)
+    seconds = read_measured_seconds(data / "bench" / "gpu.json", settings.base.dtype)
+    runs = earlier_runs(work, settings)
+    lines = make_estimate(settings, seconds, runs)
+    return Planned(name, settings, work, lines), estimate_table(lines, seconds, settings, runs)
 
 
 def check_ready(planned: Planned, yes: bool) -> str:

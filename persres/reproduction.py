@@ -14,38 +14,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from persres.config.load import read_params
 from persres.errors import PersresError
-from persres.estimate import as_text, make_estimate, read_measured_seconds
-from persres.measured_runs import earlier_runs
 from persres.methods.common.registry import load_profile
-from persres.readiness import Planned
 from persres.units.files import write_atomic
 from persres.untrusted.documents import parse_yaml, read_yaml
 from persres.versions.tracked import Lock
 
 log = logging.getLogger(__name__)
-PARAMS, LOCK, PIPELINE = "params.yaml", "dvc.lock", "dvc.yaml"
-
-
-def planned_run(profile: str | None, folder: Path = Path(), work: Path = Path(".work")) -> tuple[Planned, str]:
-    """A run of a checkout, with a profile or with the selected one, and its estimate as text.
-
-    Raises PersresError outside of a checkout, and where the profile is invalid.
-    """
-    if not (folder / PIPELINE).exists():
-        raise PersresError(
-            f"no {PIPELINE} in {folder.absolute()}; run in a clone of the repository, or use persres run"
-        )
-    params, data = folder / PARAMS, folder / "data"
-    name = profile or read_params(params)["profile"]
-    settings = load_profile(params, name)
-    seconds, runs = (
-        read_measured_seconds(data / "bench" / "gpu.json", settings.base.dtype),
-        earlier_runs(folder / work, settings),
-    )
-    lines = make_estimate(settings, seconds, runs)
-    return Planned(name, settings, folder / work, lines), as_text(lines, seconds, settings, runs)
+PARAMS, LOCK = "params.yaml", "dvc.lock"
 
 
 def reproduce(profile: str, folder: Path = Path()) -> None:

@@ -1,4 +1,4 @@
-"""Commands of a run: run, show, compare; and before one: profile, estimate, doctor."""
+"""Commands of a run: run, repro, show, compare; and before one: profile, settings, estimate, preflight, doctor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from typing import Annotated, Literal
 import typer
 
 from persres.cli.command import Command
-from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file, path
+from persres.cli.options import DATA, WORK, Data, Json, Params, Profile, Work, params_file, path, words
+from persres.errors import PersresError
 from persres.stages import POOLED, STAGES
 
 Stage = Literal[STAGES]
+
+
+def _checked(params: Path | None, profile: str | None) -> Path:
+    """The settings file. Raises PersresError, before anything heavy is imported, where it lacks the profile."""
+    from persres.config.load import read_profile
+
+    file = params_file(params)
+    read_profile(file, profile)
+    return file
 
 
 def run(
@@ -23,21 +33,22 @@ def run(
 ) -> None:
     """Run the whole pipeline, or one stage as DVC does. Finished units are not run again. If a variant fails, the others
     go on, and the command fails at the end."""
+    file = _checked(params, profile)
     from persres.config.load import read_setting
     from persres.units.pool import warm_up
 
     pooled = stage or "train"
-    if pooled in POOLED and read_setting(params_file(params), profile, "runtime", "workers") != 1:
+    if pooled in POOLED and read_setting(file, profile, "runtime", "workers") != 1:
         warm_up(f"persres.stages.{pooled}")  # a worker imports diffusers while this process does the same
     from persres.workflow import load_context, run_chain, run_stage
 
-    context = load_context(params_file(params), profile, data, work)
+    context = load_context(file, profile, data, work)
     if stage is not None:
         run_stage(stage, context)
         return
     from persres.stages.settings import write_settings
 
-    write_settings(params_file(params), profile, data)
+    write_settings(file, profile, data)
     if (failure := run_chain(context)) is not None:
         raise failure
 
@@ -60,6 +71,7 @@ def select_profile(
     profile: str, params: Annotated[Path, typer.Option(parser=path, help="the file to change")] = Path("params.yaml")
 ) -> None:
     """Select the profile that DVC and every command use: changes one line of params.yaml."""
+    _checked(params, profile)
     from persres.reproduction import select
 
     select(params, profile)
@@ -71,10 +83,13 @@ def repro(
     yes: Annotated[bool, typer.Option("--yes", help="start a run of hours, or of more than 100 GB")] = False,
 ) -> None:
     """Check GPU, disk, dataset and models, then select the profile and run dvc repro. A failure leaves params.yaml and data/ as they were."""
-    from persres.readiness import check_ready
-    from persres.reproduction import planned_run, reproduce
+    if not Path("dvc.yaml").exists():
+        raise PersresError(f"no dvc.yaml in {Path().absolute()}; run in a clone of the repository, or use persres run")
+    file = _checked(Path("params.yaml"), profile)
+    from persres.readiness import check_ready, planned_run
+    from persres.reproduction import reproduce
 
-    planned, text = planned_run(profile)
+    planned, text = planned_run(file, profile, DATA, WORK)
     print(f"{text}\n", flush=True)
     print(check_ready(planned, yes), flush=True)
     reproduce(planned.name)
@@ -87,12 +102,13 @@ def settings(
     out: Annotated[Path | None, typer.Option(parser=path, help="write them into this file")] = None,
 ) -> None:
     """Print the settings of a profile with what it inherits (extends), without the paper's defaults. DVC watches them."""
+    file = _checked(params, profile)
     from persres.methods.common.registry import load_profile
     from persres.stages.settings import settings_text
     from persres.units.files import write_atomic
 
-    load_profile(params_file(params), profile)  # all problems at once, before the first stage
-    text = settings_text(params_file(params), profile)
+    load_profile(file, profile)  # all problems at once, before the first stage
+    text = settings_text(file, profile)
     if out is None:
         print(text, end="")
     else:
@@ -101,29 +117,34 @@ def settings(
 
 def estimate(params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
     """Print units, images, GPU hours and disk of a run before it starts, by the seconds of earlier runs where there are some."""
+    file = _checked(params, profile)
     from persres.estimate import estimate_text
 
-    print(estimate_text(params_file(params), profile, data, work))
+    print(estimate_text(file, profile, data, work))
 
 
 def preflight(
     params: Params = None,
     profile: Profile = None,
     concept: Annotated[
-        str | None, typer.Option(help="of the profile's dataset; the paper's: a DreamBooth subject")
+        str | None, typer.Option(callback=words, help="of the profile's dataset; the paper's: a DreamBooth subject")
     ] = None,
     out: Annotated[Path, typer.Option(parser=path, help="report to attach to an issue")] = DATA / "preflight.json",
     work: Work = WORK,
 ) -> int:
     """Train and sample one concept on a profile's real models and compare with known answers. Exit code 1 if a check fails."""
+    file = _checked(params, profile)
+    if out.is_dir():
+        raise PersresError(f"--out {out} is a folder; give a file, e.g. {out / 'preflight.json'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     from persres.config.load import read_profile
     from persres.methods.common.registry import load_profile
 
-    settings = load_profile(params_file(params), profile)
+    settings = load_profile(file, profile)
     from persres.preflight import preflight as run_checks  # imports torch and diffusers
     from persres.preflight import write_report
 
-    report = run_checks(read_profile(params_file(params), profile)[1], settings, concept, work)
+    report = run_checks(read_profile(file, profile)[1], settings, concept, work)
     write_report(report, out)
     print(f"{report.text()}\n\n{out}")
     return int(bool(report.failed))

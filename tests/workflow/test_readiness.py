@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,3 +132,33 @@ def test_the_profile_of_table_1_is_the_papers_without_its_ablations(repo):
 def test_make_repro(repo, given, lines):
     listed = subprocess.run(["make", "-n", "repro", *given], cwd=repo, capture_output=True, text=True, check=True)
     assert [line.strip() for line in listed.stdout.splitlines()][-len(lines) :] == lines
+
+
+@pytest.mark.parametrize("command", ["repro", "preflight", "settings", "estimate", "run"])
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("profile: a\na: {}\n", "no profile 'none'"),
+        ("profile: a\nnone: {extends: b}\n", "must name one other profile"),
+        ("profile: [a]\n", "the key 'profile'"),
+    ],
+)
+def test_a_wrong_profile_is_refused_before_torch_is_imported(tmp_path, command, params, message):
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text(params)
+    code = "import sys; from persres.cli.main import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "--profile", "none"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "params.yaml"]
+
+
+def test_a_report_that_is_a_folder_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["preflight", "--profile", "mini", "--out", "."]) == 1
+    assert "--out . is a folder" in capsys.readouterr().err
