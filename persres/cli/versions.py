@@ -26,11 +26,12 @@ def list_versions(
     remote: Remote = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
+    details: Annotated[bool, typer.Option("--details", help="with --json: objects in place of names")] = False,
 ) -> None:
     """List published versions with date, concepts, main score and message, or the residuals of one."""
     from persres.versions.listing import listed
 
-    print(listed(_repository(repo, remote, endpoint), rev, as_json))
+    print(listed(_repository(repo, remote, endpoint), rev, as_json, details))
 
 
 def pull(
@@ -130,6 +131,7 @@ COMMANDS = {
         list_versions,
         (
             "persres list --repo https://github.com/you/your-persres   (versions, newest first)",
+            "persres list --json --details | jq '.[] | [.version, .score[2]]'",
             "persres list --rev v2 --json   (residuals of one version)",
         ),
     ),

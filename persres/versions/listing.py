@@ -40,9 +40,13 @@ class Version:
         return f"{self.version:<{width}}  {self.date[:10]}  {concepts}  {score}  {self.message}".rstrip()
 
 
-def listed(repository: Repository, rev: str | None, as_json: bool) -> str:
-    """The versions, newest first, or the residuals of version ``rev``. Raises PersresError if the repository can't be read."""
+def listed(repository: Repository, rev: str | None, as_json: bool, details: bool = False) -> str:
+    """The versions, newest first, or the residuals of version ``rev``. As JSON, versions are names, with ``details`` objects.
+
+    Raises PersresError if the repository can't be read."""
     if rev is None:
+        if as_json and not details:
+            return json.dumps(repository.versions())
         versions = list(versions_of(repository))
         if as_json:
             return json.dumps([asdict(version) for version in versions], indent=1)

@@ -72,6 +72,8 @@ def test_every_version_has_date_concepts_score_and_message(published, capsys, ad
         "v1  2026-11-29  1 concepts (dog7)  ours dino 0.5000  first",
     ]
     assert main(["list", "--repo", repo, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == ["v2", "v1"], "as in version 0.1"
+    assert main(["list", "--repo", repo, "--json", "--details"]) == 0
     newest, oldest = json.loads(capsys.readouterr().out)
     assert newest["version"] == "v2" and newest["concepts"] == ["cat", "dog7", "fish", "mug", "robot"]
     assert oldest["score"] == ["ours", "dino", 0.5] and oldest["date"].startswith("2026-11-29T10:00:00")
