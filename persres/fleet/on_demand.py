@@ -16,6 +16,7 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.fleet.store import Store, open_store
+from persres.personal_results import IMAGES, PREVIEWS
 from persres.personalization import personalize
 from persres.units.files import digest_folder, publishing
 from persres.units.locks import stage_lock
@@ -23,6 +24,7 @@ from persres.untrusted.names import identifier, object_key
 from persres.untrusted.text import printable, redacted
 
 MOST_KEYS = 10_000  # listed below ``photos``: more is a bucket, and no folder of photos
+FOLDERS = (IMAGES, PREVIEWS)
 RESULTS = ("{}.safetensors", "{}.png", "README.md")  # what personalize makes, by the concept's name
 
 
@@ -86,6 +88,8 @@ def _download(source: Store, folder: Path, address: str) -> None:
 def _upload(out: Path, target: Store, name: str) -> list[str]:
     """Upload the results that were made, and nothing else of their folder; returns their keys."""
     made = [path for pattern in RESULTS if (path := out / pattern.format(name)).is_file()]
-    for path in made:
-        target.upload(path, f"{name}/{path.name}")
-    return sorted(f"{name}/{path.name}" for path in made)
+    made += [path for folder in FOLDERS for path in sorted((out / folder).glob("*.png"))]
+    keys = {f"{name}/{path.relative_to(out).as_posix()}": path for path in made}
+    for key, path in keys.items():
+        target.upload(path, key)
+    return sorted(keys)

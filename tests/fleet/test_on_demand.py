@@ -51,6 +51,17 @@ def uploaded(tmp_path) -> list[str]:
     return sorted(str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*") if path.is_file())
 
 
+def test_single_images_and_previews_go_up_too(tmp_path, request_of, monkeypatch):
+    def personalize(photos, name, out, **options):
+        for file in ("images/ours_00_000.png", "previews/mug_step_0050.png", "images/.x.partial", "images/notes.txt"):
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / file).write_text("x")
+
+    monkeypatch.setattr(on_demand, "personalize", personalize)
+    keys = personalize_from_store(request_of(), tmp_path / "work")
+    assert keys == uploaded(tmp_path) == ["mug/images/ours_00_000.png", "mug/previews/mug_step_0050.png"]
+
+
 def test_only_the_files_that_were_made_go_up_and_nothing_stays(tmp_path, request_of, runs):
     keys = personalize_from_store(request_of(), tmp_path / "work")
     assert keys == uploaded(tmp_path) == ["mug/README.md", "mug/mug.png", "mug/mug.safetensors"]
