@@ -75,6 +75,10 @@ def _check_kind(path: Path) -> None:
     zipped = start[:2] in (b"PK", b"\x80\x02") and start[8:] != b"{"  # a header's length may begin like a pickle
     if zipped or path.suffix.lower() in SUFFIXES:
         raise PersresError(f"{path} is {REASON} {conversion_command(path)}")
+    if path.suffix != SUFFIX:  # by which diffusers selects the reader
+        raise PersresError(
+            f"{path} does not end in {SUFFIX}; give a safetensors file under such a name, a folder or a hub name"
+        )
 
 
 def _check_content(path: Path, names: set[str], family: str | None) -> None:

@@ -110,3 +110,32 @@ def test_what_can_not_be_imported_is_one_clear_error(tiny_pipeline, tmp_path, ca
     assert main(["import", str(path), "--model", str(tiny_pipeline), *more]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def peft_folder(path, alpha: float = 2.0, rank: int = 8):
+    """An adapter of one layer as PEFT's ``save_pretrained`` writes it."""
+    path.mkdir()
+    name = f"base_model.model.{LAYER}"
+    tensors = {f"{name}.lora_A.weight": torch.ones(rank, 16, 1, 1), f"{name}.lora_B.weight": torch.ones(16, rank, 1, 1)}
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": alpha}))
+    return path
+
+
+def test_a_peft_folder_is_imported_at_its_scale(tiny_pipeline, tmp_path, capsys):
+    """Read without its config, a LoRA of rank 8 and alpha 2 is four times too strong."""
+    folder = peft_folder(tmp_path / "my_mug")
+    assert main(["import", str(folder), "--model", str(tiny_pipeline), "--class", "mug"]) == 0
+    path = tmp_path / "my_mug.safetensors"
+    assert capsys.readouterr().out.strip() == str(path)
+    assert load_residual(path).layers[LAYER].matrix().unique().tolist() == [2.0]
+
+
+def test_a_peft_folder_is_generated_from(tiny_pipeline, tmp_path, capsys):
+    call = ["generate", str(peft_folder(tmp_path / "adapter")), "--subject", "mug", "--model", str(tiny_pipeline)]
+    call += ["--prompt", "a {} at sea", "--steps", "1", "--device", "cpu", "--out"]
+    assert main([*call, str(tmp_path / "o")]) == 0 and len(list((tmp_path / "o").glob("*.png"))) == 1
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    assert main([*call, str(tmp_path / "none")]) == 1
+    assert "has PEFT's keys, whose scale is in adapter_config.json" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -147,6 +147,13 @@ def test_the_command_of_the_refusal_converts_a_pickle(tmp_path, monkeypatch, nam
     assert list(load_file(converted(caught.value, monkeypatch))) == ["a"]
 
 
+@pytest.mark.parametrize("name", ["other", "model.gguf", "model.SafeTensors"])
+def test_a_file_of_another_suffix_is_refused(single, name):
+    """diffusers would open it as a pickle."""
+    with pytest.raises(PersresError, match=rf"{name} does not end in \.safetensors"):
+        load_pipeline(shutil.copy(single, single.with_name(name)))
+
+
 @pytest.mark.parametrize("name", ["none.safetensors", "none.ckpt"])
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(PersresError, match=rf"no file .*{name}"):
