@@ -68,6 +68,8 @@ def config_of(path: Path) -> str:
 
 
 def _check_kind(path: Path) -> None:
+    if path.parts[:1] in (("https:",), ("http:",)):
+        raise PersresError(f"{'//'.join(str(path).split('/', 1))} is an address; download the file, and give its path")
     if not path.is_file():
         raise PersresError(f"no file {path}; give the base model's file, folder or hub name")
     with path.open("rb") as file:

@@ -154,6 +154,13 @@ def test_a_file_of_another_suffix_is_refused(single, name):
         load_pipeline(shutil.copy(single, single.with_name(name)))
 
 
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_an_address_is_refused_as_one(scheme):
+    address = f"{scheme}://huggingface.co/someone/model/resolve/main/model.safetensors"
+    with pytest.raises(PersresError, match=rf"{address} is an address; download the file, and give its path"):
+        load_pipeline(address)
+
+
 @pytest.mark.parametrize("name", ["none.safetensors", "none.ckpt"])
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(PersresError, match=rf"no file .*{name}"):
@@ -298,8 +305,8 @@ def test_pages_load_every_kind_of_base_model_in_one_precision(folder, single, ti
     assert code_of(folder) == (str(folder), half | missing | {"variant": "fp16"})
 
 
-# Without weights of diffusers or transformers: tokenizers and schedulers; `load` and `kind` get the completed arguments.
-NO_WEIGHTS = re.compile(r"Tokenizer|Scheduler|EfficientNet|transformers, kind|\bP$")
+# Without weights of diffusers or transformers: tokenizers and schedulers. `cls` is ours, and completes its arguments.
+NO_WEIGHTS = re.compile(r"\bcls$|Tokenizer|Scheduler|EfficientNet|transformers, kind|\bP$")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.ipynb"))]
 # The training of the mini world's models saves what it loads in half precision; its code is part of a checkpoint's identity.
 CODE = [path for path in sorted((ROOT / "persres").rglob("*.py")) if "miniworld_training" not in path.parts]
