@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 
 from persres.config.schema import Base
 from persres.images import unzip_bytes
+from persres.personal_options import CONFIGS
 from persres.units.context import Context
-from persres.units.files import publishing, write_atomic
+from persres.units.files import write_atomic
 from persres.units.outputs import CLASSES, MacroClasses
 from persres.untrusted.documents import read_json
 
 log = logging.getLogger(__name__)
 IMAGES, PREVIEWS = "images", "previews"
+SINGLE_IMAGE = re.compile(rf"({'|'.join(CONFIGS)})_\d+_\d+\.png")
 FACTOR = 8  # pixels per latent pixel of every Stable Diffusion
 
 
@@ -61,20 +64,15 @@ class RunFolder:
         lines = (self.context.data / "learned" / "ours" / f"{self.name}.log.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
-    def previews(self) -> dict[int, Path]:
-        """The previews by their number of steps."""
-        paths = sorted((self.folder / PREVIEWS).glob(f"{self.name}_step_*.png"))
-        return {int(path.stem.rpartition("_")[2]): path for path in paths}
-
     def remove_old_previews(self, begun: float) -> None:
         """Remove the previews of an earlier training, of other settings; those of a killed run of the same ones stay."""
-        for path in self.previews().values() if self.new else ():
+        for path in previews_of(self.folder, self.name).values() if self.new else ():
             if path.stat().st_mtime < begun:
                 path.unlink()
 
     def result(self, out: Path) -> Result:
         """The finished run, its paths below ``out``."""
-        entry, images = self.macro_class(), sorted((self.folder / IMAGES).iterdir())
+        entry, images = self.macro_class(), single_images(self.folder)
         return Result(
             folder=out,
             name=self.name,
@@ -84,21 +82,36 @@ class RunFolder:
             sheet=out / f"{self.name}.png",
             readme=out / "README.md",
             images=[out / IMAGES / path.name for path in images],
-            previews=[out / PREVIEWS / path.name for path in self.previews().values()],
+            previews=[out / PREVIEWS / path.name for path in previews_of(self.folder, self.name).values()],
             losses=self.losses,
         )
 
 
 def write_images(run: RunFolder) -> None:
-    """Write every sampled image as ``images/<config>_<prompt>_<image>.png``: the folder whole, or not at all."""
-    samples = run.context.data / "samples"
-    with publishing(run.folder / IMAGES) as fresh:
-        for config in run.context.profile.sample.configs:
-            archive = unzip_bytes(samples / config / f"{run.name}.zip")
-            for name, data in archive.items():
-                if "/" not in name:  # masks/ are in the sheet
-                    (fresh / f"{config}_{name}").write_bytes(data)
+    """Write every sampled image as ``images/<config>_<prompt>_<image>.png``, and remove those of earlier prompts.
+
+    Other files of the folder stay: ``persres generate`` writes into ``images/`` too, where it is called."""
+    samples, written = run.context.data / "samples", set()
+    for config in run.context.profile.sample.configs:
+        for name, data in unzip_bytes(samples / config / f"{run.name}.zip").items():
+            if "/" not in name:  # masks/ are in the sheet
+                written.add(f"{config}_{name}")
+                write_atomic(run.folder / IMAGES / f"{config}_{name}", data)
+    for path in single_images(run.folder):
+        if path.name not in written:
+            path.unlink()
     log.info("%-15s %s", "images", run.folder / IMAGES)
+
+
+def single_images(folder: Path) -> list[Path]:
+    """The single images of an output folder, sorted."""
+    return sorted(path for path in (folder / IMAGES).glob("*.png") if SINGLE_IMAGE.fullmatch(path.name))
+
+
+def previews_of(folder: Path, name: str) -> dict[int, Path]:
+    """The previews of a concept in an output folder by their number of steps."""
+    paths = {path.stem.removeprefix(f"{name}_step_"): path for path in (folder / PREVIEWS).glob(f"{name}_step_*.png")}
+    return {int(steps): path for steps, path in sorted(paths.items()) if steps.isdecimal()}
 
 
 def write_sheet(run: RunFolder) -> None:
@@ -109,7 +122,7 @@ def write_sheet(run: RunFolder) -> None:
     profile, path = run.context.profile, run.folder / f"{run.name}.png"
     crop = profile.train.variant("ours").crop
     record = TrainingRecord(
-        run.losses, run.previews(), crop, latent_factor(profile.base) if crop == "bucket" else FACTOR
+        run.losses, previews_of(run.folder, run.name), crop, latent_factor(profile.base) if crop == "bucket" else FACTOR
     )
     write_atomic(path, png_bytes(personal_sheet(run.context, record)))
     log.info("%-15s %s", "sheet", path)

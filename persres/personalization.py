@@ -34,7 +34,16 @@ from persres.personal_options import (
     read_prompts,
     with_previews,
 )
-from persres.personal_results import IMAGES, PREVIEWS, Result, RunFolder, write_images, write_sheet
+from persres.personal_results import (
+    IMAGES,
+    PREVIEWS,
+    Result,
+    RunFolder,
+    previews_of,
+    single_images,
+    write_images,
+    write_sheet,
+)
 from persres.prompts import fill
 from persres.training.framing import frame_of
 from persres.units.claims import RUN, Inputs, check_claim, claimed, recorded_inputs
@@ -210,8 +219,10 @@ def check_output_folder(folder: Path, photos: Path, name: str) -> None:
         raise PersresError(f"--out {folder} is a home folder or above one; {another}")
     if os.path.lexists(folder) and not folder.is_dir():
         raise PersresError(f"--out {folder} is a file; {another}")
-    made = (f"{name}.safetensors", f"{name}.png", "README.md", IMAGES, PREVIEWS)
-    files = [file for file in made if os.path.lexists(folder / file)]
+    made = [folder / file for file in (f"{name}.safetensors", f"{name}.png", "README.md")]
+    made += [path for path in (folder / IMAGES, folder / PREVIEWS) if os.path.lexists(path) and not path.is_dir()]
+    made += [*single_images(folder), *previews_of(folder, name).values()]
+    files = [path.relative_to(folder) for path in made if os.path.lexists(path)]
     if files and recorded_inputs(folder) is None:
         raise PersresError(f"--out {folder} has a file {files[0]} that persres personalize did not write; {another}")
 

@@ -13,7 +13,7 @@ from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
 from persres.personal_options import Options, checked_options, derive, read_prompts
 from persres.personal_results import RunFolder
-from persres.personalization import class_line, crop_line, outside_mini_world
+from persres.personalization import check_output_folder, class_line, crop_line, outside_mini_world
 from persres.report.personal_sheet import laid_over, loss_curve
 from persres.residuals.file import load_residual
 from persres.units.context import Context
@@ -66,10 +66,13 @@ def test_every_option_reaches_the_training_the_images_and_the_output(tiny_params
     assert (other / "mug.safetensors").read_bytes() == (out / "mug.safetensors").read_bytes(), "previews change nothing"
     assert not (other / "previews").exists()
     capsys.readouterr()
-    assert main([*call[:-1], "pad", "--preview-every", "3", "--out", str(out)]) == 0, (
+    (out / "images" / "a_mug_at_sea_0123abcd_0_000.png").write_bytes(b"of persres generate, called here")
+    assert main([*call[:-1], "pad", "--count", "1", "--preview-every", "3", "--out", str(out)]) == 0, (
         "another training in the same folder"
     )
     assert [path.name for path in (out / "previews").iterdir()] == ["mug_step_0003.png"], "the old ones are gone"
+    left = sorted(path.name for path in (out / "images").iterdir())
+    assert len(left) == 1 + 3 * 3 and left[0].startswith("a_mug_at_sea"), "another program's stay, the second images go"
 
 
 def test_a_preview_that_fails_costs_no_training(tiny_params, photos, tmp_path, capsys):
@@ -212,3 +215,20 @@ def test_a_loss_curve_of_any_length(losses):
     image = loss_curve(losses, 160)
     colours = {colour for _, colour in image.getcolors(100_000)}
     assert image.size == (160, 160) and ((70, 130, 180) in colours) == bool(losses)
+
+
+@pytest.mark.parametrize("place", ["images", "previews", "images/ours_lag_00_000.png", "previews/mug_step_0050.png"])
+def test_files_of_others_in_the_way_are_refused(tmp_path, photos, place):
+    path = tmp_path / "out" / place
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(PersresError, match=rf"has a file {place}"):
+        check_output_folder(tmp_path / "out", photos, "mug")
+
+
+@pytest.mark.parametrize("place", ["images/holiday.png", "previews/dog_step_0050.png", "previews/mug_step_x.png"])
+def test_other_files_next_to_the_images_are_fine(tmp_path, photos, place):
+    path = tmp_path / "out" / place
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    check_output_folder(tmp_path / "out", photos, "mug")
