@@ -104,13 +104,31 @@ def load_as(kind: type[DiffusionPipeline], model: str | Path, arguments: Mapping
     try:
         return load(kind, name, **completed)
     except (OSError, ValueError) as error:
-        if Path(name).is_dir() or completed.get("variant") or not _lacks_weights(error):
+        variant = None if Path(name).is_dir() or completed.get("variant") else _offered_variant(name, error)
+        if variant is None:
             raise
-        return load(kind, name, **completed | {"variant": "fp16"})  # a hub's repository with nothing else
+        return load(kind, name, **completed | {"variant": variant})
 
 
-def _lacks_weights(error: Exception) -> bool:
-    return any(words in str(error) for words in ("no file named", "Could not find the necessary `safetensors`"))
+def _offered_variant(model: str, error: Exception) -> str | None:
+    """The variant that a hub's repository has instead of plain weights, by diffusers' error, which lists its files; None for other errors.
+
+    Raises PersresError where it has only pickles.
+    """
+    text = str(error)
+    if not any(words in text for words in ("no file named", "Could not find the necessary `safetensors`")):
+        return None
+    names = [name.rpartition("/")[2] for name in re.findall(r"[\w./-]+\.safetensors", text)]
+    if ".bin" in text and not any(map(_WEIGHTS.fullmatch, names)):
+        raise PersresError(
+            f"{model} has its weights as {REASON} {conversion_command(Path(model), pipeline=True)}"
+        ) from error
+    variants = {match[1] for match in map(_WEIGHTS.fullmatch, names) if match} - {None}
+    return min(variants, key=_preference, default="fp16")
+
+
+def _preference(variant: str) -> tuple[bool, str]:
+    return variant != "fp16", variant
 
 
 def loading_code(model: str, dtype: str) -> tuple[str, str]:
@@ -193,4 +211,4 @@ def _variant(weights: dict[str, list[str]]) -> str | None:
         if variants and None not in variants:
             needed.append(variants)
     common = set.intersection(*needed) if needed else set()
-    return min(common, key=lambda name: (name != "fp16", name), default=None)
+    return min(common, key=_preference, default=None)

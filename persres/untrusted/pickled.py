@@ -9,14 +9,17 @@ SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 REASON = "a pickle, which can run code when it is opened; where you trust it, convert it:"
 
 
-def conversion_command(path: Path) -> str:
-    """Returns the shell command that converts pickled weights, a file's or a diffusers folder's, to safetensors next to them."""
-    if path.is_dir():
+def conversion_command(path: Path, pipeline: bool = False) -> str:
+    """Returns the shell command that converts pickled weights to safetensors next to them: a file's or a diffusers folder's.
+
+    ``pipeline``: the path is a hub's name, and the new folder is made in the working directory.
+    """
+    if pipeline or path.is_dir():
         code = (
             "import sys, persres; from diffusers import DiffusionPipeline as P;"
             " P.from_pretrained(sys.argv[1], use_safetensors=False, safety_checker=None).save_pretrained(sys.argv[2])"
         )
-        target = path.with_name(f"{path.name}-safetensors")
+        target = Path(f"{path.name}-safetensors") if pipeline else path.with_name(f"{path.name}-safetensors")
     else:
         code = (
             "import sys; from torch import is_tensor, load; from safetensors.torch import save_file;"

@@ -219,6 +219,44 @@ def test_a_hub_repository_with_only_a_variant_is_loaded_by_it(monkeypatch):
         load_as(OnTheHub, "someone/model", {"variant": "bf16"})
 
 
+FILES = "{'text_encoder/model.%s', 'unet/diffusion_pytorch_model.%s', 'vae/diffusion_pytorch_model.%s'}"
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (FILES % (("fp16.safetensors",) * 3), "fp16"),
+        (FILES % (("bf16.safetensors",) * 3), "bf16"),
+        (FILES % ("safetensors", "fp16.safetensors", "bin"), "fp16"),
+        (FILES % ("fp16.safetensors", "bf16.safetensors", "fp16.safetensors"), "fp16"),
+    ],
+)
+def test_the_variant_of_a_hub_repository_is_read_from_the_list_of_its_files(monkeypatch, files, variant):
+    """diffusers lists them in its error."""
+    from diffusers import DiffusionPipeline
+
+    def load(kind, name, **arguments):
+        if arguments.get("variant") is None:
+            raise OSError(f"Could not find the necessary `safetensors` weights in {files} (variant=None)")
+        return arguments["variant"]
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(load))
+    assert load_as(OnTheHub, "someone/model", {}) == variant
+
+
+def test_a_hub_repository_of_pickles_is_refused_with_the_command(monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def load(kind, name, **arguments):
+        raise OSError(f"Could not find the necessary `safetensors` weights in {FILES % (('bin',) * 3)} (variant=None)")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(load))
+    with pytest.raises(
+        PersresError, match=r"someone/model has its weights as a pickle, .*someone/model model-safetensors"
+    ):
+        load_as(OnTheHub, "someone/model", {})
+
+
 def with_parts(folder, **parts):
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | parts))
