@@ -15,7 +15,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make repro      our method on the mini world's ten concepts; prints the score table"
-	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion: checks GPU, disk, hub and hours, and starts with YES=1"
+	@echo "make repro PROFILE=paper  the whole paper on Stable Diffusion: checks GPU, disk, hub and hours, and starts with YES=1; PROFILE=table1: its first table"
+	@echo "persres preflight --profile paper  one subject on the real weights against known answers, in minutes, before that"
 	@echo "make test       lint and tests"
 	@echo "make test-ceph  versions and the fleet's store against a real S3 server (make ceph installs it from Debian's packages, as root)"
 	@echo "make demo-s3    publish and pull a version through an S3 server on this machine -> data/s3"

@@ -153,6 +153,7 @@ def server(monkeypatch):
 
 SLOWEST_FIRST = (
     "test_dvc",
+    "test_dvc_experiments",
     "test_snippets",
     "test_world",
     "test_golden",
@@ -163,6 +164,7 @@ SLOWEST_FIRST = (
     "test_families",
     "test_pipeline",
     "test_workflow",
+    "test_preflight",
     "test_rivals",
     "test_batched_training",
     "test_fleet",

@@ -102,13 +102,10 @@ def settings(
     out: Annotated[Path | None, typer.Option(parser=path, help="write them into this file")] = None,
 ) -> None:
     """Print the settings of a profile with what it inherits (extends), without the paper's defaults. DVC watches them."""
-    file = _checked(params, profile)
-    from persres.methods.common.registry import load_profile
     from persres.stages.settings import settings_text
     from persres.units.files import write_atomic
 
-    load_profile(file, profile)  # all problems at once, before the first stage
-    text = settings_text(file, profile)
+    text = settings_text(params_file(params), profile)
     if out is None:
         print(text, end="")
     else:

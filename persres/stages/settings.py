@@ -11,16 +11,31 @@ import yaml
 
 from persres.config.load import read_profile
 from persres.config.schema import Profile
+from persres.errors import PersresError
 from persres.units.files import write_atomic
+from persres.untrusted.text import printable, quoted
 
 SECTIONS = tuple(name for name in Profile.model_fields if name != "runtime")
 
 
 def settings_text(params: Path, profile: str | None) -> str:
-    """The profile's name and its settings as YAML, every section there. Raises PersresError where the profile can't be read."""
+    """The profile's name and its settings as YAML, every section there, unchecked: the stages check them, with heavier imports.
+
+    Raises PersresError where the profile can't be read or has an unknown section, which no stage would watch.
+    """
     _, name, settings = read_profile(params, profile)
-    sections = {section: (settings or {}).get(section) or {} for section in SECTIONS}
-    sections["encoders"] = {"clip": {}, "dino": {}} | sections["encoders"]  # DVC refuses a key that is missing
+    settings = {} if settings is None else settings
+    unknown = (
+        sorted(set(map(str, settings)) - set(Profile.model_fields)) if isinstance(settings, dict) else ["no mapping"]
+    )
+    if unknown:
+        sections = ", ".join(Profile.model_fields)
+        raise PersresError(
+            f"{params}: {quoted(name)} has unknown sections ({printable(', '.join(unknown))}); one of {sections}"
+        )
+    sections = {section: settings.get(section) or {} for section in SECTIONS}
+    if isinstance(sections["encoders"], dict):
+        sections["encoders"] = {"clip": {}, "dino": {}} | sections["encoders"]  # DVC refuses a key that is missing
     return yaml.safe_dump({"profile": name} | sections, sort_keys=False, allow_unicode=True, width=1000)
 
 

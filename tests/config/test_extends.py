@@ -12,6 +12,7 @@ from persres.config.extends import extended
 from persres.config.load import read_profile, read_setting
 from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
+from persres.stages.settings import settings_text
 
 MINI = {
     "fetch": {"dataset": "miniworld", "references": 5},
@@ -101,6 +102,48 @@ def test_a_problem_is_named_where_it_stands(tmp_path):
         load_profile(path)
     assert "  mine.sample.stps: unknown setting" in str(error.value)
     assert "  mini.train.lr" in str(error.value) and "mine.train" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mine", "message"),
+    [
+        ("{trian: {lr: 1}}", "unknown sections (trian)"),
+        ("{extends: mini, smaple: {}, a: 1}", "unknown sections (a, smaple)"),
+        ("5", "unknown sections (no mapping)"),
+        ("[train]", "unknown sections (no mapping)"),
+        ("{5: {}}", "unknown sections (5)"),
+    ],
+)
+def test_a_section_that_no_stage_watches_is_refused(tmp_path, mine, message):
+    """DVC would call a run with it up to date."""
+    path = tmp_path / "params.yaml"
+    path.write_text(f"profile: mine\nmini: {{}}\nmine: {mine}\n")
+    with pytest.raises(PersresError) as error:
+        settings_text(path, None)
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "mine",
+    ["", "{}", "{encoders: }", "{encoders: 5}", "{train: {lr: 2020-01-01}}", "{extends: mini, encoders: {clip: }}"],
+)
+def test_every_section_is_there_for_dvc(tmp_path, mine):
+    """What is wrong in a section is its stage's to say."""
+    path = tmp_path / "params.yaml"
+    path.write_text(f"profile: mine\nmini: {{runtime: {{workers: 1}}}}\nmine: {mine}\n")
+    settings = yaml.safe_load(settings_text(path, None))
+    assert list(settings) == [
+        "profile",
+        "base",
+        "encoders",
+        "fetch",
+        "macro_class",
+        "train",
+        "sample",
+        "score",
+        "tables",
+    ]
+    assert settings["encoders"] == 5 or set(settings["encoders"]) == {"clip", "dino"}
 
 
 def test_anchors_load_as_before(tmp_path):

@@ -101,25 +101,25 @@ def test_an_experiment_changes_a_setting_and_is_compared(checkout):
     dvc(checkout, "checkout", "-q")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "stale"),
-    [
-        ("sample_batch: 10", "sample_batch: 4", []),
-        ("profile: mini", "profile: evidence", ["sample", "tables"]),
-        ("    references: 5", "    references: 4", ["fetch"]),  # evidence takes it from mini
-        ("    lr: 0.005", "    lr: 0.004", []),  # of another profile
-    ],
-)
-def test_a_stage_is_stale_where_a_setting_that_it_reads_changes(checkout, old, new, stale):
-    path = checkout / "params.yaml"
-    path.write_text(path.read_text().replace(old, new, 1))
-    before = set(json.loads(dvc(checkout, "status", "--json")))
-    assert "settings" in before
-    dvc(checkout, "repro", "-q", "settings")
-    now = set(json.loads(dvc(checkout, "status", "--json")))
-    assert now - (before - {"settings"}) == set(stale)
-    if new == "    lr: 0.004":
-        command(checkout, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+CHANGES = [  # of params.yaml, one after the other, and the stages that each makes stale
+    ("sample_batch: 10", "sample_batch: 4", set()),
+    ("profile: mini", "profile: evidence", {"sample", "tables"}),
+    ("    references: 5", "    references: 4", {"fetch"}),  # evidence takes it from mini
+    ("    lr: 0.005", "    lr: 0.004", set()),  # of another profile
+]
+
+
+def test_a_stage_is_stale_where_a_setting_that_it_reads_changes(checkout):
+    path, before = checkout / "params.yaml", set(json.loads(dvc(checkout, "status", "--json")))
+    assert before == set()
+    for old, new, stale in CHANGES:
+        path.write_text(path.read_text().replace(old, new, 1))
+        dvc(checkout, "repro", "-q", "settings")
+        now = set(json.loads(dvc(checkout, "status", "--json")))
+        assert now - before == stale, new
+        before = now
+    command(checkout, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    dvc(checkout, "checkout", "-q")
 
 
 def test_metrics_and_plots_without_a_network(checkout):
