@@ -64,6 +64,7 @@ class LayerMasks:
         self.newest: dict[str, torch.Tensor] = {}  # block -> its newest map [n, h, w]
         self.layer_maps: dict[str, list[torch.Tensor]] = {}  # block -> maps of its layers in this pass
         self.gates: dict[tuple[str | None, Shape], torch.Tensor] = {}  # valid until the next map
+        self.query_gates: dict[nn.Module, torch.Tensor] = {}  # attention -> the gate of its queries in this pass
 
     def weight(self, like: torch.Tensor) -> torch.Tensor:
         """Each sample's weight, [n, 1, …] as ``like``."""
@@ -77,6 +78,16 @@ class LayerMasks:
         if key not in self.gates:
             self.gates[key] = self._mask(block, shape) * self.routing.weight[:, None]
         return self.gates[key]
+
+    def enter_attention(self, attn: nn.Module, *_: object) -> None:
+        """Start an attention's pass."""
+        self.query_gates.pop(attn, None)
+
+    def query_gate(self, attn: nn.Module, block: str) -> torch.Tensor:
+        """The gate of an attention's queries, which make its map: the one from before the map, however often they are computed."""
+        if attn not in self.query_gates:
+            self.query_gates[attn] = self.gate(block, self.shape[block])
+        return self.query_gates[attn]
 
     def _mask(self, block: str | None, shape: Shape) -> torch.Tensor:
         rule, maps = self.rule, None
@@ -173,6 +184,7 @@ def _watch(
             pair = {part: products[f"{prefix}.{part}"] for part in ("to_k", "to_v") if f"{prefix}.{part}" in products}
             if name == "attn2" or pair:
                 check_plain(path, layer)
+            hooks.add_before(layer, masks.enter_attention)
             if name == "attn2":
                 watch_heads(hooks, layer, add_map)
             if pair:
@@ -189,6 +201,8 @@ def _act(
         hooks.add_after(layer, _added(product, masks.weight))
     elif isinstance(parent, Attention) and leaf in ("to_k", "to_v"):
         pass  # see BlendedAttention
+    elif isinstance(parent, Attention) and leaf == "to_q":
+        hooks.add_after(layer, _added(product, lambda y: masks.query_gate(parent, block)[..., None].to(y.dtype)))
     elif isinstance(layer, nn.Conv2d):
         hooks.add_after(layer, _added(product, lambda y: _over_pixels(masks.gate(block, tuple(y.shape[-2:])), y)))
     elif block is not None:
