@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from persres.errors import PersresError
-from persres.models.call_hooks import innermost
 
 if TYPE_CHECKING:  # settings name targets, and torch takes seconds to import
     from torch import nn
@@ -54,6 +53,8 @@ def find_targets(
     """
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from torch import nn
+
+    from persres.models.call_hooks import innermost
 
     if target not in TARGET_MODULES:
         raise PersresError(f"unknown target {target!r}; one of {', '.join(TARGET_MODULES)}")
