@@ -1,19 +1,21 @@
 """``persres repro``: checks a profile, selects it and runs ``dvc repro``; a failure leaves params.yaml, dvc.lock and data/ as they were.
 
-Units that were finished stay in the work folder and in DVC's cache, so that the next run goes on from there.
+Units that were finished stay in the work folder, so that the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from persres.config.load import read_params
 from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
 from persres.units.files import write_atomic
@@ -22,17 +24,22 @@ from persres.versions.tracked import Lock
 
 log = logging.getLogger(__name__)
 PARAMS, LOCK = "params.yaml", "dvc.lock"
+SAVED = "before_repro"  # folder of the work folder
 
 
-def reproduce(profile: str, folder: Path = Path()) -> None:
+def reproduce(profile: str, folder: Path = Path(), work: Path = Path(".work")) -> None:
     """Select the profile and run ``dvc repro``. Raises PersresError if a stage fails, with everything as it was."""
-    before = State.of(folder)
+    params = folder / PARAMS
+    before = None if read_params(params)["profile"] == profile else State.of(folder, folder / work / SAVED)
     try:
-        select(folder / PARAMS, profile)
+        select(params, profile)
         _repro(folder)
     except BaseException:
-        before.restore(folder)
+        if before is not None:
+            before.restore(folder)
         raise
+    if before is not None:
+        shutil.rmtree(before.saved)
 
 
 def select(params: Path, profile: str) -> None:
@@ -62,49 +69,62 @@ def _repro(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """What a run may change: params.yaml, dvc.lock (None: absent), and which outputs exist."""
+    """What a run of another profile changes: params.yaml, dvc.lock (None: absent), and the outputs, as hard links in ``saved``."""
 
     params: bytes
     lock: bytes | None
-    outs: frozenset[str] = field(default_factory=frozenset)
+    saved: Path
 
     @classmethod
-    def of(cls, folder: Path) -> State:
+    def of(cls, folder: Path, saved: Path) -> State:
         """The present state of a checkout."""
+        if saved.exists():  # of a run that was killed
+            shutil.rmtree(saved)
+        saved.mkdir(parents=True)
+        for out in _outs(folder):
+            _copy_links(folder / out, saved / out)
         lock = folder / LOCK
-        outs = frozenset(out for out in _outs(folder) if (folder / out).exists())
-        return cls((folder / PARAMS).read_bytes(), lock.read_bytes() if lock.exists() else None, outs)
+        return cls((folder / PARAMS).read_bytes(), lock.read_bytes() if lock.exists() else None, saved)
 
     def restore(self, folder: Path) -> None:
-        """Write params.yaml and dvc.lock as they were, and take data/ from DVC's cache, if another profile had been selected."""
-        if (folder / PARAMS).read_bytes() == self.params:
-            return
-        created = [out for out in _outs(folder) if out not in self.outs and out.startswith("data/")]
+        """Put everything back, and remove the outputs that did not exist."""
+        outs = _outs(folder)  # of the new dvc.lock too
         write_atomic(folder / PARAMS, self.params)
         if self.lock is None:
             (folder / LOCK).unlink(missing_ok=True)
         else:
             write_atomic(folder / LOCK, self.lock)
-        if self.outs:
-            checkout = [
-                sys.executable,
-                "-m",
-                "dvc",
-                "checkout",
-                "--quiet",
-                "--force",
-                "--allow-missing",
-                *sorted(self.outs),
-            ]
-            subprocess.run(checkout, cwd=folder, check=False)
-        for out in created:
-            path = folder / out
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        for out in dict.fromkeys([*outs, *_outs(folder)]):
+            _remove(folder / out)
+            if (self.saved / out).exists():
+                (folder / out).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.saved / out, folder / out)
+        shutil.rmtree(self.saved)
         log.warning("params.yaml, dvc.lock and data/ are as they were before this run")
 
 
+def _copy_links(source: Path, target: Path) -> None:
+    """Copy a file or a folder as hard links, where the file system has them: a stage replaces its output, and never writes into it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    elif source.exists():
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 def _outs(folder: Path) -> list[str]:
-    """The outputs in dvc.lock."""
+    """The outputs in data/ that dvc.lock names."""
     path = folder / LOCK
     lock = (read_yaml(path, Lock | None, "dvc repro writes it again") if path.exists() else None) or Lock()
-    return [out.path for out in lock.outs()]
+    return [out.path for out in lock.outs() if out.path.startswith("data/") and ".." not in Path(out.path).parts]
