@@ -61,7 +61,8 @@ class PersonalizedPipeline(ResidualCallMixin, ResidualPromptMixin, ResidualLoade
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
-        cls.__call__ = _with_signature(cls)
+        if "_plain" in vars(cls):  # else it is a user's subclass, which may have a call of its own
+            cls.__call__ = _with_signature(cls)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> PersonalizedPipeline:
@@ -126,12 +127,13 @@ class PersonalizedPipeline(ResidualCallMixin, ResidualPromptMixin, ResidualLoade
         """As diffusers'. Raises PersresError where a plain class of another task would leave the active residual out in silence."""
         caller = sys._getframe(1)
         if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self._acting():
-            other = caller.f_locals["cls"]
+            other = caller.f_locals["pipeline_class"]  # a custom pipeline's, or that of the call
             if not issubclass(type(self), other) and not issubclass(other, PersonalizedPipeline):
                 raise PersresError(
                     f"{other.__name__} has no residuals, and {', '.join(self.multi_concept) or self.active} is active; make a pipeline with"
                     " residuals by AutoPipelineFor….from_pipe, or call set_residual(None) first"
                 )
+        self._gives_parts()
         return super().components
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:

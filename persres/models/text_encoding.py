@@ -102,18 +102,25 @@ def concept_positions(
     the text encoder reads it. SDXL's two tokenizers split words alike, so its first serves for both. Raises PersresError where the phrase is
     not in the prompt, or lies beyond its last token.
     """
-    spans = mentions(prompt, phrase)
-    if not spans:
+    if not mentions(prompt, phrase):
         raise PersresError(f"the prompt {prompt!r} does not name the concept; write {phrase!r} in it")
-    positions = torch.zeros(tokenizer.model_max_length)
-    for span in spans:
-        first, end = (1 + _count(tokenizer, convert(prompt[:place])) for place in span)
-        if end < len(positions):  # the last token is the end's
-            positions[first:end] = 1
+    positions = read_positions(tokenizer, prompt, phrase, convert)
     if not positions.any():
         raise PersresError(
             f"{phrase!r} is not among the first {len(positions)} tokens of the prompt {prompt!r}; shorten the prompt"
         )
+    return positions
+
+
+def read_positions(
+    tokenizer: CLIPTokenizer, prompt: str, phrase: str, convert: Callable[[str], str] = str
+) -> torch.Tensor:
+    """Returns :func:`concept_positions`, zeros where the text encoder reads no whole phrase."""
+    positions = torch.zeros(tokenizer.model_max_length)
+    for span in mentions(prompt, phrase):
+        first, end = (1 + _count(tokenizer, convert(prompt[:place])) for place in span)
+        if end < len(positions):  # the last token is the end's
+            positions[first:end] = 1
     return positions
 
 

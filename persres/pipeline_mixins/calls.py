@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from persres.models.call_hooks import OutsideCalls, unwrapped
 from persres.pipeline_mixins.prompts import call_scale, prompt_list
 from persres.prompts import fill_each
 from persres.residuals.bank import residual_hooks, stack_banks
-from persres.residuals.loaded import Residual, check_subject
+from persres.residuals.loaded import Residual, check_maskable, check_subject
 from persres.residuals.lora import Lora
 from persres.sampling.lag import MaskRule, check_uncond_rule, lag_hooks
 from persres.sampling.mask_config import MaskConfig, mask_config_of, masks_prompt
@@ -103,7 +104,7 @@ class ResidualCallMixin:
             rule = self._prepared(residuals, call.arguments, lag, uncond_rule)
             if rule is not None:
                 rule.record = return_masks
-            _isolate_callback(call.arguments)
+            _isolate_callbacks(call.arguments)
             passes = self._enter(stack, residuals, rule, scale)
             output = plain(*call.args, **call.kwargs)
         return self._with_masks(output, passes) if return_masks else output
@@ -122,7 +123,7 @@ class ResidualCallMixin:
         """Raises PersresError where the number of steps gives no schedule that begins at noise."""
         steps = arguments.get("num_inference_steps")
         given = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
-        if steps is not None and not given and "beta_schedule" in self.scheduler.config:
+        if steps is not None and not given and hasattr(self.scheduler, "betas"):
             scheduled(self.scheduler, steps)
 
     @staticmethod
@@ -138,8 +139,9 @@ class ResidualCallMixin:
         self, residuals: list, arguments: dict[str, Any], lag: bool | str | MaskConfig, uncond_rule: str
     ) -> MaskRule | None:
         """Fill in the prompt's phrases; the rule of LAG's masks, None without LAG. Raises PersresError where a prompt lacks a concept."""
-        if self.multi_concept and arguments.get("prompt") is not None:
-            arguments["prompt"] = self._filled(arguments["prompt"])
+        for name in ("prompt", "prompt_2") if self.multi_concept else ():
+            if arguments.get(name) is not None:
+                arguments[name] = self._filled(arguments[name])
         if not (lag or self.multi_concept):
             return None
         prompts = prompt_list(arguments.get("prompt")) or self._encoded.of(arguments.get("prompt_embeds"))
@@ -159,6 +161,7 @@ class ResidualCallMixin:
         self, residuals: list[Residual | Lora], prompts: list[str], each: int, mask_config: MaskConfig, uncond_rule: str
     ) -> MaskRule:
         """LAG's rule for ``each`` images of every prompt, which diffusers orders prompt by prompt."""
+        check_maskable(residuals)
         check_subject(residuals[0], prompts)
         device = self._execution_device
         tokens = self._positions(residuals, prompts).repeat_interleave(each, 1).to(device)
@@ -194,16 +197,20 @@ class ResidualCallMixin:
         return PersonalizedOutput(output.images, getattr(output, "nsfw_content_detected", None), masks)
 
 
-def _isolate_callback(arguments: dict[str, Any]) -> None:
-    """Let the callback run outside the call's hooks: it may run the U-Net, in this pipeline or another."""
-    callback = arguments.get("callback_on_step_end")
-    if callback is None:
-        return
+def _isolate_callbacks(arguments: dict[str, Any]) -> None:
+    """Let callbacks run outside the call's hooks: they may run the U-Net, in this pipeline or another."""
+    callback, older = arguments.get("callback_on_step_end"), arguments.get("kwargs", {})
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):  # as diffusers does with these
         arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+    if callback is not None:
+        arguments["callback_on_step_end"] = _isolated(callback)
+    if older.get("callback") is not None:  # diffusers' deprecated argument
+        older["callback"] = _isolated(older["callback"])
 
+
+def _isolated(callback: Callable) -> Callable:
     def isolated(*step: Any, **named: Any) -> Any:
         with OutsideCalls():
             return callback(*step, **named)
 
-    arguments["callback_on_step_end"] = isolated
+    return isolated

@@ -19,7 +19,8 @@ from persres.sampling.multi_concept import check_count
 from persres.versions.repository import Repository
 from persres.versions.residual_address import file_of
 
-_newest: WeakKeyDictionary[nn.Module, ref] = WeakKeyDictionary()  # U-Net -> the newest pipeline of ours with it
+# U-Net -> the pipeline of ours whose parts were given to another one last: a new pipeline takes its residuals over
+_givers: WeakKeyDictionary[nn.Module, ref] = WeakKeyDictionary()
 
 
 class ResidualLoaderMixin:
@@ -33,17 +34,22 @@ class ResidualLoaderMixin:
     multi_concept: dict[str, Residual]
 
     def register_modules(self, **modules: Any) -> None:
-        """As diffusers'; a new pipeline takes over the residuals of the newest one with the same U-Net."""
+        """As diffusers'; a new pipeline takes over the residuals of the one whose parts it is made from."""
         super().register_modules(**modules)
         if "unet" not in modules or "residuals" in self.__dict__:
             return
         unet = unwrapped(self.unet)
-        newest = _newest[unet]() if unet in _newest else None
-        self.residuals = dict(newest.residuals) if newest else {}
-        self.multi_concept = dict(newest.multi_concept) if newest else {}
-        self.active = newest.active if newest else None
-        self._tokens = dict(newest._tokens) if newest else {}  # V* -> its residual's name, its rare token
-        _newest[unet] = ref(self)
+        giver = _givers[unet]() if unet is not None and unet in _givers else None
+        self.residuals = dict(giver.residuals) if giver else {}
+        self.multi_concept = dict(giver.multi_concept) if giver else {}
+        self.active = giver.active if giver else None
+        self._tokens = dict(giver._tokens) if giver else {}  # V* -> its residual's name, its rare token
+        self._gives_parts()
+
+    def _gives_parts(self) -> None:
+        """The next pipeline with this U-Net takes over this one's residuals."""
+        if self.unet is not None:
+            _givers[unwrapped(self.unet)] = ref(self)
 
     def load_residual(
         self,
@@ -88,7 +94,9 @@ class ResidualLoaderMixin:
             residual = read_trained(path, unwrapped(unet), self.text_encoder, None if allow_other_base else self.model)
             name = name or residual.concept
         elif subject.strip():
-            residual = read_lora(path, subject.strip(), unwrapped(unet), [encoder for _, encoder in self._towers()])
+            residual = read_lora(
+                path, subject.strip(), unwrapped(unet), [unwrapped(part) for part in self._text_encoders()]
+            )
             name = name or path.stem
         else:
             raise PersresError(
@@ -168,6 +176,11 @@ class ResidualLoaderMixin:
     def _towers(self) -> list[tuple[Any, nn.Module]]:
         towers = [(getattr(self, f"tokenizer{s}", None), getattr(self, f"text_encoder{s}", None)) for s in ("", "_2")]
         return [tower for tower in towers if None not in tower]
+
+    def _text_encoders(self) -> list[nn.Module | None]:
+        """The family's text encoders, None for one that the pipeline was loaded without."""
+        names = [name for name in ("text_encoder", "text_encoder_2") if name in self.config]
+        return [getattr(self, name) for name in names]
 
     def _add_token(self, name: str, residual: Residual) -> None:
         for tokenizer, _ in self._towers():

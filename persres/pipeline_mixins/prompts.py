@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from persres.errors import PersresError
 from persres.models.call_hooks import CallHooks
-from persres.models.text_encoding import concept_positions, prompt_ids
+from persres.models.text_encoding import concept_positions, prompt_ids, read_positions
 from persres.residuals.loaded import Residual
 from persres.residuals.lora import Lora
 from persres.sampling.masked_lora import text_encoder_lora
@@ -62,9 +62,8 @@ def vector_places(
     for prompt in prompts:
         ids = tuple(prompt_ids(tokenizer, [convert(prompt)])[0].tolist())
         for token, vector in vectors.items():
-            if token in prompt:
-                positions = concept_positions(tokenizer, prompt, token, convert).nonzero().flatten()
-                places.setdefault(ids, {}).update(dict.fromkeys(positions.tolist(), vector))
+            positions = read_positions(tokenizer, prompt, token, convert).nonzero().flatten()  # a cut V* is not read
+            places.setdefault(ids, {}).update(dict.fromkeys(positions.tolist(), vector))
     return places
 
 
@@ -91,6 +90,10 @@ class EncodedPrompts:
 
     def __init__(self) -> None:
         self.prompts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __reduce__(self) -> tuple:
+        """A copy, or a pipeline that is pickled, begins without any: it has other tensors."""
+        return EncodedPrompts, ()
 
     def add(self, embeds: torch.Tensor, prompts: list[str], each: int) -> None:
         """Remember the prompts of ``embeds`` [n · each, length, width]."""
@@ -131,8 +134,7 @@ class ResidualPromptMixin:
                 stack.enter_context(vector_hooks(self.text_encoder, places))
             for lora in residuals:
                 if isinstance(lora, Lora):
-                    towers = [encoder for _, encoder in self._towers()]
-                    stack.enter_context(text_encoder_lora(towers, lora.towers, call_scale.get()))
+                    stack.enter_context(text_encoder_lora(self._text_encoders(), lora.towers, call_scale.get()))
             encoded = encode(*arguments, **named)
         if texts[0] and given.get("prompt_embeds") is None:
             self._encoded.add(encoded[0], texts[0], given.get("num_images_per_prompt") or 1)

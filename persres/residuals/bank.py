@@ -115,7 +115,7 @@ class ResidualBank(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_deltas(cls, unet: nn.Module, deltas: dict[str, Delta], target: str = "proj_out") -> ResidualBank:
-        """Returns a bank of one concept at the ranks of ``deltas``, on the U-Net's device.
+        """Returns a bank of one concept at the ranks of ``deltas``, on the U-Net's device, or the CPU's where that is off-loaded.
 
         Raises PersresError naming the first layer that does not fit the U-Net's targets (a key of :data:`TARGET_MODULES`).
         """
@@ -134,7 +134,8 @@ class ResidualBank(nn.Module):
         for path, up, down in zip(layers, bank.up, bank.down, strict=True):
             up[0].copy_(deltas[path].up)
             down[0].copy_(deltas[path].down.flatten(1))
-        return bank.to(next(unet.parameters()).device)
+        device = next(unet.parameters()).device
+        return bank if device.type == "meta" else bank.to(device)  # off-loaded weights are on no device until used
 
 
 def _added_to_planes(

@@ -36,7 +36,7 @@ class Residual:
         return replace(self, token=token, phrase=self.phrase.replace(self.token, token))
 
 
-def read_trained(path: Path, unet: nn.Module, text_encoder: nn.Module, model: str | None) -> Residual:
+def read_trained(path: Path, unet: nn.Module, text_encoder: nn.Module | None, model: str | None) -> Residual:
     """The residual of a file. ``model`` is the base model to compare with; None takes a residual of any.
 
     Raises PersresError where the file is no residual, does not fit the model's layers, or was trained on another model.
@@ -49,11 +49,12 @@ def read_trained(path: Path, unet: nn.Module, text_encoder: nn.Module, model: st
         bank = residual.bank(unet)
     except PersresError as error:
         raise PersresError(f"{path}: {error}") from error
-    width = text_encoder.get_input_embeddings().embedding_dim
-    if vector is not None and len(vector) != width:
-        raise PersresError(
-            f"{path}: its V* has {len(vector)} numbers, this model's embeddings {width}; load the model it was trained on"
-        )
+    if vector is not None and text_encoder is not None:  # a pipeline that is given embeddings has no text encoder
+        width = text_encoder.get_input_embeddings().embedding_dim
+        if len(vector) != width:
+            raise PersresError(
+                f"{path}: its V* has {len(vector)} numbers, this model's embeddings {width}; load the model it was trained on"
+            )
     base = header.base
     return Residual(bank, base.token, base.rare_token, header.phrase, vector, header.concept, header.info)
 
@@ -64,4 +65,15 @@ def check_subject(residual: Residual | Lora, prompts: list[str]) -> None:
         if not mentions(prompt, residual.phrase):
             raise PersresError(
                 f"subject {residual.phrase!r} is not in the prompt {prompt!r}; add it, or load the file with the subject that the prompt has"
+            )
+
+
+def check_maskable(residuals: list[Residual | Lora]) -> None:
+    """Raises PersresError for the first residual that LAG has no masks for: those of the ablations have other layers than proj_out."""
+    for residual in residuals:
+        paths = [target.path for target in residual.bank.targets] if isinstance(residual, Residual) else []
+        other = next((path for path in paths if not path.endswith(".proj_out")), None)
+        if other is not None:
+            raise PersresError(
+                f"lag: masks apply to residuals of proj_out, but {residual.concept}'s has {other}; use lag=False"
             )

@@ -77,7 +77,7 @@ class Lora:
     towers: tuple[dict[str, Delta], ...] = ()
 
 
-def read_lora(path: Path | str, phrase: str, unet: nn.Module, towers: list[nn.Module]) -> Lora:
+def read_lora(path: Path | str, phrase: str, unet: nn.Module, towers: list[nn.Module | None]) -> Lora:
     """Returns a file's deltas for this U-Net and these text towers, checked layer by layer; ``path`` may be a folder that PEFT saved.
 
     Raises PersresError where the file is broken (see :func:`~persres.residuals.header_validation.read_checked`), holds another kind of
@@ -88,7 +88,7 @@ def read_lora(path: Path | str, phrase: str, unet: nn.Module, towers: list[nn.Mo
     parts = _by_part(path, tensors)
     configs = adapter_configs(path, header, tensors)
     models = dict(zip((UNET, *TOWERS), (unet, *towers), strict=False))
-    other = next((part for part in parts if part not in models), None)
+    other = next((part for part in parts if models.get(part) is None), None)
     if other is not None:
         raise PersresError(f"{path} has layers of {printable(other, 100)}, {_fix(other, towers)}")
     deltas = {part: _deltas(path, parts[part], models[part], configs.get(part, AdapterConfig())) for part in parts}
@@ -97,7 +97,9 @@ def read_lora(path: Path | str, phrase: str, unet: nn.Module, towers: list[nn.Mo
     return Lora(phrase, deltas.get(UNET, {}), tuple(deltas.get(name, {}) for name in TOWERS[: len(towers)]))
 
 
-def _fix(part: str, towers: list[nn.Module]) -> str:
+def _fix(part: str, towers: list[nn.Module | None]) -> str:
+    if part in TOWERS[: len(towers)]:
+        return "which this pipeline was loaded without; load it with its text encoders"
     if part in TOWERS and not towers:
         return "which a residual does not have; use the file as a LoRA (generate --subject)"
     return "which this model does not have; load the base that it was trained on"

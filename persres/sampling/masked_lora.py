@@ -241,11 +241,13 @@ def _shift(product: Product, parent: ResnetBlock2D, hooks: CallHooks, masks: Lay
 
 @contextmanager
 def text_encoder_lora(
-    towers: list[nn.Module], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0
+    towers: list[nn.Module | None], deltas: tuple[dict[str, Delta], ...], strength: float = 1.0
 ) -> Iterator[None]:
     """Within the context the deltas of the text towers act, times ``strength``: text has no pixels to mask."""
     with ExitStack() as stack:
         for tower, layers in zip(towers, deltas, strict=False):
+            if not layers:
+                continue
             hooks = CallHooks(tower)
             for path, delta in layers.items():
                 layer = innermost(tower.get_submodule(path))

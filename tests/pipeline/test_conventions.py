@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
+import pickle
 import threading
 
 import pytest
@@ -11,6 +14,7 @@ from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
@@ -22,8 +26,12 @@ from PIL import Image
 
 from persres.errors import PersresError
 from persres.pipeline import PERSONALIZED, PersonalizedPipeline
+from persres.residuals.bank import ResidualBank
+from persres.residuals.file import save_residual
+from persres.residuals.targets import find_targets
 from persres.sampling.mask_config import MaskConfig
-from tests.exports.test_exports import saved
+from persres.seeding import generator
+from tests.exports.test_exports import saved, spec_of
 from tests.sampling.test_masked_lora import ATTENTION, TOWER
 from tests.sampling.test_masked_lora import write as write_lora
 from tests.support.family_models import save_family
@@ -464,3 +472,181 @@ def test_fused_attention(pipe, tmp_path):
             sample(pipe, lag=lag)
     pipe.unfuse_qkv_projections(vae=False)
     assert not close(sample(pipe), sample(pipe, strength=0.0))
+
+
+# Residuals and the parts that a pipeline is made from
+
+
+def test_a_pipeline_takes_the_residuals_of_the_one_it_is_made_from(pipe):
+    """Not those of the newest one with the same U-Net, which may be gone or have another residual active."""
+    first = AutoPipelineForImage2Image.from_pipe(pipe)
+    assert first.active == "my_mug"
+    first.set_residual(None)
+    assert AutoPipelineForInpainting.from_pipe(pipe).active == PersonalizedPipeline.from_pipe(pipe).active == "my_mug"
+    assert AutoPipelineForText2Image.from_pipe(first).active is None
+    del first
+    gc.collect()
+    assert AutoPipelineForImage2Image.from_pipe(pipe).active == "my_mug"
+    pipe.unet = tiny_unet(seed=1)
+    other = AutoPipelineForText2Image.from_pipe(pipe)
+    assert other.active == "my_mug" and not close(sample(other), sample(other, strength=0.0))
+    assert AutoPipelineForImage2Image.from_pipe(copy.deepcopy(pipe)).active == "my_mug"
+
+
+def test_copies_and_pickles_draw_the_same(pipe, plain, tmp_path):
+    with_vector(pipe, tmp_path)
+    expected = {lag: sample(pipe, lag=lag) for lag in LAGS}
+    for made in (copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))):  # noqa: S301
+        assert torch.equal(sample(made(plain)), sample(plain))
+        other = made(pipe)
+        assert all(torch.equal(sample(other, lag=lag), image) for lag, image in expected.items())
+        other.set_residual(None)
+        assert torch.equal(sample(pipe), expected[False]), "each has its own active residual"
+
+
+def test_a_pipeline_without_some_parts(pipe, plain, tiny_pipeline, residual, tmp_path):
+    """Text encoders in one pipeline, the U-Net in another: what people with little memory do."""
+    without = {"safety_checker": None, "text_encoder": None, "tokenizer": None}
+    text = {"safety_checker": None, "unet": None, "vae": None}
+    for kind in (StableDiffusionPipeline, PersonalizedPipeline):
+        assert torch.equal(kind.from_pretrained(tiny_pipeline, **text).encode_prompt(BASE_TEXT, "cpu", 1, False)[0], plain.encode_prompt(BASE_TEXT, "cpu", 1, False)[0])  # fmt: skip
+    lora = write_lora(pipe, tmp_path / "tower.safetensors", tower=TOWER)
+    positive, negative = plain.encode_prompt(BASE_TEXT, "cpu", 1, True)
+    embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    assert torch.equal(sample(quiet(StableDiffusionPipeline.from_pretrained(tiny_pipeline, **without)), None, **embeds), sample(plain, BASE_TEXT))  # fmt: skip
+    ours = with_vector(quiet(PersonalizedPipeline.from_pretrained(tiny_pipeline, **without)), tmp_path)
+    ours.load_residual(residual, allow_other_base=True)
+    assert torch.equal(sample(ours, None, **embeds), sample(pipe))
+    with pytest.raises(PersresError, match="layers of text_encoder, which this pipeline was loaded without"):
+        ours.load_residual(lora, subject="mug")
+
+
+@pytest.mark.parametrize("subject", [False, True])
+def test_parts_that_accelerate_takes_off_before_and_after_loading(
+    pipe, plain, tiny_pipeline, residual, tmp_path, subject
+):
+    """As enable_sequential_cpu_offload does with an accelerator: weights are on the meta device between passes."""
+    from accelerate import cpu_offload
+
+    lora = write_lora(pipe, tmp_path / "lora.safetensors", tower=TOWER)
+
+    def load(target):
+        target.load_residual(lora, subject="mug") if subject else target.load_residual(residual, allow_other_base=True)
+        return target
+
+    text = BASE_TEXT if subject else TEXT
+    base, expected = sample(plain, BASE_TEXT), {lag: sample(load(pipe), text, lag=lag) for lag in LAGS}
+    late = quiet(PersonalizedPipeline.from_pretrained(tiny_pipeline, safety_checker=None))
+    for each in (plain, pipe, late):
+        for part in (each.unet, each.text_encoder, each.vae):
+            cpu_offload(part, torch.device("cpu"))
+    assert next(late.unet.parameters()).is_meta and torch.equal(sample(plain, BASE_TEXT), base)
+    for each in (pipe, load(late)):
+        assert all(torch.equal(sample(each, text, lag=lag), image) for lag, image in expected.items())
+
+
+def test_a_controlnet(pipe, plain):
+    """One and several, with the guess mode; a plain pipeline with a ControlNet would leave the residual out, and is refused."""
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32))
+    draw = torch.Generator().manual_seed(0)
+    for path, weight in control.named_parameters():
+        if "controlnet" in path:
+            torch.nn.init.normal_(weight, std=0.1, generator=draw)
+    image = torch.rand(1, 3, 32, 32, generator=draw)
+    for nets, call in ((control, {"image": image}), ([control] * 2, {"image": [image] * 2, "guess_mode": True})):
+        ours, theirs = (AutoPipelineForText2Image.from_pipe(p, controlnet=nets) for p in (pipe, plain))
+        for each in (ours, theirs):
+            each.set_progress_bar_config(disable=True)
+        base, whole = sample(theirs, BASE_TEXT, **call), sample(ours, **call)
+        masked = ours(TEXT, lag=True, return_masks=True, **CALL | {"latents": noise()} | call)
+        assert ours.active == "my_mug" and masked.masks.shape == (1, 8, 8)
+        assert close(sample(ours, strength=0.0, lag=True, **call), base)
+        assert not close(whole, base) and not close(masked.images, whole) and not close(masked.images, base)
+        back = AutoPipelineForText2Image.from_pipe(ours, controlnet=None)
+        assert type(back) is type(pipe) and torch.equal(sample(back), sample(pipe))
+        with pytest.raises(PersresError, match="StableDiffusionControlNetPipeline has no residuals"):
+            type(theirs).from_pipe(pipe, controlnet=nets)
+
+
+def test_a_custom_pipeline_is_refused_while_a_residual_is_active(pipe, tmp_path):
+    lines = ("from diffusers import StableDiffusionPipeline", "class Custom(StableDiffusionPipeline):", "    pass")
+    (tmp_path / "pipeline.py").write_text("\n".join(lines))
+    arguments = {"custom_pipeline": str(tmp_path), "trust_remote_code": True}
+    with pytest.raises(PersresError, match="Custom has no residuals, and my_mug is active"):
+        DiffusionPipeline.from_pipe(pipe, **arguments)
+    assert type(DiffusionPipeline.from_pipe(pipe.set_residual(None), **arguments)).__name__ == "Custom"
+
+
+def test_the_call_of_a_users_subclass_runs(tiny_pipeline, residual):
+    class OneStep(PERSONALIZED["StableDiffusionPipeline"]):
+        def __call__(self, *arguments, **named):
+            return super().__call__(*arguments, **named | {"num_inference_steps": 1})
+
+    made = quiet(OneStep.from_pretrained(tiny_pipeline, safety_checker=None)).load_residual(
+        residual, allow_other_base=True
+    )
+    steps = []
+    sample(made, lag=True, callback_on_step_end=lambda *step: steps.append(step[1]) or step[3])
+    assert steps == [0]
+
+
+# Calls
+
+
+def test_the_older_callback_runs_outside_the_calls_hooks(pipe, plain):
+    shared = quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
+    base, during = sample(plain, BASE_TEXT), []
+    for lag in LAGS:
+        sample(pipe, lag=lag, callback=lambda *_: during.append(sample(shared, BASE_TEXT)), callback_steps=1)
+    assert len(during) == 6 and all(torch.equal(image, base) for image in during)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_call_that_is_broken_off_leaves_nothing_behind(pipe, tmp_path, error):
+    pipe.load_residual(write_lora(pipe, tmp_path / "l.safetensors", tower=TOWER), "lora", subject="mug")
+
+    def fails(*_):
+        raise error
+
+    for name in ("my_mug", "lora"):
+        pipe.set_residual(name)
+        for lag in LAGS:
+            before = sample(pipe, lag=lag)
+            with pytest.raises(error):
+                sample(pipe, lag=lag, callback_on_step_end=fails)
+            parts = [*pipe.unet.modules(), *pipe.text_encoder.modules()]
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in parts)
+            assert torch.equal(sample(pipe, lag=lag), before)
+
+
+@pytest.mark.parametrize("target", ["proj_in", "attn_kv"])
+def test_lag_is_refused_for_layers_without_masks(pipe, tmp_path, target):
+    bank = ResidualBank(find_targets(pipe.unet, target=target)).initialise(0, "scaled_normal", 0.5, generator("x"))
+    spec = spec_of("none")
+    spec["settings"]["target"] = target
+    save_residual(tmp_path / "r.safetensors", bank.deltas(), {"spec": spec})
+    pipe.load_residual(tmp_path / "r.safetensors", "ablation", allow_other_base=True)
+    assert not close(sample(pipe), sample(pipe, strength=0.0))
+    for lag in (True, "auto"):
+        with pytest.raises(PersresError, match=r"masks apply to residuals of proj_out, but my_mug's has .*lag=False"):
+            sample(pipe, lag=lag)
+
+
+def test_a_vector_that_the_text_encoder_does_not_read(pipe, plain, tmp_path):
+    """Beyond the last token of the prompt or of the negative prompt: diffusers cuts both, and says so."""
+    far = "photo " * 30
+    with_vector(pipe, tmp_path)
+    assert close(sample(pipe, far + TEXT, strength=0.0), sample(plain, far + BASE_TEXT))
+    assert close(sample(pipe, TEXT, negative_prompt=far + TEXT), sample(pipe, TEXT, negative_prompt=far))
+
+
+def test_a_compiled_text_encoder(pipe, tmp_path):
+    """The LoRA's text layers act, also where the compiled graph is older than they are."""
+    path = write_lora(pipe, tmp_path / "l.safetensors", ends=(), tower=TOWER)
+    encoded = {None: pipe.encode_prompt(TEXT, "cpu", 1, False)[0]}
+    encoded["lora"] = pipe.load_residual(path, "lora", subject="mug").encode_prompt(TEXT, "cpu", 1, False)[0]
+    pipe.text_encoder = torch.compile(pipe.text_encoder, backend="eager")
+    for name in (None, "lora"):
+        assert close(pipe.set_residual(name).encode_prompt(TEXT, "cpu", 1, False)[0], encoded[name])
+    assert not close(*encoded.values())
+    assert pipe.load_residual(path, "again", subject="mug").residuals["again"].towers[0]
