@@ -336,7 +336,8 @@ def _write_residual(run: RunFolder, begun: float) -> None:
 
 
 def _prompts_text(prompts: list[str]) -> str:
-    lines = (f"| {number:02d} | {code_span(prompt, 1000)} |\n" for number, prompt in enumerate(prompts))
+    cells = [code_span(prompt, 1000).replace("|", "\\|") for prompt in prompts]
+    lines = (f"| {number:02d} | {cell} |\n" for number, cell in enumerate(cells))
     return f"\n| number | prompt |\n|---|---|\n{''.join(lines)}"
 
 

@@ -101,7 +101,7 @@ def train(context: Context) -> None:
             cpu_offload=runtime.cpu_offload,
             gradient_checkpointing=runtime.gradient_checkpointing,
             concepts_per_batch=runtime.concepts_per_batch,
-            **({} if runtime.previews is None else {"previews": runtime.previews}),
+            **({} if runtime.previews is None else {"previews": runtime.previews.model_dump()}),
         )
         context.run_units(units, context.work, job, runtime.workers, runtime.device)
         write_train_costs(context, units, images)

@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from persres.cli.main import main
+from persres.config.previews import Previews
 from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
-from persres.personal_options import Options, checked_options, derive, read_prompts
+from persres.personal_options import Options, checked_options, derive, read_prompts, with_previews
 from persres.personal_results import RunFolder
 from persres.personalization import check_output_folder, class_line, crop_line, outside_mini_world
 from persres.report.personal_sheet import laid_over, loss_curve
 from persres.residuals.file import load_residual
+from persres.stages.jobs import job_type
 from persres.units.context import Context
 
 
@@ -232,3 +234,12 @@ def test_other_files_next_to_the_images_are_fine(tmp_path, photos, place):
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     check_output_folder(tmp_path / "out", photos, "mug")
+
+
+def test_a_job_with_previews_can_be_sent_to_another_machine(repo, tmp_path):
+    """A fleet's shard holds the options as JSON."""
+    mini = load_profile(repo / "params.yaml", "mini")
+    previews = with_previews(mini, Options(), "a {}", tmp_path).runtime.previews
+    job = job_type("train").job([], previews=previews.model_dump())
+    assert Previews(**json.loads(json.dumps(job.options))["previews"]) == previews
+    assert "previews" not in job_type("train").job([]).options

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from persres.config.previews import Previews
 from persres.errors import PersresError
 from persres.methods.common.base import TrainingData
 from persres.methods.common.registry import can_train_batched, method_named
@@ -38,7 +37,7 @@ def training_job(
     cpu_offload: bool = False,
     gradient_checkpointing: bool = False,
     concepts_per_batch: int | Literal["auto"] = "auto",
-    previews: Previews | None = None,
+    previews: dict[str, Any] | None = None,
 ) -> Job:
     """The job that trains units, several concepts of a variant in one pass where the method can; ``auto``: as many as fit."""
     options: dict[str, Any] = {"cpu_offload": cpu_offload, "gradient_checkpointing": gradient_checkpointing}

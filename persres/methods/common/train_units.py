@@ -38,7 +38,7 @@ class TrainOptions:
     device: str
     cpu_offload: bool = False
     gradient_checkpointing: bool = False
-    previews: Previews | None = None
+    previews: dict[str, Any] | None = None  # fields of Previews: options travel to other machines as JSON
 
     def load(self, spec: TrainSpec) -> Diffusion:
         """The base model of the spec, as its method trains on it."""
@@ -135,7 +135,8 @@ def _train(
             advance(note=f"loss {loss:.4f}")
 
         with checkpointed_activations(diffusion.unet, options.gradient_checkpointing):
-            data = [replace(one, previews=options.previews) for one in data]
+            previews = None if options.previews is None else Previews(**options.previews)
+            data = [replace(one, previews=previews) for one in data]
             results = _results(diffusion, spec, data, folder / CHECKPOINT, on_step)
     _finish(units, results, work, facts | run)
 
