@@ -208,13 +208,27 @@ def residual_hooks(unet: nn.Module, bank: ResidualBank, routing: Routing) -> Ite
                 output = bank.added(index, args[0], output, rows, routing.gate(path, k))
             return output
 
-        hooks.add_after(innermost(unet.get_submodule(path)), after)
+        hooks.add_after(_layer(unet, bank.targets[index]), after)
 
     for index, target in enumerate(bank.targets):
-        check_unfused(target.path, unet)
         add(index, target.path)
+        check_unfused(target.path, unet)
     with hooks:
         yield
+
+
+def _layer(unet: nn.Module, target: TargetLayer) -> nn.Module:
+    """The layer of a target. Raises PersresError for a U-Net that has another one there, or none."""
+    try:
+        layer = innermost(unet.get_submodule(target.path))
+    except AttributeError:
+        layer = None
+    sizes = ("out_channels", "in_channels") if target.conv else ("out_features", "in_features")
+    if [getattr(layer, size, None) for size in sizes] != [target.width, target.width_in]:
+        raise PersresError(
+            f"the residual does not fit the U-Net's layer {target.path}, which was replaced; load a residual of this model"
+        )
+    return layer
 
 
 @contextmanager

@@ -650,3 +650,21 @@ def test_a_compiled_text_encoder(pipe, tmp_path):
         assert close(pipe.set_residual(name).encode_prompt(TEXT, "cpu", 1, False)[0], encoded[name])
     assert not close(*encoded.values())
     assert pipe.load_residual(path, "again", subject="mug").residuals["again"].towers[0]
+
+
+TURNED = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def test_a_unet_that_replaces_the_first(pipe):
+    """One with the same layers takes the residual; for one with others, the error names the layer."""
+    expected = {lag: sample(pipe, lag=lag) for lag in LAGS}
+    pipe.unet = copy.deepcopy(pipe.unet)
+    assert all(torch.equal(sample(pipe, lag=lag), image) for lag, image in expected.items())
+    for other in (tiny_unet(linear=True), type(pipe.unet).from_config(dict(pipe.unet.config) | TURNED)):
+        pipe.unet = other
+        for lag in (False, True):
+            with pytest.raises(PersresError, match=r"does not fit the U-Net's layer .*proj_out, which was replaced"):
+                sample(pipe, lag=lag)
