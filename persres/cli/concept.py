@@ -15,10 +15,11 @@ from persres.cli.options import (
     Dtype,
     Json,
     Params,
-    base_model,
+    check_model,
     finite,
     path,
     usable_device,
+    words,
 )
 
 
@@ -49,7 +50,7 @@ def personalize(
         typer.Option(help="center square; pad: the whole photo with a border; bucket: its aspect. Default: center"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(callback=base_model, help="base model, a hub name or a folder; default: the profile's")
+        str | None, typer.Option(callback=words, help="base model, a hub name or a folder; default: the profile's")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="of the base model; default: the profile's")] = None,
     device: Annotated[
@@ -62,6 +63,7 @@ def personalize(
     from persres.personal_options import checked_options, read_prompts
     from persres.personalization import Request, personalized
 
+    check_model(model)
     changes = {"steps": steps, "seed": seed, "rank": rank, "lr": lr, "crop": crop, "model": model, "device": device}
     options = checked_options(changes | {"dtype": dtype, "count": count, "preview_every": preview_every})
     prompts = (*(prompt or ()), *(() if prompts_file is None else read_prompts(prompts_file)))
@@ -98,7 +100,7 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            callback=base_model,
+            callback=words,
             help="another copy of the base model, a hub name, a folder or one safetensors file; a LoRA's base model",
         ),
     ] = None,
@@ -111,6 +113,7 @@ def generate(
     ] = None,
 ) -> None:
     """Generate images with a residual, as PNG files with their settings inside."""
+    check_model(model)
     from persres.generate import GenerateOptions
     from persres.generate import generate as sample
 
@@ -150,7 +153,7 @@ def import_file(
     lora: Annotated[
         Path, typer.Argument(parser=path, help="a LoRA of output projections, with PEFT's or kohya's keys")
     ],
-    model: Annotated[str, typer.Option(callback=base_model, help="its base model, a hub name, a folder or one file")],
+    model: Annotated[str, typer.Option(callback=words, help="its base model, a hub name, a folder or one file")],
     macro_class: Annotated[str, typer.Option("--class", help="the object's class, e.g. dog")],
     name: Annotated[str | None, typer.Option(help="the concept's name; default: the file's")] = None,
     rare_token: Annotated[str, typer.Option(help="the word it was trained with, which V* stands for")] = "sks",
@@ -159,6 +162,7 @@ def import_file(
 ) -> None:
     """Convert a LoRA of output projections to a residual, for generate and LAG. A LoRA of other layers needs no import:
     generate --subject applies it as it is."""
+    check_model(model)
     from persres.exports.importing import ImportOptions, import_residual
 
     print(import_residual(lora, model, macro_class, ImportOptions(name, rare_token, resolution), out))

@@ -41,17 +41,14 @@ def words(text: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from error
 
 
-def base_model(text: str | None) -> str | None:
-    """A base model that a user typed. Raises typer.BadParameter for what is neither a name of the hub nor a file or folder, which a mistyped
-    path is."""
-    name = words(text)
+def check_model(name: str | None) -> None:
+    """Raises PersresError for a base model that is neither a name of the hub nor a file or folder, which a mistyped path is."""
     if name is None or name.startswith(SCHEME) or Path(name).exists():
-        return name
-    if HUB_NAME.fullmatch(name) and not name.endswith(MODEL_FILES):
-        return name
-    raise typer.BadParameter(
-        f"no file or folder {printable(name, 200)}; give one, or a name of the hub such as {HUB_EXAMPLE}"
-    )
+        return
+    if not HUB_NAME.fullmatch(name) or name.endswith(MODEL_FILES):
+        raise PersresError(
+            f"--model: no file or folder {printable(name, 200)}; give one, or a name of the hub such as {HUB_EXAMPLE}"
+        )
 
 
 def usable_device(text: str | None) -> str | None:
