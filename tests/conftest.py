@@ -155,6 +155,7 @@ SLOWEST_FIRST = (
     "test_dvc",
     "test_dvc_experiments",
     "test_snippets",
+    "test_notebook",
     "test_world",
     "test_golden",
     "test_versions",
