@@ -256,4 +256,4 @@ def test_public_names_are_the_same_at_every_use():
 @pytest.mark.alone
 def test_help_is_quick():
     run = "from persres.cli.main import main\ntry:\n main(['--help'])\nexcept SystemExit: pass"
-    assert seconds_of(f"exec({run!r})") < 1.0  # 0.3 s on an idle machine
+    assert seconds_of(f"exec({run!r})") < 10 * seconds_of("import typer, tqdm")  # 4 times on an idle machine
