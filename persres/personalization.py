@@ -1,6 +1,6 @@
 """``persres personalize``: trains a residual on a folder of photos of one object and samples a sheet of images.
 
-It runs the stages fetch to sample with a profile derived from the selected one (persres/personal_options.py): its models and training
+It runs the stages fetch to sample with a profile derived from the selected one (persres/personal/options.py): its models and training
 settings, one variant (ours), and the configs base, ours and ours with LAG from the same noise. The stages work in ``<out>/.run``, so a
 second run continues there.
 """
@@ -25,7 +25,7 @@ from persres.errors import PersresError
 from persres.images import check_photo, load_photo
 from persres.miniworld.vocabulary import TRAINED_KINDS, words
 from persres.package_paths import SCHEME, located
-from persres.personal_options import (
+from persres.personal.options import (
     UNCHANGED,
     Options,
     check_words,
@@ -34,7 +34,7 @@ from persres.personal_options import (
     read_prompts,
     with_previews,
 )
-from persres.personal_results import (
+from persres.personal.results import (
     IMAGES,
     PREVIEWS,
     Result,
@@ -91,7 +91,7 @@ def personalize(
 
     Defaults: ``macro_class`` the zero-shot class (persres/metrics/zero_shot_class.py), logged with its confidence; ``name`` the folder's;
     ``prompts`` (and those of the lines of ``prompts_file``) neutral ones; ``out`` ``personal/<name>``; ``params`` ./params.yaml, else the
-    package's. ``options``: fields of :class:`persres.personal_options.Options`, which replace the profile's settings: steps, seed, rank,
+    package's. ``options``: fields of :class:`persres.personal.options.Options`, which replace the profile's settings: steps, seed, rank,
     lr, crop, model, device, dtype, count, preview_every.
 
     ``out`` belongs to these photos: other photos or names are refused there, and a second process waits, or is refused. The residual is

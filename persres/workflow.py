@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
-from persres.estimate import make_estimate, read_measured_seconds
 from persres.methods.common.registry import load_profile, make_profile
+from persres.planning.estimate import make_estimate, read_measured_seconds
 from persres.stages import STAGES
 from persres.stages.checks import check_folders, check_profile
 from persres.units.context import Context

@@ -60,7 +60,7 @@ def personalize(
     as_json: Json = False,
 ) -> None:
     """Train a residual on photos of one object and sample a sheet of images."""
-    from persres.personal_options import checked_options, read_prompts
+    from persres.personal.options import checked_options, read_prompts
     from persres.personalization import Request, personalized
 
     check_model(model)

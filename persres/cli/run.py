@@ -72,7 +72,7 @@ def select_profile(
 ) -> None:
     """Select the profile that DVC and every command use: changes one line of params.yaml."""
     _checked(params, profile)
-    from persres.reproduction import select
+    from persres.reproduction.repro import select
 
     select(params, profile)
     print(f"{params}: profile: {profile}")
@@ -86,8 +86,8 @@ def repro(
     if not Path("dvc.yaml").exists():
         raise PersresError(f"no dvc.yaml in {Path().absolute()}; run in a clone of the repository, or use persres run")
     file = _checked(Path("params.yaml"), profile)
-    from persres.readiness import check_ready, planned_run
-    from persres.reproduction import reproduce
+    from persres.reproduction.readiness import check_ready, planned_run
+    from persres.reproduction.repro import reproduce
 
     planned, text = planned_run(file, profile, DATA, WORK)
     print(f"{text}\n", flush=True)
@@ -115,7 +115,7 @@ def settings(
 def estimate(params: Params = None, profile: Profile = None, data: Data = DATA, work: Work = WORK) -> None:
     """Print units, images, GPU hours and disk of a run before it starts, by the seconds of earlier runs where there are some."""
     file = _checked(params, profile)
-    from persres.estimate import estimate_text
+    from persres.planning.estimate import estimate_text
 
     print(estimate_text(file, profile, data, work))
 
@@ -138,8 +138,8 @@ def preflight(
     from persres.methods.common.registry import load_profile
 
     settings = load_profile(file, profile)
-    from persres.preflight import preflight as run_checks  # imports torch and diffusers
-    from persres.preflight import write_report
+    from persres.reproduction.preflight import preflight as run_checks  # imports torch and diffusers
+    from persres.reproduction.preflight import write_report
 
     report = run_checks(read_profile(file, profile)[1], settings, concept, work)
     write_report(report, out)

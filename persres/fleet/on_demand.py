@@ -16,7 +16,7 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.fleet.store import Store, open_store
-from persres.personal_results import IMAGES, PREVIEWS
+from persres.personal.results import IMAGES, PREVIEWS
 from persres.personalization import personalize
 from persres.units.files import digest_folder, publishing
 from persres.units.locks import stage_lock

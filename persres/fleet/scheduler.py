@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persres.errors import PersresError, UnitFailures
-from persres.estimate import read_measured_seconds
 from persres.fleet.content_store import Damaged, get_unit, put_input, references
 from persres.fleet.serialization import unit_to_json
 from persres.fleet.shards import Shard, estimate_seconds, group_by_cost, make_shard
 from persres.fleet.store import StoreError, open_store
 from persres.fleet.worker import ShardReport, mark_key, report_key
+from persres.planning.estimate import read_measured_seconds
 from persres.units.batches import Job
 from persres.units.unit import Unit, is_done
 from persres.untrusted.documents import parse_json

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
-from persres.estimate import MeasuredSeconds
-from persres.measured_runs import measured_units
+from persres.planning.estimate import MeasuredSeconds
+from persres.planning.measured_runs import measured_units
 from persres.stages.jobs import job_type
 from persres.units.unit import Unit
 from persres.untrusted.fields import Identifier, ShortText, UnitHash

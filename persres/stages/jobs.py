@@ -44,7 +44,7 @@ class JobType:
     ``run(unit, work, device, **options)`` runs a unit. ``run_many(units, **options)`` returns a :class:`persres.units.batches.Job`
     that also runs several units in one batch. ``modules`` gives the modules that a spec names, next to those of ``run``, for its
     code digest; ``models`` its models as (name, identity). ``cost`` is in training samples, denoising steps or images, and ``rate``
-    names the property of :class:`persres.estimate.MeasuredSeconds` with the seconds of one.
+    names the property of :class:`persres.planning.estimate.MeasuredSeconds` with the seconds of one.
     """
 
     spec: type[Spec]

@@ -9,7 +9,8 @@ import pytest
 from persres.cli.main import main
 from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
-from persres.estimate import (
+from persres.methods.common.registry import load_profile, make_profile
+from persres.planning.estimate import (
     PAPER_STEP_S,
     PUBLISHED_IMAGE_S,
     MeasuredSeconds,
@@ -17,8 +18,7 @@ from persres.estimate import (
     make_estimate,
     read_measured_seconds,
 )
-from persres.measured_runs import earlier_runs
-from persres.methods.common.registry import load_profile, make_profile
+from persres.planning.measured_runs import earlier_runs
 from persres.stages.sample import sample_units
 from persres.stages.train import train_units
 from persres.workflow import load_context, run_stage

@@ -12,8 +12,8 @@ from persres.cli.main import main
 from persres.config.previews import Previews
 from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
-from persres.personal_options import Options, checked_options, derive, read_prompts, with_previews
-from persres.personal_results import RunFolder
+from persres.personal.options import Options, checked_options, derive, read_prompts, with_previews
+from persres.personal.results import RunFolder
 from persres.personalization import check_output_folder, class_line, crop_line, outside_mini_world
 from persres.report.personal_sheet import laid_over, loss_curve
 from persres.residuals.file import load_residual

@@ -155,7 +155,11 @@ def test_the_command_exports_and_verifies(tiny_pipeline, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["largest_difference"] < 1e-4 and report["tolerance"] == 1e-4
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.kohya.json", "r.kohya.safetensors", "r.v_star.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "r.kohya.json",
+        "r.kohya.safetensors",
+        "r.v_star.safetensors",
+    ]
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     assert main(["export", str(tmp_path / "broken.safetensors"), "--out", str(tmp_path / "none")]) == 1
     assert "broken.safetensors" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from persres.errors import PersresError, UnitFailures
-from persres.estimate import read_measured_seconds
 from persres.fleet import worker
 from persres.fleet.content_store import Damaged, blob_key, get_input, get_unit, manifest_key, put_input, put_unit
 from persres.fleet.scheduler import Fleet, ShardOutcome
@@ -28,6 +27,7 @@ from persres.fleet.shards import estimate_seconds, group_by_cost
 from persres.fleet.store import open_store
 from persres.fleet.worker import StoredJob, WorkerSettings, run_shard
 from persres.images import unzip_bytes
+from persres.planning.estimate import read_measured_seconds
 from persres.stages.jobs import JOB_TYPES, job_type
 from persres.stages.noop import NoopSpec, noop_unit
 from persres.units.batches import Job

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from persres.errors import PersresError
-from persres.estimate import read_measured_seconds
+from persres.planning.estimate import read_measured_seconds
 from persres.report.terminal import show_difference, show_tables
 from persres.units.costs import read_costs
 from persres.versions import compare

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from persres.errors import PersresError
-from persres.reproduction import reproduce
+from persres.reproduction.repro import reproduce
 
 STAGE = """import json, sys
 from pathlib import Path

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from persres import preflight as module
 from persres.cli.main import main
 from persres.errors import PersresError
 from persres.images import png_bytes, zip_bytes
 from persres.methods.common.registry import load_profile, make_profile
 from persres.metrics.paper_figures import MODEL
-from persres.preflight import CHECKS, Check, Report, Results, derived_profile, preflight
+from persres.reproduction import preflight as module
+from persres.reproduction.preflight import CHECKS, Check, Report, Results, derived_profile, preflight
 from persres.units.context import Context
 
 
@@ -158,7 +158,7 @@ def test_a_folder_without_concepts_is_refused(tmp_path):
     "change", [{"model": "someone/none"}, {"model": "/no/folder"}, {"rare_token": "a rare phrase"}]
 )
 def test_a_model_that_fails_is_the_first_check_and_the_rest_is_skipped(repo, tmp_path, monkeypatch, change):
-    monkeypatch.setattr("persres.readiness._unreachable", lambda url: "HTTP 404")
+    monkeypatch.setattr("persres.reproduction.readiness._unreachable", lambda url: "HTTP 404")
     mini = load_profile(repo / "params.yaml", "mini")
     broken = mini.model_copy(update={"base": mini.base.model_copy(update=change)})
     report = preflight("mine", broken, None, tmp_path)

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from persres import readiness
 from persres.cli.main import main
 from persres.doctor import Finding
 from persres.errors import PersresError
-from persres.estimate import Line
 from persres.methods.common.registry import load_profile, make_profile
-from persres.readiness import Planned, check_ready
+from persres.planning.estimate import Line
+from persres.reproduction import readiness
+from persres.reproduction.readiness import Planned, check_ready
 
 OK = Finding("x", "ok", "fine")
 
@@ -51,7 +51,7 @@ def test_a_gpu_is_needed_at_a_real_models_size(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("free", "state"), [(10**12, "ok"), (7 * 10**9, "fails"), (0, "fails")])
 def test_the_disk_holds_the_run_and_dvcs_cache(tmp_path, monkeypatch, free, state):
-    monkeypatch.setattr("persres.readiness.shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr("persres.reproduction.readiness.shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     finding = readiness._disk(planned(tmp_path, size=5 * 10**9))
     assert finding.state == state and "up to 7.5 GB needed" in finding.says
 

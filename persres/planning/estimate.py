@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from persres.config.schema import Profile, VariantSettings
 from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
-from persres.measured_runs import EarlierRuns, earlier_runs, sampled_as
 from persres.methods.common.registry import load_profile, method_named
 from persres.metrics.paper_figures import MODEL
+from persres.planning.measured_runs import EarlierRuns, earlier_runs, sampled_as
 from persres.stages.jobs import sample_cost, train_cost
 from persres.training.settings import ResidualSettings
 from persres.untrusted.documents import read_json

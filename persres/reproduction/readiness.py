@@ -12,11 +12,11 @@ from persres.config.schema import Profile
 from persres.datasets import customconcept101, dreambooth
 from persres.doctor import Finding, as_text
 from persres.errors import PersresError
-from persres.estimate import COPIES, Line, make_estimate, read_measured_seconds, totals
-from persres.estimate import as_text as estimate_table
-from persres.measured_runs import earlier_runs
 from persres.methods.common.registry import load_profile
 from persres.package_paths import located
+from persres.planning.estimate import COPIES, Line, make_estimate, read_measured_seconds, totals
+from persres.planning.estimate import as_text as estimate_table
+from persres.planning.measured_runs import earlier_runs
 from persres.units.disk import folder_bytes
 
 MANY_HOURS, MANY_BYTES = 1.0, 100e9  # from here on a run needs --yes

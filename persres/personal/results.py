@@ -12,7 +12,7 @@ from typing import Any
 
 from persres.config.schema import Base
 from persres.images import unzip_bytes
-from persres.personal_options import CONFIGS
+from persres.personal.options import CONFIGS
 from persres.units.context import Context
 from persres.units.files import write_atomic
 from persres.units.outputs import CLASSES, MacroClasses

@@ -24,12 +24,12 @@ from persres.datasets.registry import dataset_named
 from persres.errors import PersresError
 from persres.exports.export import export
 from persres.exports.verify import largest_difference
-from persres.measured_runs import PREFLIGHT
 from persres.methods.common.registry import make_profile
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.models.diffusion import load_tokenizer
 from persres.models.text_encoding import rare_token_id
-from persres.readiness import check_models
+from persres.planning.measured_runs import PREFLIGHT
+from persres.reproduction.readiness import check_models
 from persres.residuals.file import load_residual
 from persres.units.context import Context
 from persres.units.costs import FOLDER, SAMPLE, TRAIN

@@ -1,0 +1,1 @@
+"""What a call of ``personalize`` may change, and what it leaves."""
