@@ -152,7 +152,7 @@ def test_the_size_of_every_dataset(tmp_path):
 
 
 def test_the_command_prints_and_leaves_nothing(repo, tmp_path, capsys):
-    given = ["--params", str(repo / "params.yaml"), "--data", str(tmp_path / "data")]
+    given = ["--params", str(repo / "params.yaml"), "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
     assert main(["estimate", *given, "--profile", "paper"]) == 0
     assert "GPU" in capsys.readouterr().out
     assert main(["estimate", *given, "--profile", "mini"]) == 0
