@@ -11,12 +11,13 @@ import typer
 
 from persres.errors import PersresError
 from persres.package_paths import SCHEME
+from persres.untrusted.pickled import SUFFIXES
 from persres.untrusted.text import plain_text, printable
 
 LONGEST_PATH = 4096
 LARGEST_SEED = 2**63 - 1
 HUB_NAME, HUB_EXAMPLE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?"), "stable-diffusion-v1-5/stable-diffusion-v1-5"
-MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+MODEL_FILES = (".safetensors", *SUFFIXES)
 DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")  # as in persres/config/schema.py
 
 

@@ -109,9 +109,8 @@ class EncodedPrompts:
         return self.prompts[embeds]
 
 
-call_scale: ContextVar[float] = ContextVar(
-    "persrescall_scale", default=1.0
-)  # the residual's factor in the call in progress
+# The residual's factor in the call in progress.
+call_scale: ContextVar[float] = ContextVar("persres_call_scale", default=1.0)
 
 
 class ResidualPromptMixin:

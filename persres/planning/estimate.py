@@ -281,9 +281,14 @@ def _disk(size: int | None) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
+def estimated(profile: Profile, data: Path, work: Path) -> tuple[list[Line], str]:
+    """The estimate of a run with this profile, and the same as text."""
+    seconds = read_measured_seconds(data / "bench" / "gpu.json", profile.base.dtype)
+    runs = earlier_runs(work, profile)
+    lines = make_estimate(profile, seconds, runs)
+    return lines, as_text(lines, seconds, profile, runs)
+
+
 def estimate_text(params: Path, profile: str | None, data: Path, work: Path = Path(".work")) -> str:
     """The estimate of a profile as text. Raises PersresError with the profile's problems."""
-    settings = load_profile(params, profile)
-    seconds = read_measured_seconds(data / "bench" / "gpu.json", settings.base.dtype)
-    runs = earlier_runs(work, settings)
-    return as_text(make_estimate(settings, seconds, runs), seconds, settings, runs)
+    return estimated(load_profile(params, profile), data, work)[1]

@@ -25,6 +25,7 @@ from persres.errors import PersresError
 from persres.exports.export import export
 from persres.exports.verify import largest_difference
 from persres.methods.common.registry import make_profile
+from persres.metrics.background import background_difference
 from persres.metrics.paper_figures import MODEL, PAPER
 from persres.models.diffusion import load_tokenizer
 from persres.models.text_encoding import rare_token_id
@@ -247,13 +248,11 @@ def _gain(results: Results) -> tuple[bool, str, str]:
 def _background(results: Results) -> tuple[bool, str, str]:
     """Mean squared differences from the base model's images outside of LAG's masks."""
     base, ours, lag = (results.images(config) for config in CONFIGS)
-    changes = []
-    for name, image in base.items():
-        outside = np.asarray(lag[f"masks/{name}"].resize(image.size, Image.Resampling.NEAREST).convert("L")) < 128
-        if outside.any():
-            pixels = [np.asarray(some[name], np.float64)[outside] / 255 for some in (base, ours, lag)]
-            changes.append([((some - pixels[0]) ** 2).mean() for some in pixels[1:]])
-    whole, masked = np.mean(changes, axis=0)
+    size = next(iter(base.values())).size
+    masks = [lag[f"masks/{name}"].resize(size, Image.Resampling.NEAREST).convert("L") for name in base]
+    inside = np.stack([np.asarray(mask) >= 128 for mask in masks])
+    pixels = [np.stack([np.asarray(images[name]) for name in base]) for images in (base, ours, lag)]
+    whole, masked = (np.nanmean(background_difference(some, pixels[0], inside, inside)) for some in pixels[1:])
     fix = "see the masks in .work/preflight/data/samples/ours_lag; report this with the JSON file"
     return bool(masked < whole), f"{masked:.4f} with LAG, {whole:.4f} without", fix
 

@@ -14,9 +14,7 @@ from persres.doctor import Finding, as_text
 from persres.errors import PersresError
 from persres.methods.common.registry import load_profile
 from persres.package_paths import located
-from persres.planning.estimate import COPIES, Line, make_estimate, read_measured_seconds, totals
-from persres.planning.estimate import as_text as estimate_table
-from persres.planning.measured_runs import earlier_runs
+from persres.planning.estimate import COPIES, Line, estimated, totals
 from persres.units.disk import folder_bytes
 
 MANY_HOURS, MANY_BYTES = 1.0, 100e9  # from here on a run needs --yes
@@ -42,10 +40,8 @@ class Planned:
 def planned_run(params: Path, profile: str | None, data: Path, work: Path) -> tuple[Planned, str]:
     """A run with a profile, or with the selected one, and its estimate as text. Raises PersresError where the profile is invalid."""
     name, settings = read_profile(params, profile)[1], load_profile(params, profile)
-    seconds = read_measured_seconds(data / "bench" / "gpu.json", settings.base.dtype)
-    runs = earlier_runs(work, settings)
-    lines = make_estimate(settings, seconds, runs)
-    return Planned(name, settings, work, lines), estimate_table(lines, seconds, settings, runs)
+    lines, text = estimated(settings, data, work)
+    return Planned(name, settings, work, lines), text
 
 
 def check_ready(planned: Planned, yes: bool) -> str:

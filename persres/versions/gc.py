@@ -16,14 +16,14 @@ from pathlib import Path
 
 from persres.errors import PersresError
 from persres.untrusted.text import printable, redacted
-from persres.versions.git_dvc import ObjectStore, git, object_stores
+from persres.versions.git_dvc import OBJECT, ObjectStore, git, object_stores
 from persres.versions.publish import remote_refs
 from persres.versions.tracked import DIRECTORY, listed_digests
 
 log = logging.getLogger(__name__)
 LONGEST = 10_000_000  # characters of the text
 MOST_LISTING = 64 << 20  # bytes of a folder's listing
-_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?:\.dir)?(?![0-9a-f])")
+_DIGEST = re.compile(rf"(?<![0-9a-f]){OBJECT.pattern}(?![0-9a-f])")
 _TIPS = ("--no-walk", "--branches", "--tags", "--remotes")
 
 

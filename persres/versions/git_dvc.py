@@ -33,7 +33,7 @@ FIXES = (
     (r"No space left", "free some space, then run again"),
     (r"No storage files available|missing-files|missing from|does not exist in .*cache|failed to pull|NoSuchKey|No such file", "the remote lacks a file: check the version out in a clone that has it, and dvc push"),
 )  # fmt: skip
-OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")  # an object's name
+OBJECT = re.compile(r"[0-9a-f]{32}(?:\.dir)?")  # an object's name
 INSTALL = "pip install 'persres[pipeline]'"
 GIT_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
